@@ -1,0 +1,63 @@
+# Everything starts from a fresh clone: each target first sets up .venv and builds the op library, once.
+#   make demo    pictures and a table in demo-out/          make test   ruff, mypy, C++ build, pytest
+#   make slow    the tests that take minutes                make lint   ruff and mypy alone
+#   make compare the README's comparison (hours; resumable) make bench  timings of the ops
+PYTHON ?= python3.11
+OUT ?= demo-out
+COMPARE_OUT ?= compare-out
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+HAS_COMPILER := $(shell command -v c++ g++ 2>/dev/null | head -n 1)
+
+.PHONY: demo test lint slow compare bench clean setup
+.DELETE_ON_ERROR:
+
+setup: .venv/.built
+
+# torch first and by its exact pin, so that nothing else decides which build of it comes.
+.venv/.installed: constraints.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
+	  echo "flowfast needs Python 3.11 or newer with venv: install it or say make PYTHON=/path/to/python3" >&2; rm -rf .venv; exit 1; }
+	$(BIN)/python -m pip install -q $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel cmake ninja
+	FLOWFAST_REQUIRE_LIBRARY= $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,test]'
+	@touch $@
+
+# With a compiler a build that fails is an error; without one flowfast runs its ops in plain PyTorch and says so.
+.venv/.built: .venv/.installed setup.py CMakeLists.txt $(SOURCES)
+ifneq ($(HAS_COMPILER),)
+	FLOWFAST_REQUIRE_LIBRARY=1 $(BIN)/python setup.py -q build_ext --inplace
+else
+	@echo "no C++ compiler found: flowfast will run its ops in plain PyTorch, with the same results but more slowly (install g++ for the fast ones)"
+endif
+	@touch $@
+
+demo: setup
+	$(BIN)/flowfast generate "three red circles and one blue square" "two yellow crosses and a green triangle" \
+	  "a red circle left of a green triangle" --method rbf --budget 200 --seed 0 --out $(OUT)/generate
+	$(BIN)/flowfast compare --limit 8 --methods ode,bon,svdd,rbf --budgets 100,200 --seeds 1 --interpolants linear --out $(OUT)/compare
+
+lint: .venv/.installed
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+slow: setup
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+compare: setup
+	$(BIN)/flowfast compare --split heldout --limit 60 --methods ode,bon,sop,smc,code,svdd,rbf --budgets 100,200,500 \
+	  --seconds 2,5 --seeds 3 --interpolants linear,vp --out $(COMPARE_OUT)
+
+bench: setup
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf build .venv *.egg-info flowfast/lib demo-out compare-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,48 @@
+"""flowfast makes a pretrained flow model give better samples at inference time: SDE, interpolant conversion, reward
+search within a fixed budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flowfast.version import __version__
+
+if TYPE_CHECKING:
+    from flowfast.config import SearchConfig
+    from flowfast.engine import flow_from, load, replay, search
+    from flowfast.types import Candidate, Sample, SearchResult, Winner
+
+_HOMES = {
+    "SearchConfig": "flowfast.config",
+    "flow_from": "flowfast.engine",
+    "load": "flowfast.engine",
+    "replay": "flowfast.engine",
+    "search": "flowfast.engine",
+    "Candidate": "flowfast.types",
+    "Sample": "flowfast.types",
+    "SearchResult": "flowfast.types",
+    "Winner": "flowfast.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the engine when it is first asked for, so that `import flowfast` costs little."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flowfast' has no attribute {name!r}: choose of {', '.join(_HOMES)}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+__all__ = [
+    "Candidate",
+    "Sample",
+    "SearchConfig",
+    "SearchResult",
+    "Winner",
+    "__version__",
+    "flow_from",
+    "load",
+    "replay",
+    "search",
+]
