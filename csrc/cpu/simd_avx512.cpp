@@ -1,0 +1,72 @@
+// AVX-512 (F, BW, DQ, VL): sixteen lanes.
+#include <immintrin.h>
+
+#include "cpu/kernels.h"
+
+namespace flowfast {
+namespace {
+
+struct Lanes {
+  static constexpr int kWidth = 16;
+  static constexpr int kHalves = 2;
+  using Wide = __m512i;
+  using Word = __m512i;
+  using Float = __m512;
+
+  static Wide wide(uint32_t value) { return _mm512_set1_epi64(value); }
+  static Wide product(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
+  static Wide high(Wide a) { return _mm512_srli_epi64(a, 32); }
+  static Wide xor3(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  static Wide counters(uint32_t first) {
+    return _mm512_add_epi32(_mm512_set1_epi32(first),
+                            _mm512_setr_epi32(0, 0, 2, 0, 4, 0, 6, 0, 8, 0, 10, 0, 12, 0, 14, 0));
+  }
+  static Word join(Wide even, Wide odd) { return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32)); }
+
+  static Word word(uint32_t value) { return _mm512_set1_epi32(value); }
+  static Float real(float value) { return _mm512_set1_ps(value); }
+  static Word add(Word a, Word b) { return _mm512_add_epi32(a, b); }
+  static Word subtract(Word a, Word b) { return _mm512_sub_epi32(a, b); }
+  static Word both(Word a, Word b) { return _mm512_and_si512(a, b); }
+  template <int kBits>
+  static Word left(Word a) {
+    return _mm512_slli_epi32(a, kBits);
+  }
+  template <int kBits>
+  static Word right(Word a) {
+    return _mm512_srli_epi32(a, kBits);
+  }
+  static Float to_float(Word a) { return _mm512_cvtepi32_ps(a); }
+  static Word bits(Float a) { return _mm512_castps_si512(a); }
+  static Float from_bits(Word a) { return _mm512_castsi512_ps(a); }
+  static Float minus(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float square_root(Float a) { return _mm512_sqrt_ps(a); }
+  static Float flip(Float r, Word a, Word b) {
+    const Word sign = _mm512_ternarylogic_epi32(a, b, word(0x80000000u), 0x28);  // (a ^ b) & c
+    return from_bits(_mm512_xor_si512(bits(r), sign));
+  }
+
+  static __m256i load16(const void* data) { return _mm256_loadu_si256(static_cast<const __m256i*>(data)); }
+  static Word load(const uint32_t* data) { return _mm512_loadu_si512(data); }
+  static Float load(const float* data) { return _mm512_loadu_ps(data); }
+  static Float load(const BFloat16* data) { return from_bits(left<16>(_mm512_cvtepu16_epi32(load16(data)))); }
+  static Float load(const Half* data) { return _mm512_cvtph_ps(load16(data)); }
+  static void store16(void* data, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(data), value); }
+  static void store(uint32_t* data, Word value) { _mm512_storeu_si512(data, value); }
+  static void store(float* data, Float value) { _mm512_storeu_ps(data, value); }
+  static void store(BFloat16* data, Float value) {
+    const Word rounding = add(both(right<16>(bits(value)), word(1)), word(0x7fff));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const Word high = _mm512_mask_blend_epi32(is_nan, right<16>(add(bits(value), rounding)), word(0x7fc0));
+    store16(data, _mm512_cvtepi32_epi16(high));
+  }
+  static void store(Half* data, Float value) { store16(data, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
+};
+
+}  // namespace
+
+const Kernels kAvx512Kernels = make_kernels<Lanes>("avx512");
+
+}  // namespace flowfast

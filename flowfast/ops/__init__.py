@@ -1,0 +1,39 @@
+"""The ops of flowfast, `torch.ops.flowfast.<op>(...)`: one module an op, with its equation and a PyTorch reference.
+
+All ops write into tensors that the caller owns and return nothing; they may be called from eager and scripted code, and
+give the same bits whatever the backend, the batch and the number of threads.
+"""
+
+from flowfast.ops import (  # each module registers its ops when it is imported
+    _backend,
+    branch_step,
+    gather_ancestors,
+    noise,
+    normalize_log_weights,
+    posterior_mean,
+    promote,
+    resample,
+    rollover,
+)
+from flowfast.ops._backend import instruction_set, live, use_backend, use_instruction_set
+from flowfast.ops.noise import STREAM_VERSION
+from flowfast.ops.resample import RESAMPLING
+
+_backend.load()
+
+__all__ = [
+    "RESAMPLING",
+    "STREAM_VERSION",
+    "branch_step",
+    "gather_ancestors",
+    "instruction_set",
+    "live",
+    "noise",
+    "normalize_log_weights",
+    "posterior_mean",
+    "promote",
+    "resample",
+    "rollover",
+    "use_backend",
+    "use_instruction_set",
+]

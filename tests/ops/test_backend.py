@@ -1,0 +1,135 @@
+"""Loading the compiled library, falling back without it, and switching."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flowfast.ops
+from flowfast.errors import FlowfastError, OptionError
+from flowfast.ops import _backend
+
+ROOT = Path(__file__).parents[2]
+COMPILED = flowfast.ops.instruction_set() != ""
+needs_library = pytest.mark.skipif(not COMPILED, reason="no compiled library")
+
+
+def run_python(code, **environment):
+    """A fresh process; a backend is chosen at import."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@needs_library
+def test_schemas_of_library_and_python_are_the_same():
+    defined = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("flowfast::")]
+    assert sorted(f"flowfast::{name}" for name in _backend.OPS) == sorted(defined)
+    for name, op in _backend.OPS.items():
+        assert getattr(torch.ops.flowfast, name).default._schema == torch._C.parse_schema(f"flowfast::{op.schema}")
+
+
+@needs_library
+def test_every_op_has_a_compiled_kernel():
+    live = flowfast.ops.live()
+    assert {backend for backend, _ in live.values()} == {"cpp"}
+    assert all(flowfast.ops.instruction_set() in reason for _, reason in live.values())
+
+
+@needs_library
+def test_switching_changes_what_runs_and_back():
+    lane = torch.zeros(1, dtype=torch.int64)
+
+    def fails_with():
+        with pytest.raises(RuntimeError) as error:
+            torch.ops.flowfast.normal_(torch.zeros(3), lane, lane, lane, lane, 0)
+        return error.type
+
+    assert fails_with() is RuntimeError
+    with flowfast.ops.use_backend("reference"):
+        assert {backend for backend, _ in flowfast.ops.live().values()} == {"reference"}
+        assert issubclass(fails_with(), FlowfastError)  # only the Python kernel raises this one
+        with flowfast.ops.use_backend("cpp"):
+            assert fails_with() is RuntimeError
+        assert issubclass(fails_with(), FlowfastError)
+    assert fails_with() is RuntimeError
+    assert {backend for backend, _ in flowfast.ops.live().values()} == {"cpp"}
+
+
+@pytest.mark.parametrize("name", ["fast", "triton", "cuda"])
+def test_unknown_and_absent_backends_are_named(name):
+    with pytest.raises(OptionError, match=f"{name}.*choose"), flowfast.ops.use_backend(name):
+        pass
+
+
+def test_unknown_instruction_set_is_named():
+    with pytest.raises(OptionError, match="'sse' does not run here"), flowfast.ops.use_instruction_set("sse"):
+        pass
+
+
+STEP = """
+import torch, flowfast.ops
+step = torch.jit.CompilationUnit('''
+def step(x: Tensor, lane: Tensor, table: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    torch.ops.flowfast.branch_step(x, x, lane, lane + 1, lane, lane, lane, table, out)
+    return out
+''').step
+x = torch.linspace(-1, 1, 246).view(2, 123)
+total = int(step(x, torch.arange(2), torch.linspace(-1, 1, 24).view(3, 8)).view(torch.int32).sum())
+backends = {backend for backend, _ in flowfast.ops.live().values()}
+print(backends, total)
+"""
+
+
+@needs_library
+def test_without_the_library_the_reference_gives_the_same_bits_and_warns_once():
+    here: dict = {}
+    exec(STEP, here)
+    assert here["backends"] == {"cpp"}
+    code, output, error = run_python(STEP, FLOWFAST_LIBRARY="")
+    assert code == 0, error
+    assert output.strip() == f"{{'reference'}} {here['total']}"
+    assert error.count("flowfast runs its ops in plain PyTorch") == 1
+    assert "setup.py build_ext --inplace" in error
+
+
+def test_a_damaged_library_falls_back(tmp_path):
+    damaged = tmp_path / "libflowfast_ops.so"
+    damaged.write_bytes(b"not a library")
+    code, output, error = run_python(STEP, FLOWFAST_LIBRARY=str(damaged))
+    assert code == 0 and output.startswith("{'reference'}"), error
+    assert "no compiled library" in error and str(damaged) in error
+
+
+def test_environment_forces_a_backend():
+    code, output, error = run_python(STEP, FLOWFAST_BACKEND="reference")
+    assert code == 0 and output.startswith("{'reference'}"), error
+    code, _, error = run_python("import flowfast.ops", FLOWFAST_BACKEND="cpp", FLOWFAST_LIBRARY="")
+    assert code == 1 and "FLOWFAST_BACKEND: backend cpp needs the compiled library" in error
+
+
+def test_install_goes_on_without_cmake(tmp_path):
+    """setup.py warns and succeeds, so that pip installs flowfast on a machine without a compiler."""
+    for name in ("setup.py", "CMakeLists.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for environment, expected in (({}, 0), ({"FLOWFAST_REQUIRE_LIBRARY": "1"}, 1)):
+        result = subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == expected, result.stderr
+        assert "cmake is not on PATH" in result.stderr
+    assert not (tmp_path / "flowfast" / "lib" / "libflowfast_ops.so").exists()
