@@ -1,0 +1,64 @@
+"""The one configuration object of a search: typed, frozen, unknown options rejected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flowfast.errors import OptionError
+
+
+class SearchConfig(BaseModel):
+    """Everything that a search depends on beside model weights, reward weights and prompts. None: the default of the
+    method, else of the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    model: str = "scenes"
+    reward: str = "scenes"
+    method: str = "rbf"
+    method_options: dict[str, Any] = {}
+    preset: str | None = None
+    """Named settings of path, noise and grid: "paper" (arXiv 2503.19385), "linear", "vp"; single options override
+    it."""
+    budget: int | None = None
+    """Model evaluations x passes (NFE) a prompt."""
+    seconds: float | None = None
+    """Wall-clock a prompt, instead of a budget in NFE."""
+    steps: int | None = None
+    interpolant: str | None = None
+    diffusion: str | None = None
+    integrator: str | None = None
+    grid: str | None = None
+    tail: int | None = None
+    shift: float | None = None
+    guidance: float | None = None
+    negative_prompt: str = ""
+    chains: int | None = None
+    lanes: int | None = None
+    seed: int = 0
+    repeat: int = 0
+    """Which sample of the same prompt and seed: another repeat, another noise."""
+    micro_batch: int | None = None
+    """Rows a model call; results are bit-identical at equal micro-batch, threads and machine class."""
+    slots: int | None = None
+    """Prompts in one batch."""
+    top_k: int = 1
+    until: float | None = None
+    """Stop a prompt as soon as a finished sample has this reward."""
+    reward_deadline: float | None = None
+    """Seconds that one call of a host reward may take."""
+
+
+def make_config(options: dict[str, Any]) -> SearchConfig:
+    """The configuration from options; OptionError names what is unknown or wrong, and the valid names."""
+    unknown = sorted(set(options) - set(SearchConfig.model_fields))
+    if unknown:
+        raise OptionError(f"unknown option {unknown[0]!r}: choose of {', '.join(sorted(SearchConfig.model_fields))}")
+    try:
+        return SearchConfig(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise OptionError(f"option {name!r}: {first['msg'].lower()}, got {first['input']!r}") from None

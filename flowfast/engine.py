@@ -1,0 +1,451 @@
+"""The public door: `load` a flow, `search` with it, `replay` a winner. Clocks, callbacks and host rewards live here,
+outside the loop that scripts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from flowfast import rewards
+from flowfast.config import SearchConfig, make_config
+from flowfast.errors import BudgetError, FlowfastError, ModelError, OptionError, PromptError
+from flowfast.flow import ScheduleSpec
+from flowfast.flow.schedule import Schedule
+from flowfast.presets import resolve_path
+from flowfast.searcher.loop import Search
+from flowfast.searcher.methods import make_method
+from flowfast.searcher.plan import Method, Plan
+from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
+from flowfast.version import versions
+
+STATUS = ("", "best", "accepted", "discarded")
+MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
+
+
+def load(name: str) -> Flow:
+    """A flow by name. Raises OptionError for an unknown one, WeightError for damaged weights."""
+    if name == "scenes":
+        from flowfast.models.scenes import load_scenes
+
+        return load_scenes()
+    raise OptionError(
+        f"unknown model {name!r}: choose one of {', '.join(MODELS)}, or build your own with flowfast.flow_from"
+    )
+
+
+class FunctionFlow:
+    """A plain velocity function as a Flow."""
+
+    def __init__(
+        self, velocity: Callable, shape: Sequence[int], decode: Callable | None, encode: Callable | None, **facts: Any
+    ):
+        self.shape = tuple(shape)
+        self.interpolant: str = facts["interpolant"]
+        self.t_finish: float = facts["t_finish"]
+        self.guidance: float = facts["guidance"]
+        self._velocity, self._decode, self._encode = velocity, decode, encode
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return self._encode(prompts) if self._encode else {"index": torch.zeros(len(prompts), 1)}
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        u = self._velocity(x_t, t, cond)
+        if u.shape != x_t.shape:
+            raise ModelError(
+                f"velocity must return the shape of x_t, {tuple(x_t.shape)}, got {tuple(u.shape)}: "
+                "see flowfast.flow_from"
+            )
+        return u
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return self._decode(x0) if self._decode else x0
+
+
+def flow_from(
+    velocity: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+    shape: Sequence[int],
+    decode: Callable[[Tensor], Tensor] | None = None,
+    encode: Callable[[list[str]], dict[str, Tensor]] | None = None,
+    interpolant: str = "linear",
+    t_finish: float = 0.1,
+    guidance: float = 1.0,
+) -> Flow:
+    """An own model: velocity(x_t (N, *shape), t (N,), cond) -> u_t (N, *shape), t = 1 noise.
+
+    decode turns x0 into what the reward sees (default: x0 itself); encode turns prompts into tensors (N, ...);
+    t_finish is the linear-equivalent time
+    at or below which a posterior mean counts as a finished sample.
+    """
+    return FunctionFlow(velocity, shape, decode, encode, interpolant=interpolant, t_finish=t_finish, guidance=guidance)
+
+
+def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
+    """The 64-bit key of a request's noise, as a signed integer: it depends on nothing but seed, prompt and repeat."""
+    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{repeat}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class _Setup:
+    """What a configuration means for one flow: schedule, method, passes, plan."""
+
+    def __init__(self, flow: Flow, config: SearchConfig):
+        self.method: Method = make_method(config.method, config.method_options)
+        path = resolve_path(flow, config, self.method)
+        self.config = config.model_copy(
+            update={**path, "guidance": flow.guidance if config.guidance is None else config.guidance}
+        )
+        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, **path)
+        self.schedule: Schedule = self.method.schedule(spec)
+        self.passes = 1 if self.config.guidance == 1.0 else 2
+
+    def plan(self, budget: int) -> Plan:
+        return self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
+
+
+def search(
+    flow: Flow,
+    prompts: Sequence[str],
+    *,
+    reward: Any = None,
+    config: SearchConfig | None = None,
+    latents: Tensor | None = None,
+    on_round: Callable[[list[Candidate]], None] | None = None,
+    on_sample: Callable[[int, Sample], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Searches for the best sample of each prompt within a budget.
+
+    reward: a name, a Reward, or a plain callable (images (N, 3, H, W), prompts) -> N scores, higher is better.
+    options: fields of SearchConfig, or a
+    whole `config` (then options override its fields). latents (P, *shape) or (P, C, *shape): own initial noise of
+    each prompt (of each chain).
+    on_round gets every candidate, on_sample each prompt's result as soon as it is there, on_progress (NFE spent, NFE
+    in all).
+    Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
+    """
+    started = time.perf_counter()
+    if config is not None:
+        options = {**config.model_dump(), **options}
+    if isinstance(reward, str):
+        options["reward"] = reward
+    setup = _Setup(flow, make_config(options))
+    scorer = rewards.load(setup.config.reward if reward is None or isinstance(reward, str) else reward, flow)
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not prompts:
+        raise PromptError("expected at least one prompt, got none: give a list of texts")
+    driver = _Driver(flow, list(prompts), scorer, setup, latents, on_round, on_sample, on_progress)
+    return driver.run(started)
+
+
+class _Driver:
+    """Runs the requests of one call through the slots of one batch."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        prompts: list[str],
+        scorer: Any,
+        setup: _Setup,
+        latents: Tensor | None,
+        on_round: Any,
+        on_sample: Any,
+        on_progress: Any,
+    ):
+        config, self.flow, self.prompts, self.scorer = setup.config, flow, prompts, scorer
+        self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
+        self.setup, self.latents = setup, latents
+        self.seconds = dict.fromkeys(("model", "decode", "reward", "search"), 0.0)
+        self.host_reward = rewards.on_host(scorer)
+        self.cond = flow.encode(prompts)
+        self.null_cond = (
+            flow.encode([config.negative_prompt]) if setup.passes == 2 else {k: v[:1] for k, v in self.cond.items()}
+        )
+        self.reward_cond = {} if self.host_reward else scorer.encode(prompts)
+        self.device = next(iter(self.cond.values())).device
+        if (config.budget is None) == (config.seconds is None):
+            raise OptionError(
+                f"expected a budget in NFE or seconds, got {config.budget} and {config.seconds}: give one"
+            )
+        if config.seconds is not None:
+            self.budget = self._budget_of(config.seconds)
+        else:
+            assert config.budget is not None
+            self.budget = config.budget
+        if self.budget < 1:
+            raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
+        self.plan = setup.plan(self.budget)
+        self.slots = config.slots or min(len(prompts), 16)
+        self.micro_batch = config.micro_batch or min(32, 1 << (self.slots * max(self.plan.widths()) - 1).bit_length())
+        self.engine = self._search(self.plan, self.slots, self.micro_batch)
+        self.rows_padded = self.rounds = self.nan_rewards = 0
+        self.spent = [0] * len(prompts)
+
+    def _search(self, plan: Plan, slots: int, micro_batch: int) -> Search:
+        config, setup = self.setup.config, self.setup
+        return Search(
+            self.flow,
+            nn.Identity() if self.host_reward else self.scorer,
+            setup.method.module(plan, slots),
+            setup.schedule,
+            slots=slots,
+            chains=plan.chains,
+            lanes=plan.lanes,
+            passes=setup.passes,
+            micro_batch=micro_batch,
+            accept=torch.tensor(plan.accept),
+            carry=plan.carry,
+            finished=torch.tensor(plan.finished) if plan.finished else setup.schedule.finished,
+            cond={k: v[:1] for k, v in self.cond.items()},
+            reward_cond={k: v[:1] for k, v in self.reward_cond.items()},
+            top=config.top_k,
+            device=self.device,
+        ).to(self.device)
+
+    def _budget_of(self, seconds: float) -> int:
+        """NFE that fit into seconds a prompt, from the measured time of one full round of a small search (one round
+        of warm-up before it)."""
+        if not seconds > 0:
+            raise BudgetError(f"seconds must be positive, got {seconds}: raise it")
+        config, rows = self.setup.config, self.setup.schedule.rows
+        guess = 16 * rows * self.setup.passes
+        for _ in range(
+            3
+        ):  # the plan's width follows from the budget and its time a round from the width: a few steps settle it
+            plan = self.setup.plan(guess)
+            slots = config.slots or min(len(self.prompts), 16)
+            width = slots * max(plan.widths())
+            micro_batch = config.micro_batch or min(32, 1 << (width - 1).bit_length())
+            probe = self._search(plan, slots, micro_batch)
+            for slot in range(slots):
+                self._admit(probe, plan, slot, 0)
+            self._round(probe, {})
+            before = time.perf_counter()
+            lanes = probe.width()
+            self._round(probe, {})
+            guess = int(seconds * slots * lanes / (time.perf_counter() - before)) * self.setup.passes
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        return guess
+
+    def _admit(self, engine: Search, plan: Plan, slot: int, index: int) -> None:
+        config, setup = self.setup.config, self.setup
+        given = None
+        if self.latents is not None:
+            count, shape = len(self.prompts), tuple(self.flow.shape)
+            if tuple(self.latents.shape) not in ((count, *shape), (count, plan.chains, *shape)):
+                raise OptionError(
+                    f"latents must be (prompts, *shape) or (prompts, chains, *shape), prompts = {len(self.prompts)}, "
+                    f"chains = {plan.chains}, shape = {self.flow.shape}, got {tuple(self.latents.shape)}"
+                )
+            given = self.latents[index].reshape(-1, engine.numel).to(self.device, torch.float32).expand(plan.chains, -1)
+        engine.admit(
+            slot,
+            {k: v[index : index + 1] for k, v in self.cond.items()},
+            self.null_cond,
+            {k: v[index : index + 1] for k, v in self.reward_cond.items()},
+            noise_key(config.seed, self.prompts[index], config.repeat),
+            torch.tensor(plan.quota),
+            torch.tensor(plan.left),
+            torch.tensor(plan.start or [True] * plan.chains),
+            plan.widths(),
+            float(config.guidance or 1.0),
+            math.inf if config.until is None else config.until,
+            given,
+        )
+        assert setup.passes in (1, 2)
+
+    def _round(self, engine: Search, index_of: dict[int, int]) -> None:
+        """One round, timed by parts. Host rewards see live lanes only."""
+        clock = [time.perf_counter()]
+
+        def lap(part: str) -> None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            clock.append(time.perf_counter())
+            self.seconds[part] += clock[-1] - clock[-2]
+
+        engine.branch()
+        lap("search")
+        engine.evaluate()
+        lap("model")
+        images = engine.decode()
+        lap("decode")
+        if self.host_reward:
+            live = engine.lane_live.nonzero().flatten()
+            texts = [self.prompts[index_of.get(slot, 0)] for slot in engine.lane_slot[live].tolist()]
+            scores = torch.full((images.shape[0],), -math.inf)
+            scores[live] = self.scorer(images[live], texts)
+            values = scores.to(self.device)
+        else:
+            values = rewards.score(self.scorer, lambda: engine.score(images), images.shape[0])
+        lap("reward")
+        engine.observe(values)
+        lap("search")
+
+    @torch.no_grad()
+    def run(self, started: float) -> SearchResult:
+        engine, samples = self.engine, [cast(Sample | None, None)] * len(self.prompts)
+        waiting, failed = list(range(len(self.prompts))), []
+        index_of: dict[int, int] = {}
+        while waiting or index_of:
+            for slot in range(self.slots):
+                if waiting and slot not in index_of:
+                    index_of[slot] = waiting.pop(0)
+                    self._admit(engine, self.plan, slot, index_of[slot])
+            self._round(engine, index_of)
+            self.rounds += 1
+            self._report(index_of)
+            running = (
+                engine.state.alive.view(self.slots, -1).any(1).tolist()
+                if self.device.type == "cpu"
+                else [True] * self.slots
+            )
+            for slot, index in list(index_of.items()):
+                if engine.rounds[slot] >= len(engine.plans[slot]) or not running[slot]:
+                    del index_of[slot]
+                    sample = self._sample(index, engine.release(slot))
+                    if sample is None:
+                        failed.append(self.prompts[index])
+                    elif self.on_sample:
+                        self.on_sample(index, sample)
+                    samples[index] = sample
+        if failed:
+            raise ModelError(
+                f"no finished sample of prompt {failed[0]!r} has a finite reward ({len(failed)} such prompts): "
+                "the model or the reward returned NaN for every particle; check them at float32"
+            )
+        self.seconds["total"] = time.perf_counter() - started
+        config = self.setup.config
+        return SearchResult(
+            samples=tuple(samples),  # type: ignore[arg-type]
+            config=config.model_copy(update={"micro_batch": self.micro_batch, "slots": self.slots}),
+            micro_batch=self.micro_batch,
+            rows_padded=self.rows_padded,
+            rounds=self.rounds,
+            nan_rewards=self.nan_rewards,
+            seconds=self.seconds,
+            versions=versions(),
+        )
+
+    def _report(self, index_of: dict[int, int]) -> None:
+        engine = self.engine
+        if self.device.type == "cpu":
+            live = engine.lane_live
+            self.rows_padded += (live.numel() - int(live.sum())) * self.setup.passes
+        if self.on_round:
+            self.on_round(self._candidates(index_of))
+        if self.on_progress:
+            for slot, index in index_of.items():
+                self.spent[index] = int(engine.state.nfe[slot])
+            self.on_progress(sum(self.spent), self.budget * len(self.prompts))
+
+    def _candidates(self, index_of: dict[int, int]) -> list[Candidate]:
+        engine, C, K = self.engine, self.plan.chains, self.plan.lanes
+        rewards_, status = engine.dense.flatten().tolist(), engine.status.flatten().tolist()
+        nfe, t = engine.state.nfe.tolist(), engine.linear_time.tolist()
+        finished = engine.finished.tolist()
+        found = []
+        columns = zip(
+            engine.order.tolist(),
+            engine.lane_live.tolist(),
+            engine.lane_row.tolist(),
+            engine.lane_candidate.tolist(),
+            strict=True,
+        )
+        for lane, live, row, candidate in columns:
+            slot = lane // (C * K)
+            if live and slot in index_of:
+                found.append(
+                    Candidate(
+                        prompt=index_of[slot],
+                        round=engine.rounds[slot] - 1,
+                        chain=lane // K % C,
+                        row=row,
+                        candidate=candidate,
+                        t=t[row],
+                        reward=rewards_[lane],
+                        finished=finished[row],
+                        status=STATUS[status[lane]],
+                        nfe=nfe[slot],
+                    )
+                )
+        return sorted(found, key=lambda c: (c.prompt, c.chain, c.row, c.candidate))
+
+    def _sample(self, index: int, found: dict[str, Tensor]) -> Sample | None:
+        config, prompt = self.setup.config, self.prompts[index]
+        nfe, speculative, calls, nan = found["cost"].tolist()
+        self.nan_rewards += nan
+        self.spent[index] = nfe
+        top = []
+        for k, reward in enumerate(found["reward"].tolist()):
+            if reward == -math.inf:
+                continue
+            row = int(found["row"][k])
+            path = tuple((int(found["chain"][k, r]), r, int(found["candidate"][k, r])) for r in range(row + 1))
+            winner = Winner(noise_key(config.seed, prompt, config.repeat), path[-1][0], row, path[-1][2], path)
+            latent = found["x0"][k].view(self.flow.shape)
+            image = self.flow.decode(latent[None])[0].float().cpu()
+            top.append(Ranked(reward, image, latent.cpu(), found["x"][k].view(self.flow.shape).cpu(), winner))
+        if not top:
+            return None
+        return Sample(
+            prompt=prompt,
+            method=config.method,
+            seed=config.seed,
+            top=tuple(top),
+            budget_nfe=self.budget,
+            nfe=nfe,
+            nfe_speculative=speculative,
+            evaluations=nfe // self.setup.passes,
+            reward_calls=calls,
+            unspent=self.budget - nfe,
+        )
+
+
+@torch.no_grad()
+def replay(
+    flow: Flow, sample: Sample, config: SearchConfig, latents: Tensor | None = None
+) -> list[tuple[float, Tensor]]:
+    """Walks a winner's path again from its addresses alone: (linear t, image (3, H, W)) of every posterior mean on
+    the way.
+
+    The last one is bit-identical to sample.image at equal micro-batch, threads and machine class. latents (*shape):
+    the initial noise, where it was given.
+    """
+    setup = _Setup(flow, config)
+    M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
+    shape, table = [M, *flow.shape], schedule.table.float()
+    x, u, x0 = (torch.zeros(M, math.prod(flow.shape)) for _ in range(3))
+    cond = {k: v.expand(M, *v.shape[1:]).contiguous() for k, v in flow.encode([sample.prompt]).items()}
+    null = (
+        {k: v.expand(M, *v.shape[1:]).contiguous() for k, v in flow.encode([config.negative_prompt]).items()}
+        if setup.passes == 2
+        else {}
+    )
+    parent = torch.arange(M)
+    pictures = []
+    for chain, row, candidate in winner.path:
+        rows = torch.full((M,), row)
+        if row == 0 and latents is not None:
+            x.copy_(latents.reshape(1, -1).expand_as(x))
+        else:
+            address = (torch.full((M,), winner.key), torch.full((M,), candidate), torch.full((M,), chain))
+            torch.ops.flowfast.branch_step(x, u, parent, rows, *address, table, x)
+        t = schedule.time.float()[rows]
+        velocity = flow.velocity(x.view(shape), t, cond).reshape(M, -1)
+        uncond = flow.velocity(x.view(shape), t, null).reshape(M, -1) if setup.passes == 2 else None
+        guidance = torch.full((M,), float(config.guidance or 1.0)) if setup.passes == 2 else None
+        torch.ops.flowfast.posterior_mean(x, velocity, uncond, guidance, rows, table, u, x0)
+        image = flow.decode(x0[:1].view([1, *flow.shape]))[0].float().clone()  # decode may hand back x0 itself
+        pictures.append((float(schedule.linear_time[row]), image))
+    return pictures
+
+
+__all__ = ["FlowfastError", "flow_from", "load", "noise_key", "replay", "search"]

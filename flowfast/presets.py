@@ -1,0 +1,61 @@
+"""Where a search gets its path, noise and grid from: options, then a preset, then the method's nature, then the
+model's defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowfast.config import SearchConfig
+from flowfast.errors import OptionError
+from flowfast.searcher.plan import Method
+from flowfast.types import Flow
+
+PATH_OPTIONS = ("interpolant", "diffusion", "integrator", "grid", "steps", "tail", "shift")
+FALLBACK: dict[str, Any] = {
+    "interpolant": "linear",
+    "diffusion": None,
+    "integrator": "coefficient-preserving:0.5",
+    "grid": "uniform",
+    "steps": 10,
+    "tail": None,
+    "shift": None,
+}
+ODE: dict[str, Any] = {"interpolant": "linear", "diffusion": "zero", "integrator": "euler-maruyama", "grid": "uniform"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "interpolant": "vp",
+        "diffusion": "square:3",
+        "integrator": "euler-maruyama",
+        "grid": "paper",
+        "steps": 10,
+    },
+    "paper-linear": {
+        "interpolant": "linear",
+        "diffusion": "square:3",
+        "integrator": "euler-maruyama",
+        "grid": "paper",
+        "steps": 10,
+    },
+}
+
+
+def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, Any]:
+    """Values of PATH_OPTIONS, all filled in. Raises OptionError for an unknown preset.
+
+    Methods that do not branch (best-of-n) run the plain ODE on a uniform grid unless told otherwise; a model may
+    carry `path_defaults` of its own.
+    """
+    chosen = {name: getattr(config, name) for name in PATH_OPTIONS if getattr(config, name) is not None}
+    defaults = {**FALLBACK, **getattr(flow, "path_defaults", {})}
+    if not method.stochastic:
+        defaults.update(ODE)
+    if config.preset is not None:
+        if config.preset not in PRESETS:
+            raise OptionError(f"unknown preset {config.preset!r}: choose one of {', '.join(PRESETS)}")
+        defaults.update(PRESETS[config.preset])
+    # A default integrator that takes no diffusion coefficient must not meet one that the caller chose.
+    if "diffusion" in chosen and "integrator" not in chosen:
+        defaults["integrator"] = "euler-maruyama"
+    if "integrator" in chosen and "diffusion" not in chosen:
+        defaults["diffusion"] = None
+    return {**defaults, **chosen}

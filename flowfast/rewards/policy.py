@@ -1,0 +1,99 @@
+"""What happens when a reward misbehaves: one policy for every reward, wherever it runs.
+
+| it ...                          | then                                                                   |
+|---------------------------------|------------------------------------------------------------------------|
+| raises                          | RewardError with its name, the exception is the cause                  |
+| does not answer by the deadline | RewardError with its name and the deadline                             |
+| returns the wrong shape or type | RewardError: what was expected, what came                              |
+| returns NaN                     | that candidate counts as -inf: it never wins (result.nan_rewards)      |
+
+Results that were handed out before stay: a failing reward ends the search, not what is on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowfast.errors import FlowfastError, RewardError
+
+
+def guarded(name: str, call: Callable[[], Any], count: int, deadline: float | None = None) -> Tensor:
+    """The scores (count,) float32 that `call` returns, as a tensor on the device it chose; NaN is left for the search.
+
+    Args:
+        name: of the reward, for the error.
+        call: the reward on one batch; may return a tensor, an array or a list of numbers.
+        deadline: seconds the call may take; None: no limit. A call that hangs keeps its (daemon) thread.
+
+    Raises:
+        RewardError: see the table above. Other errors of flowfast pass through.
+    """
+    try:
+        answer = call() if deadline is None else _within(name, call, deadline)
+    except FlowfastError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r} raised {type(error).__name__}: {error}; mend it or choose another reward"
+        ) from error
+    return checked(name, answer, count)
+
+
+def checked(name: str, answer: Any, count: int) -> Tensor:
+    """`answer` as scores (count,) float32. Looks at shape and type only, never at values, so a device does not wait.
+
+    Raises:
+        RewardError: it is not one real number an image.
+    """
+    came = f"{type(answer).__name__}"
+    if not isinstance(answer, Tensor):
+        try:
+            array = np.asarray(answer)
+        except ValueError:  # a ragged list
+            array = np.asarray(None)
+        if array.dtype.kind not in "fiu":
+            raise RewardError(
+                f"reward {name!r}: expected {count} real numbers, one an image, got {came} of {array.dtype}"
+            )
+        answer = torch.as_tensor(array.astype(np.float32))
+    elif answer.dtype is torch.bool or answer.is_complex():
+        raise RewardError(
+            f"reward {name!r}: expected {count} real numbers, one an image, got a tensor of {answer.dtype}"
+        )
+    if tuple(answer.shape) != (count,):
+        raise RewardError(
+            f"reward {name!r}: expected shape ({count},), one score an image, got {tuple(answer.shape)}; "
+            "return one number for each image of the batch"
+        )
+    return answer.detach().to(torch.float32)
+
+
+def _within(name: str, call: Callable[[], Any], deadline: float) -> Any:
+    """`call` on a thread of its own, waited for `deadline` seconds."""
+    answer: list[Any] = []
+    failure: list[BaseException] = []
+    grad = torch.is_grad_enabled()  # autograd's switch belongs to a thread
+
+    def work() -> None:
+        try:
+            with torch.set_grad_enabled(grad):
+                answer.append(call())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name=f"reward {name}", daemon=True)
+    thread.start()
+    thread.join(deadline)
+    if failure:
+        raise failure[0]
+    if not answer:
+        raise RewardError(
+            f"reward {name!r} did not answer within {deadline:g} s; mend it or raise the deadline (reward_deadline)"
+        )
+    return answer[0]

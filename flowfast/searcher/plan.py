@@ -1,0 +1,184 @@
+"""What a search method is: a quota of candidates for each transition, whether the first better child is taken early,
+and how chains are regrouped.
+
+With these three, best-of-n, SMC, CoDe, SVDD, search over paths and rollover budget forcing are a few lines each
+(searcher/methods), and one loop runs them all.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowfast.errors import BudgetError, OptionError
+from flowfast.flow.schedule import Schedule, ScheduleSpec, build_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The numbers of one search: they follow from the budget before the first model call."""
+
+    chains: int
+    lanes: int
+    """Most candidates a chain evaluates in one round."""
+    quota: list[list[int]]
+    """(chains, rows): candidates at each transition."""
+    left: list[int]
+    """(chains,): evaluations that a chain may spend in all."""
+    accept: list[bool]
+    """(rows,): is the first child better than the best reward so far taken at once?"""
+    carry: bool = False
+    """Does an unused quota roll over to the next transition?"""
+    start: list[bool] = field(default_factory=list)
+    """(chains,): which chains run from the beginning; empty: all."""
+    regroup: list[bool] = field(default_factory=list)
+    """(rows,): after which transitions chains are regrouped; empty: never."""
+    groups: int = 1
+    """How many groups of chains a regrouping method keeps (CoDe's and search-over-paths' N)."""
+    finished: list[bool] = field(default_factory=list)
+    """(rows,): overrides the schedule's rule of which x0_hat is a finished sample; empty: as the schedule says."""
+
+    def widths(self) -> list[int]:
+        """Live lanes of each round, at most: exact without early acceptance, an upper bound with it."""
+        rows, width = len(self.accept), list[int]()
+        starts = self.start or [True] * self.chains
+        if not any(self.accept):
+            row = [0 if on else rows for on in starts]
+            quota, left = [q[0] for q in self.quota], list(self.left)
+            while True:
+                quota = [min(quota[c], left[c] - (rows - 1 - row[c])) for c in range(self.chains)]  # as the loop does
+                lanes = [min(self.lanes, quota[c]) if row[c] < rows else 0 for c in range(self.chains)]
+                if not any(lanes):
+                    return width
+                width.append(sum(lanes))
+                for c in range(self.chains):
+                    quota[c] -= lanes[c]
+                    left[c] -= lanes[c]
+                    if row[c] < rows and quota[c] == 0:
+                        row[c] += 1
+                        quota[c] = self.quota[c][row[c]] if row[c] < rows else 0
+                taken = max(r for r in row if r < rows) - 1 if any(r < rows for r in row) else -1
+                if self.regroup and taken >= 0 and self.regroup[taken]:
+                    # Chains of such a method go in step: late starters join here.
+                    row = [taken + 1] * self.chains
+                    quota = [self.quota[c][taken + 1] for c in range(self.chains)]
+        rounds = (
+            max(rows + evaluations // self.lanes for evaluations in self.left) if self.lanes > 1 else max(self.left)
+        )
+        first = sum(min(self.lanes, q[0]) for q in self.quota)
+        return [first] + [sum(min(self.lanes, left) for left in self.left)] * (rounds - 1)
+
+
+class Chains(nn.Module):
+    """The part of a method that runs inside the loop, on tensors only. This one compares raw rewards and leaves
+    chains alone."""
+
+    regroups: torch.jit.Final[bool]
+
+    def __init__(self, regroups: bool = False):
+        super().__init__()
+        self.regroups = regroups
+
+    @torch.jit.export
+    def reset(self, slot: int) -> None:
+        """A new request moves into the slot."""
+
+    @torch.jit.export
+    def scores(self, rewards: Tensor, key: Tensor, row: Tensor, chain: Tensor, tried: Tensor) -> Tensor:
+        """What the children (B, K) of a chain compete with; key, row, chain, tried (B,). Here their rewards."""
+        return rewards
+
+    @torch.jit.export
+    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+        """ancestors (S, C): chain n goes on from chain ancestors[n]; survivors keep their place. rewards (S, C) of
+        the parents (-inf: dead); row (S,)
+        the transition just taken; moved (S,) whether the slot took one."""
+        return torch.arange(rewards.size(1), device=rewards.device).expand_as(rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all method configurations. The fields of a subclass are its options; its first docstring line is what
+    `flowfast methods` prints."""
+
+    name: ClassVar[str] = ""
+    branches: ClassVar[bool] = True
+    """Branching with zero diffusion makes identical children: such methods refuse it."""
+    stochastic: ClassVar[bool] = True
+    """Whether the method's default integrator adds noise (else: plain ODE on the linear path)."""
+
+    def schedule(self, spec: ScheduleSpec) -> Schedule:
+        """The transitions; most methods go down the grid once."""
+        return build_schedule(spec)
+
+    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+        raise NotImplementedError
+
+    def module(self, plan: Plan, slots: int) -> Chains:
+        return Chains()
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises OptionError where children of one parent would be identical."""
+        if self.branches and not bool(schedule.searchable[1:].any()):
+            raise OptionError(
+                f"method {self.name!r} branches, so it needs noise, but this diffusion is zero and children would be "
+                "identical: choose --diffusion square:3 (or another), or method 'bon'"
+            )
+
+
+METHODS: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    METHODS[method.name] = method
+    return method
+
+
+def make_method(name: str, options: dict[str, object]) -> Method:
+    """The configuration of a method by name. Raises OptionError naming the valid names or options."""
+    if name not in METHODS:
+        raise OptionError(f"unknown method {name!r}: choose one of {', '.join(sorted(METHODS))}")
+    valid = {f.name for f in fields(METHODS[name])}
+    for option in options:
+        if option not in valid:
+            raise OptionError(
+                f"method {name!r} has no option {option!r}: choose of {', '.join(sorted(valid)) or '(none)'}"
+            )
+    return METHODS[name](**options)
+
+
+def need(name: str, evaluations: int, least: int) -> None:
+    """Raises BudgetError when the budget is below what the method needs."""
+    if evaluations < least:
+        raise BudgetError(
+            f"method {name!r} needs at least {least} model evaluations a prompt, but the budget allows {evaluations} "
+            "(an evaluation costs 2 NFE with two-pass guidance): raise the budget or lower --steps"
+        )
+
+
+def count_of(option: int | None, wanted: int, most: int, what: str) -> int:
+    """A number of chains or candidates: the caller's if it fits the budget, else the method's wish cut to the
+    budget."""
+    if option is None:
+        return max(1, min(wanted, most))
+    if not 1 <= option <= most:
+        raise BudgetError(f"{what} must lie in 1..{most} at this budget, got {option}: change it or raise the budget")
+    return option
+
+
+def spread(total: int, weights: list[float]) -> list[int]:
+    """`total` whole candidates spread in proportion to weights, largest remainders first, ties to the earlier row."""
+    scale = sum(weights)
+    if scale <= 0:
+        return [0] * len(weights)
+    exact = [total * w / scale for w in weights]
+    share = [int(e) for e in exact]
+    for i in sorted(range(len(weights)), key=lambda i: (share[i] - exact[i], i))[: total - sum(share)]:
+        share[i] += 1
+    return share
+
+
+def split(evaluations: int, chains: int) -> list[int]:
+    """Evaluations of each chain; the first ones take the remainder."""
+    return [evaluations // chains + (c < evaluations % chains) for c in range(chains)]

@@ -1,0 +1,116 @@
+"""All that a search remembers between two rounds, as tensors on the device (docs/design.md, "The loop never waits").
+
+S slots (one prompt each) x C chains; B = S * C. A chain owns two rows of the store: its parent, and the best child of
+the current step so far.
+`active` says which of the two is the parent, so that a step is taken by flipping a bit, not by copying a latent.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class State(nn.Module):
+    """Buffers of S slots with C chains, T transitions and latents of n elements; `top` finished samples are kept a
+    slot."""
+
+    x: Tensor
+    u: Tensor
+    active: Tensor
+    row: Tensor
+    quota: Tensor
+    left: Tensor
+    tried: Tensor
+    alive: Tensor
+    threshold: Tensor
+    best_child: Tensor
+    child: Tensor
+    child_reward: Tensor
+    reward: Tensor
+    quota_table: Tensor
+    path_chain: Tensor
+    path_candidate: Tensor
+    key: Tensor
+    guidance: Tensor
+    given: Tensor
+    until: Tensor
+    nfe: Tensor
+    nfe_speculative: Tensor
+    reward_calls: Tensor
+    nan_rewards: Tensor
+    top_reward: Tensor
+    top_x0: Tensor
+    top_x: Tensor
+    top_row: Tensor
+    top_chain: Tensor
+    top_candidate: Tensor
+
+    def __init__(
+        self, slots: int, chains: int, rows: int, numel: int, top: int, dtype: torch.dtype, device: torch.device
+    ):
+        super().__init__()
+        B = slots * chains
+
+        def buffer(name: str, shape: tuple[int, ...], kind: torch.dtype, fill: float = 0) -> None:
+            self.register_buffer(name, torch.full(shape, fill, dtype=kind, device=device), persistent=False)
+
+        buffer("x", (2 * B, numel), dtype)  # store: parent and best child of chain b are rows 2b and 2b + 1
+        buffer("u", (2 * B, numel), dtype)  # their guided velocities: each point is evaluated once
+        buffer("active", (B,), torch.int64)  # which of the two rows is the parent
+        buffer("row", (B,), torch.int64)  # transition that the chain is proposing now
+        buffer("quota", (B,), torch.int64)  # candidates it may still try at this transition
+        buffer("left", (B,), torch.int64)  # evaluations it may still spend in all
+        buffer("tried", (B,), torch.int64)  # candidates tried at this transition
+        buffer("alive", (B,), torch.bool)
+        buffer("threshold", (B,), torch.float32, -torch.inf)  # r*: best reward the chain has seen
+        buffer("best_child", (B,), torch.float32, -torch.inf)  # score of the best child of this transition
+        buffer("child", (B,), torch.int64)  # its candidate number
+        buffer("child_reward", (B,), torch.float32, -torch.inf)
+        buffer("reward", (B,), torch.float32, -torch.inf)  # reward of the parent
+        buffer("quota_table", (B, rows), torch.int64)
+        buffer("path_chain", (B, rows), torch.int64)
+        buffer("path_candidate", (B, rows), torch.int64)
+        buffer("key", (slots,), torch.int64)
+        buffer("guidance", (slots,), torch.float32, 1)
+        buffer("given", (slots,), torch.bool)  # the caller gave the initial latents
+        buffer("until", (slots,), torch.float32, torch.inf)
+        buffer("nfe", (slots,), torch.int64)
+        buffer("nfe_speculative", (slots,), torch.int64)
+        buffer("reward_calls", (slots,), torch.int64)
+        buffer("nan_rewards", (slots,), torch.int64)
+        buffer("top_reward", (slots, top), torch.float32, -torch.inf)
+        buffer("top_x0", (slots * top, numel), dtype)
+        buffer("top_x", (slots * top, numel), dtype)
+        buffer("top_row", (slots, top), torch.int64)
+        buffer("top_chain", (slots, top, rows), torch.int64)
+        buffer("top_candidate", (slots, top, rows), torch.int64)
+
+    @torch.jit.export
+    def admit(
+        self, slot: int, key: int, quota: Tensor, left: Tensor, start: Tensor, guidance: float, until: float
+    ) -> None:
+        """Lays slot anew. quota (C, T) int64: candidates a chain tries at each transition; left (C,) int64:
+        evaluations it may spend in all;
+        start (C,) bool: which chains run from the beginning."""
+        C = quota.size(0)
+        self.key[slot] = key
+        self.guidance[slot] = guidance
+        self.given[slot] = False
+        self.until[slot] = until
+        for counter in (self.nfe, self.nfe_speculative, self.reward_calls, self.nan_rewards):
+            counter[slot] = 0
+        for zeroed in (self.row, self.tried, self.active, self.child):
+            slice_of(zeroed, slot, C).zero_()
+        for emptied in (self.threshold, self.best_child, self.child_reward, self.reward):
+            slice_of(emptied, slot, C).fill_(-torch.inf)
+        slice_of(self.quota_table, slot, C).copy_(quota)
+        slice_of(self.quota, slot, C).copy_(quota[:, 0])
+        slice_of(self.left, slot, C).copy_(left)
+        slice_of(self.alive, slot, C).copy_(start)
+        slice_of(self.path_chain, slot, C).zero_()
+        slice_of(self.path_candidate, slot, C).zero_()
+        self.top_reward[slot].fill_(-torch.inf)
+
+
+def slice_of(tensor: Tensor, slot: int, chains: int) -> Tensor:
+    """The view (C, ...) of one slot in a tensor (B, ...)."""
+    return tensor.narrow(0, slot * chains, chains)

@@ -1,0 +1,170 @@
+"""Who may import whom (docs/design.md), read off the syntax trees, and what the source may not contain at all."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "flowfast"
+
+LEAVES = {"errors", "types", "version"}  # everyone may import these
+MAY_IMPORT = {
+    "errors": set(),
+    "types": set(),
+    "version": {"ops"},
+    "kernels": set(),
+    "ops": {"kernels"},
+    "flow": {"ops"},
+    "searcher": {"flow", "ops"},
+    "models": {"flow"},
+    "rewards": {"flow", "models"},
+    "config": set(),
+    "presets": {"config", "flow", "searcher"},
+    "engine": {"config", "presets", "ops", "flow", "searcher", "models", "rewards"},
+    "report": {"engine", "config", "models", "rewards", "searcher"},
+    "cli": {"engine", "config", "presets", "report", "models", "rewards", "searcher", "ops"},
+}
+HUGGING_FACE = {"diffusers", "transformers"}
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "lib" not in path.relative_to(PACKAGE).parts)
+
+
+def part_of(path: Path) -> str:
+    """The part of the package a file belongs to: "ops", "engine", ... ("" for flowfast/__init__.py)."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports_of(tree: ast.AST) -> list[str]:
+    """Absolute names that a module imports anywhere, in functions and under TYPE_CHECKING too."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute in flowfast"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def imports_at_load(tree: ast.Module) -> list[str]:
+    """What runs on import: everything outside functions and outside `if TYPE_CHECKING`."""
+    names, stack = [], list(tree.body)
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names += imports_of(node)
+        stack += list(ast.iter_child_nodes(node))  # type: ignore[arg-type]
+    return names
+
+
+def violations(part: str, source: str) -> list[str]:
+    """Imports of one module's source that its part may not have."""
+    tree = ast.parse(source)
+    allowed = MAY_IMPORT[part] | LEAVES | {part}
+    bad = []
+    for name in imports_of(tree):
+        top, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if top == "flowfast" and target in MAY_IMPORT and target not in allowed:
+            bad.append(name)
+        if part == "kernels" and top not in {"torch", "triton", "__future__"} | sys.stdlib_module_names:
+            bad.append(name)
+        if top in HUGGING_FACE and part not in {"models", "rewards"}:
+            bad.append(name)
+    return bad + [name for name in imports_at_load(tree) if name.partition(".")[0] in HUGGING_FACE]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_import_boundaries(path: Path) -> None:
+    part = part_of(path)
+    if part:
+        assert part in MAY_IMPORT, f"new part {part!r}: say in MAY_IMPORT and docs/design.md what it may import"
+        assert violations(part, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("ops", "from flowfast.flow import schedule"),
+        ("flow", "def f():\n    import flowfast.searcher.loop"),
+        ("searcher", "from flowfast.rewards import load"),
+        ("searcher", "from flowfast import engine"),
+        ("engine", "from flowfast.cli import main"),
+        ("kernels", "import numpy"),
+        ("models", "import diffusers"),
+        ("engine", "def f():\n    import transformers"),
+    ],
+)
+def test_the_boundary_test_sees_a_breach(part: str, source: str) -> None:
+    assert violations(part, source)
+
+
+def test_import_flowfast_is_light() -> None:
+    heavy = sorted(HUGGING_FACE | {"matplotlib", "scipy", "typer"})
+    code = f"import sys, flowfast; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+def test_triton_folder_is_linked_and_not_a_package() -> None:
+    link = PACKAGE / "kernels"
+    assert link.is_symlink()
+    assert link.readlink() == Path("../kernels")
+    assert not (ROOT / "kernels" / "__init__.py").exists()  # it would shadow Hugging Face's package `kernels`
+
+
+# Weights are safetensors, configurations plain YAML, and nothing listens beyond loopback unless told to.
+FORBIDDEN = {
+    "pickle": r"^\s*(?:import|from)\s+(?:pickle|cloudpickle|dill|joblib|shelve|marshal)\b",
+    "torch.load": r"\btorch\.load\s*\(",
+    "eval or exec": r"(?<![\w.])(?:eval|exec)\s*\(",
+    "yaml.load": r"\byaml\.(?:unsafe_|full_)?load(?:_all)?\s*\(",
+    "trust_remote_code": r"trust_remote_code\s*=\s*True",
+    "bind beyond loopback": r"[\"']0\.0\.0\.0[\"']",
+    "shell": r"shell\s*=\s*True|\bos\.system\s*\(",
+}
+
+
+def forbidden_in(source: str) -> list[str]:
+    return [name for name, pattern in FORBIDDEN.items() if re.search(pattern, source, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*SOURCES, ROOT / "setup.py", *sorted((ROOT / "bench").rglob("*.py"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_nothing_unsafe_in_the_source(path: Path) -> None:
+    assert forbidden_in(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "    from joblib import load",
+        "x = torch.load('w.pt')",
+        "y = eval(text)",
+        "yaml.load(f)",
+        "yaml.unsafe_load(f)",
+        "from_pretrained(n, trust_remote_code=True)",
+        "uvicorn.run(app, host='0.0.0.0')",
+        "subprocess.run(c, shell=True)",
+    ],
+)
+def test_the_grep_sees_it(source: str) -> None:
+    assert forbidden_in(source)
+
+
+def test_the_grep_lets_pass() -> None:
+    assert forbidden_in("model.eval()\nyaml.safe_load(f)\nsafetensors.torch.load_file(p)\nevaluate(x)") == []
