@@ -2,7 +2,7 @@
 #   make demo    pictures and a table in demo-out/          make test   ruff, mypy, C++ build, pytest
 #   make slow    the tests that take minutes                make lint   ruff and mypy alone
 #   make compare the README's comparison (hours; resumable) make bench  timings of the ops
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo-out
 COMPARE_OUT ?= compare-out
 BIN := .venv/bin
@@ -10,6 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+LIBRARY := flowfast/lib/libflowfast_ops.so
 HAS_COMPILER := $(shell command -v c++ g++ 2>/dev/null | head -n 1)
 
 .PHONY: demo test lint slow compare bench clean setup
@@ -19,21 +20,23 @@ setup: .venv/.built
 
 # torch first and by its exact pin, so that nothing else decides which build of it comes.
 .venv/.installed: constraints.txt pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
-	  echo "flowfast needs Python 3.11 or newer with venv: install it or say make PYTHON=/path/to/python3" >&2; rm -rf .venv; exit 1; }
+	@test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' && $(PYTHON) -m venv .venv; } || { \
+	  echo "flowfast needs Python 3.11 or newer with venv: install it or say make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(BIN)/python -m pip install -q $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel cmake ninja
-	FLOWFAST_REQUIRE_LIBRARY= $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,test]'
+	FLOWFAST_REQUIRE_LIBRARY=$(HAS_COMPILER) $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,test]'
 	@touch $@
 
-# With a compiler a build that fails is an error; without one flowfast runs its ops in plain PyTorch and says so.
+# The install has built the library; only later changes of the sources are built here. With a compiler a build that fails
+# is an error; without one flowfast runs its ops in plain PyTorch and says so.
 .venv/.built: .venv/.installed setup.py CMakeLists.txt $(SOURCES)
 ifneq ($(HAS_COMPILER),)
-	FLOWFAST_REQUIRE_LIBRARY=1 $(BIN)/python setup.py -q build_ext --inplace
+	@if [ ! -e $(LIBRARY) ] || [ -n "$$(find csrc setup.py CMakeLists.txt -newer $(LIBRARY))" ]; then \
+	  FLOWFAST_REQUIRE_LIBRARY=1 $(BIN)/python setup.py -q build_ext --inplace; fi
+	@touch $@
 else
 	@echo "no C++ compiler found: flowfast will run its ops in plain PyTorch, with the same results but more slowly (install g++ for the fast ones)"
 endif
-	@touch $@
 
 demo: setup
 	$(BIN)/flowfast generate "three red circles and one blue square" "two yellow crosses and a green triangle" \
@@ -52,11 +55,11 @@ slow: setup
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 compare: setup
-	$(BIN)/flowfast compare --split heldout --limit 60 --methods ode,bon,sop,smc,code,svdd,rbf --budgets 100,200,500 \
+	$(BIN)/flowfast compare --split heldout --limit 64 --methods ode,bon,sop,smc,code,svdd,rbf --budgets 100,200,500 \
 	  --seconds 2,5 --seeds 3 --interpolants linear,vp --out $(COMPARE_OUT)
 
 bench: setup
-	$(BIN)/python -m bench
+	@for file in bench/ops/*.py; do $(BIN)/python -m bench.ops.$$(basename $$file .py) || exit 1; done
 
 clean:
 	rm -rf build .venv *.egg-info flowfast/lib demo-out compare-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from flowfast.searcher.plan import Method, Plan
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
+_LANE_SECONDS: MutableMapping[Any, MutableMapping[Any, dict[Any, float]]] = WeakKeyDictionary()
 STATUS = ("", "best", "accepted", "discarded")
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
@@ -136,7 +139,8 @@ def search(
     if isinstance(reward, str):
         options["reward"] = reward
     setup = _Setup(flow, make_config(options))
-    scorer = rewards.load(setup.config.reward if reward is None or isinstance(reward, str) else reward, flow)
+    chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
+    scorer = rewards.load(chosen, flow, setup.config.reward_deadline)
     if isinstance(prompts, str):
         prompts = [prompts]
     if not prompts:
@@ -170,6 +174,7 @@ class _Driver:
         )
         self.reward_cond = {} if self.host_reward else scorer.encode(prompts)
         self.device = next(iter(self.cond.values())).device
+        self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search
         if (config.budget is None) == (config.seconds is None):
             raise OptionError(
                 f"expected a budget in NFE or seconds, got {config.budget} and {config.seconds}: give one"
@@ -182,8 +187,7 @@ class _Driver:
         if self.budget < 1:
             raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
         self.plan = setup.plan(self.budget)
-        self.slots = config.slots or min(len(prompts), 16)
-        self.micro_batch = config.micro_batch or min(32, 1 << (self.slots * max(self.plan.widths()) - 1).bit_length())
+        self.slots, self.micro_batch = self._sizes(self.plan)
         self.engine = self._search(self.plan, self.slots, self.micro_batch)
         self.rows_padded = self.rounds = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
@@ -209,30 +213,37 @@ class _Driver:
             device=self.device,
         ).to(self.device)
 
+    def _sizes(self, plan: Plan) -> tuple[int, int]:
+        """Slots and micro-batch: as configured, else 16 prompts and as many rows as a round fills, at most 32."""
+        config = self.setup.config
+        slots = config.slots or min(len(self.prompts), 16)
+        return slots, config.micro_batch or min(32, 1 << (slots * max(plan.widths()) - 1).bit_length())
+
     def _budget_of(self, seconds: float) -> int:
-        """NFE that fit into seconds a prompt, from the measured time of one full round of a small search (one round
-        of warm-up before it)."""
+        """NFE that fit into `seconds` a prompt, by the time a lane takes in a full round; measured once for a flow and
+        a kind of search."""
         if not seconds > 0:
             raise BudgetError(f"seconds must be positive, got {seconds}: raise it")
-        config, rows = self.setup.config, self.setup.schedule.rows
-        guess = 16 * rows * self.setup.passes
-        for _ in range(
-            3
-        ):  # the plan's width follows from the budget and its time a round from the width: a few steps settle it
-            plan = self.setup.plan(guess)
-            slots = config.slots or min(len(self.prompts), 16)
-            width = slots * max(plan.widths())
-            micro_batch = config.micro_batch or min(32, 1 << (width - 1).bit_length())
+        before = time.perf_counter()
+        setup = self.setup
+        plan = setup.plan(16 * setup.schedule.rows * setup.passes)
+        slots, micro_batch = self._sizes(plan)
+        unimportant = {"seed", "repeat", "seconds", "until", "top_k", "reward", "negative_prompt"}
+        facts = (setup.config.model_dump_json(exclude=unimportant), slots, micro_batch, torch.get_num_threads())
+        known = _LANE_SECONDS.setdefault(self.flow, WeakKeyDictionary()).setdefault(self.scorer, {})
+        if facts not in known:
             probe = self._search(plan, slots, micro_batch)
             for slot in range(slots):
                 self._admit(probe, plan, slot, 0)
-            self._round(probe, {})
-            before = time.perf_counter()
-            lanes = probe.width()
-            self._round(probe, {})
-            guess = int(seconds * slots * lanes / (time.perf_counter() - before)) * self.setup.passes
-        self.seconds = dict.fromkeys(self.seconds, 0.0)
-        return guess
+            times = []
+            for _ in range(min(4, len(plan.widths()))):
+                lanes, start = probe.width(), time.perf_counter()
+                self._round(probe, {})
+                times.append((time.perf_counter() - start) / lanes)
+            known[facts] = statistics.median(times[1:] or times)  # the first one warms up
+            self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self.measuring = time.perf_counter() - before
+        return int(seconds / known[facts]) * setup.passes
 
     def _admit(self, engine: Search, plan: Plan, slot: int, index: int) -> None:
         config, setup = self.setup.config, self.setup
@@ -321,7 +332,7 @@ class _Driver:
                 f"no finished sample of prompt {failed[0]!r} has a finite reward ({len(failed)} such prompts): "
                 "the model or the reward returned NaN for every particle; check them at float32"
             )
-        self.seconds["total"] = time.perf_counter() - started
+        self.seconds["total"] = time.perf_counter() - started - self.measuring
         config = self.setup.config
         return SearchResult(
             samples=tuple(samples),  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
-"""Where a search gets its path, noise and grid from: options, then a preset, then the method's nature, then the
-model's defaults."""
+"""Where a search gets its path, noise and grid from: options, then a preset, then the method's own path,
+then the model's defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from flowfast.config import SearchConfig
 from flowfast.errors import OptionError
-from flowfast.searcher.plan import Method
+from flowfast.searcher.plan import PAPER, Method
 from flowfast.types import Flow
 
 PATH_OPTIONS = ("interpolant", "diffusion", "integrator", "grid", "steps", "tail", "shift")
@@ -20,35 +20,20 @@ FALLBACK: dict[str, Any] = {
     "tail": None,
     "shift": None,
 }
-ODE: dict[str, Any] = {"interpolant": "linear", "diffusion": "zero", "integrator": "euler-maruyama", "grid": "uniform"}
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "interpolant": "vp",
-        "diffusion": "square:3",
-        "integrator": "euler-maruyama",
-        "grid": "paper",
-        "steps": 10,
-    },
-    "paper-linear": {
-        "interpolant": "linear",
-        "diffusion": "square:3",
-        "integrator": "euler-maruyama",
-        "grid": "paper",
-        "steps": 10,
-    },
+    "paper": PAPER,
+    "paper-linear": {**PAPER, "interpolant": "linear"},
 }
 
 
 def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, Any]:
     """Values of PATH_OPTIONS, all filled in. Raises OptionError for an unknown preset.
 
-    Methods that do not branch (best-of-n) run the plain ODE on a uniform grid unless told otherwise; a model may
-    carry `path_defaults` of its own.
+    A method may prefer a path of its own (best-of-n: the plain ODE); a model may carry `path_defaults`.
     """
     chosen = {name: getattr(config, name) for name in PATH_OPTIONS if getattr(config, name) is not None}
     defaults = {**FALLBACK, **getattr(flow, "path_defaults", {})}
-    if not method.stochastic:
-        defaults.update(ODE)
+    defaults.update(method.path)
     if config.preset is not None:
         if config.preset not in PRESETS:
             raise OptionError(f"unknown preset {config.preset!r}: choose one of {', '.join(PRESETS)}")
@@ -58,4 +43,6 @@ def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, 
         defaults["integrator"] = "euler-maruyama"
     if "integrator" in chosen and "diffusion" not in chosen:
         defaults["diffusion"] = None
+    if "grid" in chosen and "steps" not in chosen and chosen["grid"].startswith(("times:", "linear-times:")):
+        defaults["steps"] = None  # as many as the times that were named
     return {**defaults, **chosen}

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "config": set(),
     "presets": {"config", "flow", "searcher"},
     "engine": {"config", "presets", "ops", "flow", "searcher", "models", "rewards"},
-    "report": {"engine", "config", "models", "rewards", "searcher"},
+    "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {"engine", "config", "presets", "report", "models", "rewards", "searcher", "ops"},
 }
 HUGGING_FACE = {"diffusers", "transformers"}

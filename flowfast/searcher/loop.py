@@ -281,7 +281,9 @@ class Search(nn.Module):
         chains."""
         s, B, K, C = self.state, self.slots * self.chains, self.lanes, self.chains
         rewards = rewards.to(torch.float32)
-        nan = torch.logical_and(torch.isnan(rewards), self.lane_live)
+        # A reward may not see that the model broke (one that looks at 8-bit pictures): the posterior mean counts too.
+        sound = torch.isfinite(self.x0_lane[: rewards.size(0)].sum(1, dtype=torch.float32))
+        nan = torch.logical_and(torch.logical_or(torch.isnan(rewards), torch.logical_not(sound)), self.lane_live)
         rewards = torch.where(
             torch.logical_and(self.lane_live, torch.logical_not(nan)), rewards, -torch.inf
         )  # a NaN never wins

@@ -6,13 +6,29 @@ With these three, best-of-n, SMC, CoDe, SVDD, search over paths and rollover bud
 """
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowfast.errors import BudgetError, OptionError
 from flowfast.flow.schedule import Schedule, ScheduleSpec, build_schedule
+
+ODE: dict[str, Any] = {
+    "interpolant": "linear",
+    "diffusion": "zero",
+    "integrator": "euler-maruyama",
+    "grid": "uniform",
+}
+"""The model's own deterministic path, for methods that do not branch along it."""
+PAPER: dict[str, Any] = {
+    "interpolant": "vp",
+    "diffusion": "square:3",
+    "integrator": "euler-maruyama",
+    "grid": "paper",
+    "steps": 10,
+}
+"""Settings of arXiv 2503.19385."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +121,8 @@ class Method:
     name: ClassVar[str] = ""
     branches: ClassVar[bool] = True
     """Branching with zero diffusion makes identical children: such methods refuse it."""
-    stochastic: ClassVar[bool] = True
-    """Whether the method's default integrator adds noise (else: plain ODE on the linear path)."""
+    path: ClassVar[dict[str, Any]] = {}
+    """Path, noise and grid that the method prefers to the model's defaults."""
 
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         """The transitions; most methods go down the grid once."""

@@ -1,10 +1,10 @@
 """Best-of-n: independent trajectories, the best final reward wins. The baseline to beat."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flowfast.flow.schedule import Schedule
-from flowfast.searcher.plan import Method, Plan, count_of, need, register
+from flowfast.searcher.plan import ODE, Method, Plan, count_of, need, register
 
 
 @register
@@ -18,7 +18,7 @@ class BestOfN(Method):
 
     name: ClassVar[str] = "bon"
     branches: ClassVar[bool] = False
-    stochastic: ClassVar[bool] = False
+    path: ClassVar[dict[str, Any]] = ODE
 
     n: int | None = None
 

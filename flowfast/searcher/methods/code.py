@@ -54,7 +54,8 @@ class CoDe(Method):
         most = evaluations // rows
         n = count_of(chains, 2 if most >= 4 else 1, most, "CoDe's groups (chains)")
         k = count_of(self.k, most // n, most // n, "CoDe's k")
-        regroup = [(row + 1) % self.block == 0 and row < rows - 1 and row > 0 for row in range(rows)]
+        noisy = schedule.searchable.tolist()  # copies that no noise tells apart any more would be identical
+        regroup = [row > 0 and (row + 1) % self.block == 0 and any(noisy[row + 1 :]) for row in range(rows)]
         return Plan(
             chains=n * k,
             lanes=1,

@@ -1,13 +1,13 @@
 """Rollover budget forcing (Kim et al. 2025, arXiv 2503.19385, Algorithms 1 and 2), as in the paper and as in its
 public code."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from flowfast.errors import OptionError
-from flowfast.flow.schedule import Schedule
+from flowfast.flow.schedule import Schedule, ScheduleSpec, build_schedule
 from flowfast.searcher.methods.svdd import chain_quotas
-from flowfast.searcher.plan import Method, Plan, count_of, need, register, split
+from flowfast.searcher.plan import PAPER, Method, Plan, count_of, need, register, split
 
 ALL_THAT_IS_LEFT = 1 << 40
 
@@ -58,8 +58,12 @@ class RBFOfficial(RBF):
     """
 
     name: ClassVar[str] = "rbf-official"
+    path: ClassVar[dict[str, Any]] = PAPER
 
     init_candidates: int | None = None
+
+    def schedule(self, spec: ScheduleSpec) -> Schedule:
+        return build_schedule(replace(spec, tail=0))
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)

@@ -1,13 +1,13 @@
 """Search over paths (Ma et al. 2025, arXiv 2501.09732): re-noise forward, denoise back, keep the best."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from flowfast.flow.schedule import Schedule, ScheduleSpec, search_over_paths_schedule
-from flowfast.searcher.plan import Chains, Method, Plan, count_of, need, register
+from flowfast.searcher.plan import ODE, Chains, Method, Plan, count_of, need, register
 
 
 class BestN(Chains):
@@ -42,7 +42,7 @@ class SearchOverPaths(Method):
     """
 
     name: ClassVar[str] = "sop"
-    stochastic: ClassVar[bool] = False
+    path: ClassVar[dict[str, Any]] = ODE
 
     t_start: float = 0.5
     forward: float = 0.2

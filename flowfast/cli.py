@@ -1,0 +1,307 @@
+"""The command line. Every error that a user can cause is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flowfast import engine, ops, rewards
+from flowfast.config import SearchConfig, make_config
+from flowfast.errors import FlowfastError, OptionError, PromptError
+from flowfast.searcher.methods import METHODS
+from flowfast.version import __version__, versions
+
+app = typer.Typer(
+    name="flowfast",
+    help="Better samples from a flow model: search over its noise with a reward, within a fixed budget.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+DEFAULT_BUDGET = 200
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
+    argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        return app(argv, prog_name="flowfast", standalone_mode=False) or 0
+    except (FlowfastError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print(f"flowfast: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except typer.Abort:
+        return 130
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One picture each.")] = None,
+    model: Annotated[str | None, typer.Option(help="See `flowfast models`.")] = None,
+    reward: Annotated[str | None, typer.Option(help="See `flowfast rewards`; sums: scenes*0.7+sharpness*0.3.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `flowfast methods`.")] = None,
+    budget: Annotated[int | None, typer.Option(help="NFE a prompt: model evaluations x passes [default: 200].")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds a prompt, instead of a budget.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps from noise to data.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named settings of path, noise and grid, e.g. paper.")] = None,
+    interpolant: Annotated[str | None, typer.Option(help="Path of the SDE: linear, vp, ...")] = None,
+    diffusion: Annotated[str | None, typer.Option(help="Its noise: zero, sigma:1, square:3, ...")] = None,
+    integrator: Annotated[str | None, typer.Option(help="euler-maruyama, exponential, ...")] = None,
+    grid: Annotated[str | None, typer.Option(help="Where the steps stand: uniform, paper, ...")] = None,
+    tail: Annotated[int | None, typer.Option(help="Noise-free steps that finish a sample.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Particles that go on from step to step.")] = None,
+    lanes: Annotated[int | None, typer.Option(help="Candidates of a chain evaluated at once.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Names the noise [default: 0].")] = None,
+    repeat: Annotated[int | None, typer.Option(help="Another sample of the same prompt and seed.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="How many of the best samples to keep.")] = None,
+    until: Annotated[float | None, typer.Option(help="Stop a prompt at this reward.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
+    out: Out = Path("out"),
+) -> None:
+    """Search for the best picture of each PROMPT; writes pictures, result and every candidate to --out."""
+    from flowfast.report.generate import GenerateFiles
+    from flowfast.report.tables import markdown
+    from flowfast.report.write import check_writable
+
+    given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
+    asked = read_config(config) if config else {}
+    texts = list(prompts or asked.pop("prompts", []))
+    asked.pop("prompts", None)
+    asked |= given
+    if "budget" in given and "seconds" not in given:
+        asked["seconds"] = None
+    if "seconds" in given and "budget" not in given:
+        asked["budget"] = None
+    if asked.get("budget") is None and asked.get("seconds") is None:
+        asked["budget"] = DEFAULT_BUDGET
+    if option:
+        asked["method_options"] = {**asked.get("method_options", {}), **parse_options(option)}
+    resolved = make_config(asked)
+    if not texts:
+        raise PromptError("expected at least one PROMPT, got none: flowfast generate 'two red circles'")
+    check_writable(out)
+    flow = engine.load(resolved.model)
+    files = GenerateFiles(out, texts, resolved.model)
+    with progress() as advance:
+        result = engine.search(
+            flow,
+            texts,
+            config=resolved,
+            on_round=files.on_round,
+            on_sample=files.on_sample,
+            on_progress=lambda nfe, whole: advance(nfe, whole, f"{resolved.method} (NFE)"),
+        )
+    scores = files.finish(flow, result)
+    found = zip(result.samples, scores, files.folders, strict=True)
+    rows = [
+        [f"{sample.reward:.3f}", "" if score is None else f"{score:g}", str(sample.nfe), str(folder)]
+        for sample, score, folder in found
+    ]
+    print(markdown(("reward", "held-out", "NFE", "folder"), rows))
+    parts = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items() if name != "total")
+    print(f"{result.seconds['total']:.2f} s ({parts})")
+
+
+@app.command()
+def compare(
+    prompts: Annotated[Path | None, typer.Option(help="A prompt a line [default: the hard prompts].")] = None,
+    split: Annotated[str, typer.Option(help="Half of the hard prompts: tuning or heldout.")] = "tuning",
+    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
+    methods: Annotated[str, typer.Option(help="See `flowfast methods`.")] = "ode,bon,sop,smc,code,svdd,rbf",
+    budgets: Annotated[str, typer.Option(help="NFE a prompt.")] = "100,200,500",
+    seconds: Annotated[str, typer.Option(help="Seconds a prompt, beside --budgets.")] = "",
+    seeds: Annotated[int, typer.Option(help="Seeds 0 .. N-1.")] = 3,
+    interpolants: Annotated[str, typer.Option(help="Paths of the SDE, or presets: linear,vp,paper.")] = "linear",
+    model: Annotated[str, typer.Option(help="See `flowfast models`.")] = "scenes",
+    reward: Annotated[str, typer.Option(help="See `flowfast rewards`.")] = "scenes",
+    steps: Annotated[int | None, typer.Option(help="Steps from noise to data.")] = None,
+    chunk: Annotated[int, typer.Option(help="Prompts in one search call.")] = 16,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call, for all arms.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the machine's threads.")] = 1,
+    out: Out = Path("compare-out"),
+) -> None:
+    """Compare methods on the same prompts and seeds; run again with the same --out to go on after a stop."""
+    from flowfast.report import compare as comparing
+    from flowfast.report.tables import HEAD, comparison_rows, markdown
+    from flowfast.report.write import check_writable
+
+    texts = read_prompts(prompts, model, split)[:limit]
+    plan = comparing.Comparison(
+        prompts=tuple(dict.fromkeys(texts)),
+        methods=tuple(words(methods)),
+        budgets=tuple(numbers(budgets, int, "--budgets")),
+        seconds=tuple(numbers(seconds, float, "--seconds")),
+        interpolants=tuple(words(interpolants)),
+        seeds=seeds,
+        chunk=chunk,
+        model=model,
+        reward=reward,
+        steps=steps,
+        micro_batch=micro_batch or comparing.fitting_batch(min(chunk, len(texts))),
+    )
+    flow = engine.load(model)
+    comparing.check(plan, flow)
+    check_writable(out)
+    with progress() as advance:
+        rows = comparing.run(plan, flow, out, advance, workers)
+    print(markdown(HEAD, comparison_rows(rows)))
+    print(f"{out}/contact.png  {out}/curve.png  {out}/table.md  {out}/results.json")
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Versions, devices, and which backend runs each op, and why."""
+    found: dict[str, dict[str, Any]] = {
+        "versions": {**versions(), "python": platform.python_version()},
+        "devices": {
+            "cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+            **{f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())},
+        },
+        "ops": {name: {"backend": backend, "reason": reason} for name, (backend, reason) in ops.live().items()},
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for section in ("versions", "devices"):
+        print_names(found[section])
+    print_names({name: f"{live['backend']:<10} {live['reason']}" for name, live in found["ops"].items()})
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """The search methods, a line each."""
+    print_names({name: " ".join(paragraph(method).split()) for name, method in sorted(METHODS.items())})
+
+
+@app.command("rewards")
+def list_rewards() -> None:
+    """The rewards that search can raise, a line each."""
+    print_names(rewards.available())
+
+
+@app.command("models")
+def list_models() -> None:
+    """The flow models, a line each."""
+    print_names(engine.MODELS)
+
+
+def version(value: bool) -> None:
+    if value:
+        print(f"flowfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+def paragraph(thing: Any) -> str:
+    """The first paragraph of a docstring."""
+    return (inspect.getdoc(thing) or "").split("\n\n")[0]
+
+
+def print_names(lines: dict[str, str]) -> None:
+    """Name and text in two columns; the text wraps at the width of the terminal."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in lines.items():
+        table.add_row(name, text)
+    Console(markup=False, highlight=False).print(table)
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A bar on stderr, if that is a terminal; yields advance(done, of, text)."""
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn())
+    columns += (TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=1)
+
+        def advance(done: int, of: int, text: str) -> None:
+            bar.update(task, completed=done, total=of, description=text)
+
+        yield advance
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping of a config.yaml. Raises OptionError."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"cannot read --config {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise OptionError(f"--config {path}: expected a mapping of options, got {type(found).__name__}")
+    texts = found.get("prompts", [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise OptionError(f"--config {path}: expected prompts to be a list of texts, got {texts!r}")
+    return found
+
+
+def read_prompts(path: Path | None, model: str, split: str) -> list[str]:
+    """The lines of a file, or a half of the model's hard prompts. Raises OptionError, PromptError."""
+    if path is not None:
+        try:
+            texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"cannot read --prompts {path}: {error}") from None
+        texts = [text for text in texts if text]
+        if not texts:
+            raise PromptError(f"--prompts {path} has no prompt: write one a line")
+        return texts
+    if model != "scenes":
+        raise OptionError(f"model {model!r} has no built-in prompts: give --prompts FILE")
+    if split not in ("tuning", "heldout"):
+        raise OptionError(f"unknown split {split!r}: choose tuning or heldout")
+    from flowfast.models.scenes.prompts import hard_prompts
+
+    return hard_prompts(split)  # type: ignore[arg-type]
+
+
+def words(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def numbers(text: str, kind: type, option: str) -> list[Any]:
+    try:
+        return sorted({kind(word) for word in words(text)})
+    except ValueError:
+        raise OptionError(f"{option}: expected numbers with commas between them, got {text!r}") from None
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """["n=4"] as {"n": 4}. Raises OptionError."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"--option: expected NAME=VALUE, got {pair!r}")
+        found[name.strip()] = yaml.safe_load(value)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The files of `flowfast generate`: one folder a prompt, filled while the search runs.
+
+candidates.jsonl  every candidate, as rounds come        best.png     the winner (best-02.png, ... with --top-k)
+result.json       what was found and what it cost        search.png   the winner's path, and reward against NFE
+timing.json       seconds of the call, by parts          config.yaml  reruns the call: --config config.yaml
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flowfast import engine
+from flowfast.config import SearchConfig
+from flowfast.report.heldout import heldout
+from flowfast.report.pictures import search_picture
+from flowfast.report.write import Lines, write_bytes, write_json, write_picture, write_yaml
+from flowfast.types import Candidate, Flow, Sample, SearchResult
+
+
+def folder_name(index: int, prompt: str) -> str:
+    """ "00-three-red-circles"."""
+    return f"{index:02d}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:48].rstrip('-')}"
+
+
+class GenerateFiles:
+    """`on_round` and `on_sample` of one search, then `finish`."""
+
+    def __init__(self, out: Path, prompts: Sequence[str], model: str) -> None:
+        self.model, self.prompts = model, list(prompts)
+        self.folders = [out / folder_name(i, prompt) for i, prompt in enumerate(prompts)]
+        self.candidates: list[list[Candidate]] = [[] for _ in prompts]
+        self._lines: dict[int, Lines] = {}
+
+    def on_round(self, candidates: list[Candidate]) -> None:
+        for index in sorted({candidate.prompt for candidate in candidates}):
+            of_prompt = [candidate for candidate in candidates if candidate.prompt == index]
+            if index not in self._lines:
+                path = self.folders[index] / "candidates.jsonl"
+                path.unlink(missing_ok=True)  # of an earlier run into the same folder
+                self._lines[index] = Lines(path)
+            self._lines[index].add(*(candidate._asdict() for candidate in of_prompt))
+            self.candidates[index] += of_prompt
+
+    def on_sample(self, index: int, sample: Sample) -> None:
+        """A prompt is done: its pictures and result are on disk even if a later prompt fails."""
+        if index in self._lines:
+            self._lines[index].close()
+        for place, ranked in enumerate(sample.top):
+            write_picture(self.folders[index] / (f"best-{place + 1:02d}.png" if place else "best.png"), ranked.image)
+        self._write_result(index, sample, {})
+
+    def finish(self, flow: Flow, result: SearchResult) -> list[float | None]:
+        """What only the whole call knows: costs, versions, the picture of the search. Returns the held-out scores."""
+        scores: list[float | None] = []
+        config: SearchConfig = result.config
+        for index, sample in enumerate(result.samples):
+            folder = self.folders[index]
+            whole = {
+                "rows_padded": result.rows_padded,
+                "micro_batch": result.micro_batch,
+                "nan_rewards": result.nan_rewards,
+                "versions": result.versions,
+            }
+            scores.append(self._write_result(index, sample, whole))
+            write_json(folder / "timing.json", {"prompts": len(self.prompts), "seconds": result.seconds})
+            # Seconds became a budget in NFE; the rerun takes that, or it would measure anew and differ.
+            resolved = config.model_copy(update={"budget": sample.budget_nfe, "seconds": None})
+            write_yaml(folder / "config.yaml", {"prompts": self.prompts, **resolved.model_dump()})
+            path = engine.replay(flow, sample, config)
+            picture = search_picture(sample, path, self.candidates[index], scores[-1])
+            write_bytes(folder / "search.png", picture)
+        return scores
+
+    def _write_result(self, index: int, sample: Sample, whole: dict[str, Any]) -> float | None:
+        found = heldout(self.model, [sample.image], [sample.prompt])
+        score = None if found is None else found[0]
+        fields = {
+            "prompt": sample.prompt,
+            "method": sample.method,
+            "seed": sample.seed,
+            "budget_nfe": sample.budget_nfe,
+            "nfe": sample.nfe,
+            "nfe_speculative": sample.nfe_speculative,
+            "evaluations": sample.evaluations,
+            "unspent": sample.unspent,
+            "reward_calls": sample.reward_calls,
+            "reward": sample.reward,
+            "heldout": score,
+            "winner": asdict(sample.winner),
+            "top": [{"reward": ranked.reward, "winner": asdict(ranked.winner)} for ranked in sample.top[1:]],
+        }
+        write_json(self.folders[index] / "result.json", fields | whole)
+        return score

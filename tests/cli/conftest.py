@@ -1,0 +1,71 @@
+"""A flow that costs nothing, in the place of the scenes model: the command line is tested, not the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowfast import cli, engine
+from flowfast.errors import PromptError
+
+PROMPTS = ["two red circles", "a green cross and a blue square", "one yellow triangle", "three blue crosses"]
+
+
+def encode(prompts: list[str]) -> dict[str, Tensor]:
+    if any(text == "nonsense" for text in prompts):
+        raise PromptError("cannot read 'nonsense': write counts, colours and kinds")
+    return {"length": torch.tensor([float(len(text)) for text in prompts])}
+
+
+def velocity(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """Towards a grey that depends on the prompt, and half of the noise stays: so seeds and candidates differ."""
+    grey = (cond["length"] / 40.0).clamp(max=1).view(-1, 1, 1, 1)
+    return (x_t - grey) * 0.5
+
+
+@pytest.fixture(autouse=True)
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        if name != "scenes":
+            return real(name)
+        return engine.flow_from(velocity, (3, 32, 32), decode=lambda x: x.mul(0.1).add(0.5).clamp(0, 1), encode=encode)
+
+    real = engine.load
+    monkeypatch.setattr(engine, "load", load)
+
+
+class Run:
+    """One call of the command line: exit code and what it printed."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self.capfd = capfd
+
+    def __call__(self, *argv: Any, expect: int = 0) -> str:
+        code = cli.main([str(word) for word in argv])
+        out, err = self.capfd.readouterr()
+        self.err = err
+        assert code == expect, err
+        return out
+
+    def refused(self, *argv: Any) -> str:
+        """The one line of an error, exit code 2, nothing else printed."""
+        out = self(*argv, expect=2)
+        assert out == ""
+        assert self.err.startswith("flowfast: ")
+        assert self.err.count("\n") == 1
+        assert "Traceback" not in self.err
+        return self.err
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    return Run(capfd)
+
+
+def lines_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,194 @@
+"""`flowfast compare`: arms and order, resuming, statistics, pictures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowfast import engine
+from flowfast.errors import OutputError
+from flowfast.report.compare import RESAMPLES, Arm, Comparison, estimate, summarise
+from flowfast.report.write import read_lines, write_bytes
+from tests.cli.conftest import PROMPTS, Run, lines_of
+
+SMALL = (
+    *("--reward", "sharpness", "--steps", "4", "--methods", "ode,bon,rbf", "--budgets", "16,32", "--seeds", "2"),
+    *("--chunk", "3", "--micro-batch", "8"),
+)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join([*PROMPTS, "", PROMPTS[0]]) + "\n")
+    return path
+
+
+def test_it_writes_table_curve_contact_and_results(run: Run, tmp_path: Path, prompts: Path) -> None:
+    out = tmp_path / "o"
+    text = run(
+        "compare", "--prompts", prompts, *SMALL, "--interpolants", "linear,vp", "--seconds", "0.01", "--out", out
+    )
+    assert "held-out minus" in text
+    found = json.loads((out / "results.json").read_text())
+    rows = found["rows"]
+    want = [("ode", "linear", 16, None)]
+    for method in ("bon", "rbf"):
+        for path in ("linear", "vp"):
+            want += [(method, path, 16, None), (method, path, 32, None), (method, path, None, 0.01)]
+    assert [(r["method"], r["interpolant"], r["budget"], r["seconds"]) for r in rows] == want
+    for row in rows:
+        assert row["prompts"] == 4
+        assert row["seeds"] == 2
+        assert row["reward"]["low"] <= row["reward"]["mean"] <= row["reward"]["high"]
+        assert row["seconds_per_prompt"] > 0
+        if row["budget"]:
+            assert row["nfe"] + row["unspent"] == row["budget"]
+        is_baseline = row["method"] == "bon" and row["interpolant"] == "linear"
+        assert (row["difference"] is None) == is_baseline
+    assert {"comparison", "machine", "versions", "interval"} <= found.keys()
+    assert (out / "table.md").read_text().count("\n") == len(rows) + 2
+    for name in ("curve.png", "contact.png"):
+        assert Image.open(out / name).size[0] > 500
+    jobs = [
+        (line["arm"][0], line["arm"][1], line["seed"], len(line["prompts"])) for line in lines_of(out / "rows.jsonl")
+    ]
+    assert jobs[0] == ("ode", "linear", 0, 3)
+    assert jobs[len(want)] == ("bon", "linear", 0, 1)  # the next chunk starts with the next arm
+    assert len(jobs) == len(want) * 2 * 2
+
+
+def test_it_goes_on_where_it_was_stopped(
+    run: Run, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deterministic(folder: Path) -> Any:
+        rows = json.loads((folder / "results.json").read_text())["rows"]
+        return [{k: v for k, v in row.items() if k != "seconds_per_prompt"} for row in rows]
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run("compare", "--prompts", prompts, *SMALL, "--out", whole)
+    real, calls = engine.search, 0
+
+    def stops(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "search", stops)
+    run("compare", "--prompts", prompts, *SMALL, "--out", parts, expect=130)
+    assert len(lines_of(parts / "rows.jsonl")) == 5
+    with (parts / "rows.jsonl").open("a") as file:
+        file.write('{"arm": ["rb')  # killed inside a write
+    run("compare", "--prompts", prompts, *SMALL, "--out", parts)
+    assert calls == 6 + len(lines_of(whole / "rows.jsonl")) - 5
+    assert deterministic(parts) == deterministic(whole)
+    assert (parts / "contact.png").read_bytes() == (whole / "contact.png").read_bytes()
+    run("compare", "--prompts", prompts, *SMALL, "--seeds", "3", "--out", parts)  # more seeds: only those are run
+    assert calls == 6 + len(lines_of(parts / "rows.jsonl")) - 5
+
+
+def test_another_comparison_is_refused_there(run: Run, tmp_path: Path, prompts: Path) -> None:
+    run("compare", "--prompts", prompts, *SMALL, "--out", tmp_path / "o")
+    line = run.refused("compare", "--prompts", prompts, *SMALL, "--limit", "2", "--out", tmp_path / "o")
+    assert "holds a comparison with other prompts" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--methods", "bon,best"], "best on linear at 16 NFE: unknown method 'best'"),
+        (["--methods", ""], "at least one of --methods"),
+        (["--interpolants", "cubic"], "cubic"),
+        (["--budgets", "16,few"], "--budgets: expected numbers with commas between them, got '16,few'"),
+        (["--budgets", ""], "--budgets or --seconds"),
+        (["--budgets", "2"], "at least 6 model evaluations"),
+        (["--split", "test"], "unknown split 'test'"),
+        (["--prompts", "not-there.txt"], "cannot read --prompts"),
+        (["--seeds", "0"], "at least 1"),
+        (["--model", "flux"], "flux"),
+        (["--out", "/proc/none"], "cannot write /proc/none"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, argv: list[str], says: str) -> None:
+    assert says in run.refused("compare", "--limit", "3", *SMALL, "--out", tmp_path / "o", *argv)
+    assert not (tmp_path / "o").exists()
+
+
+def test_empty_prompt_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert "has no prompt" in run.refused("compare", "--prompts", tmp_path / "empty.txt", "--out", tmp_path / "o")
+
+
+def line_of(arm: Arm, seed: int, prompts: tuple[str, ...], reward: list[float], heldout: list[float]) -> dict[str, Any]:
+    costs = {"nfe": [10] * len(prompts), "unspent": [0] * len(prompts), "seconds": {"total": 2.0}}
+    return {"arm": list(arm), "seed": seed, "prompts": list(prompts), "reward": reward, "heldout": heldout, **costs}
+
+
+def test_differences_are_paired_by_prompt() -> None:
+    """Two methods whose rewards differ by 1 on every prompt, prompts by far more: the difference is certain."""
+    prompts = tuple(f"prompt {i}" for i in range(50))
+    comparison = Comparison(prompts, methods=("bon", "rbf"), budgets=(10,), seeds=2, chunk=50)
+    rng = np.random.default_rng(3)
+    base = rng.normal(0, 30, 50)
+    lines = []
+    for arm in comparison.arms():
+        for seed in range(2):
+            gain = 1.0 if arm.method == "rbf" else 0.0
+            lines.append(line_of(arm, seed, prompts, list(base + gain + seed), list(np.zeros(50))))
+    bon, rbf = summarise(comparison, lines)
+    assert bon["difference"] is None
+    difference = rbf["difference"]["reward"]
+    assert difference["mean"] == pytest.approx(1)
+    assert difference["high"] - difference["low"] < 1e-9
+    assert rbf["reward"]["high"] - rbf["reward"]["low"] > 5
+    assert rbf["seconds_per_prompt"] == pytest.approx(2 / 50)
+
+
+def interval_width(values: np.ndarray, rng: np.random.Generator) -> float:
+    draws = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES) / len(values)
+    found = estimate(values, draws)
+    assert found is not None
+    return found["high"] - found["low"]
+
+
+def test_intervals_are_clustered_by_prompt() -> None:
+    """Seeds that all agree add nothing. The mutant that draws (prompt, seed) pairs instead of prompts is too sure."""
+    rng = np.random.default_rng(0)
+    by_prompt = rng.binomial(1, 0.4, 100).astype(float)
+    clustered = interval_width(by_prompt, np.random.default_rng(1))
+    assert clustered == pytest.approx(2 * 1.96 * by_prompt.std() / 10, rel=0.1)
+    mutant = interval_width(np.repeat(by_prompt, 3), np.random.default_rng(1))
+    assert mutant < 0.7 * clustered
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """testing.md F5: a full disk."""
+    path = tmp_path / "result.json"
+    write_bytes(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="cannot write .*No space left on device"):
+        write_bytes(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_damaged_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2')
+    assert read_lines(path) == [{"a": 1}]
+    assert path.read_text() == '{"a": 1}\n'
+    path.write_text("{broken}\n")
+    with pytest.raises(OutputError, match="is damaged"):
+        read_lines(path)

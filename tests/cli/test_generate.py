@@ -1,0 +1,195 @@
+"""`flowfast generate`: its files, its rerun from a config, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from flowfast import engine
+from flowfast.errors import RewardError
+from tests.cli.conftest import PROMPTS, Run, lines_of
+
+FAST = ("--reward", "sharpness", "--budget", "40", "--steps", "5")
+FILES = {"best.png", "search.png", "result.json", "timing.json", "candidates.jsonl", "config.yaml"}
+
+
+def folders(out: Path) -> list[Path]:
+    return sorted(path for path in out.iterdir())
+
+
+@pytest.mark.parametrize("method", ["rbf", "bon", "svdd"])
+def test_it_writes_all_files_of_every_prompt(run: Run, tmp_path: Path, method: str) -> None:
+    text = run("generate", *PROMPTS[:2], *FAST, "--method", method, "--out", tmp_path / "o")
+    assert str(tmp_path / "o" / "00-two-red-circles") in text
+    assert [path.name for path in folders(tmp_path / "o")] == [
+        "00-two-red-circles",
+        "01-a-green-cross-and-a-blue-square",
+    ]
+    for prompt, folder in zip(PROMPTS, folders(tmp_path / "o"), strict=False):
+        assert {path.name for path in folder.iterdir()} == FILES
+        result = json.loads((folder / "result.json").read_text())
+        assert result["prompt"] == prompt
+        assert result["method"] == method
+        assert result["nfe"] + result["unspent"] == result["budget_nfe"] == 40
+        assert result["heldout"] in (0.0, 1.0)
+        assert {"seed", "nfe_speculative", "rows_padded", "reward_calls", "reward", "micro_batch"} <= result.keys()
+        assert {"flowfast", "noise_stream", "torch"} <= result["versions"].keys()
+        assert set(json.loads((folder / "timing.json").read_text())["seconds"]) == {
+            "total",
+            "model",
+            "decode",
+            "reward",
+            "search",
+        }
+        candidates = lines_of(folder / "candidates.jsonl")
+        assert len(candidates) == result["reward_calls"]
+        best = max(line["reward"] for line in candidates if line["finished"])
+        assert best == result["reward"]
+        assert Image.open(folder / "best.png").size == (32, 32)
+        assert Image.open(folder / "search.png").size[0] > 600
+
+
+def test_a_rerun_from_its_config_is_identical(run: Run, tmp_path: Path) -> None:
+    first = run("generate", *PROMPTS[:3], *FAST, "--seed", "7", "--out", tmp_path / "a")
+    config = folders(tmp_path / "a")[1] / "config.yaml"
+    assert first
+    run("generate", "--config", config, "--out", tmp_path / "b")
+    for one, two in zip(folders(tmp_path / "a"), folders(tmp_path / "b"), strict=True):
+        for name in FILES - {"timing.json"}:
+            assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_rerun_of_seconds_takes_the_budget_they_became(run: Run, tmp_path: Path) -> None:
+    run("generate", PROMPTS[0], "--reward", "sharpness", "--steps", "5", "--seconds", "0.02", "--out", tmp_path / "a")
+    (folder,) = folders(tmp_path / "a")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["seconds"] is None
+    assert config["budget"] == json.loads((folder / "result.json").read_text())["budget_nfe"]
+
+
+def test_options_override_the_config(run: Run, tmp_path: Path) -> None:
+    run("generate", *PROMPTS[:2], *FAST, "--out", tmp_path / "a")
+    config = folders(tmp_path / "a")[0] / "config.yaml"
+    run("generate", PROMPTS[2], "--config", config, "--seed", "3", "--seconds", "0.02", "--out", tmp_path / "b")
+    (folder,) = folders(tmp_path / "b")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["prompt"] == PROMPTS[2]
+    assert result["seed"] == 3
+    assert result["budget_nfe"] != 40
+
+
+def test_writing_again_replaces(run: Run, tmp_path: Path) -> None:
+    for _ in range(2):
+        run("generate", PROMPTS[0], *FAST, "--out", tmp_path)
+    (folder,) = folders(tmp_path)
+    assert len(lines_of(folder / "candidates.jsonl")) == 40
+
+
+def test_top_k(run: Run, tmp_path: Path) -> None:
+    run("generate", PROMPTS[0], *FAST, "--method", "bon", "--top-k", "3", "--out", tmp_path)
+    (folder,) = folders(tmp_path)
+    assert {"best.png", "best-02.png", "best-03.png"} <= {path.name for path in folder.iterdir()}
+    result = json.loads((folder / "result.json").read_text())
+    rewards = [result["reward"], *(entry["reward"] for entry in result["top"])]
+    assert rewards == sorted(rewards, reverse=True)
+
+
+def config_file(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--method", "best"], "unknown method 'best': choose one of bon"),
+        (["--reward", "beauty"], "unknown reward 'beauty': choose one of scenes, sharpness"),
+        (["--model", "flux"], "unknown model 'flux': choose one of scenes"),
+        (["--interpolant", "cubic"], "interpolant"),
+        (["--diffusion", "cubic:1"], "diffusion"),
+        (["--integrator", "rk4"], "integrator"),
+        (["--preset", "mine"], "unknown preset 'mine': choose one of paper"),
+        (["--budget", "3"], "at least"),
+        (["--budget", "0"], "at least"),
+        (["--budget", "many"], "'--budget': Input should be a valid integer"),
+        (["--seconds", "-1"], "positive"),
+        (["--budget", "40", "--seconds", "1"], "give one"),
+        (["--chains", "400"], "chains"),
+        (["--option", "n"], "NAME=VALUE"),
+        (["--option", "colour=3"], "no option 'colour'"),
+        (["--bugdet", "3"], "No such option"),
+        (["--config", "not-there.yaml"], "cannot read --config"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_are_one_line_and_leave_nothing(run: Run, tmp_path: Path, argv: list[str], says: str) -> None:
+    defaults = [] if "--reward" in argv else ["--reward", "sharpness"]
+    assert says in run.refused("generate", PROMPTS[0], *defaults, *argv, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("budgte: 3", "unknown option 'budgte': choose of budget"),
+        ("- 3", "expected a mapping"),
+        ("budget: [", "cannot read --config"),
+        ("budget: soon", "option 'budget'"),
+        ("prompts: 3", "list of texts"),
+        ("!!python/object/apply:os.getcwd []", "cannot read --config"),
+    ],
+)
+def test_bad_config_files(run: Run, tmp_path: Path, text: str, says: str) -> None:
+    path = config_file(tmp_path, text)
+    assert says in run.refused("generate", PROMPTS[0], "--config", path, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_bad_prompts(run: Run, tmp_path: Path) -> None:
+    assert "expected at least one PROMPT" in run.refused("generate", "--out", tmp_path / "o")
+    assert "cannot read 'nonsense'" in run.refused("generate", PROMPTS[0], "nonsense", *FAST, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_out_that_cannot_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(engine, "search", lambda *a, **k: pytest.fail("searched before it looked at --out"))
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper", Path("/proc/none")):
+        assert f"cannot write {out}" in run.refused("generate", PROMPTS[0], *FAST, "--out", out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_results_so_far_stay_when_the_reward_fails_later(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts go through one slot, one after the other; the reward breaks in the second."""
+    from flowfast import rewards
+
+    calls = 0
+
+    def tires(images: Any, prompts: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if prompts == [PROMPTS[1]]:
+            raise ConnectionError("the scoring service is gone")
+        return [0.5] * len(prompts)
+
+    monkeypatch.setattr(rewards, "load", lambda reward, flow=None, deadline=None: rewards.CallableReward(tires))
+    config = config_file(tmp_path, "slots: 1\nmethod: bon\nchains: 1\nbudget: 10\n")
+    line = run.refused("generate", *PROMPTS[:2], "--config", config, "--out", tmp_path / "o")
+    assert "reward 'tires' raised ConnectionError: the scoring service is gone" in line
+    (folder,) = folders(tmp_path / "o")
+    assert {"best.png", "result.json", "candidates.jsonl"} == {path.name for path in folder.iterdir()}
+    assert calls == 11
+
+
+def test_a_reward_error_of_the_engine_is_typed(tmp_path: Path) -> None:
+    flow = engine.load("scenes")
+    with pytest.raises(RewardError, match="expected shape"):
+        engine.search(flow, PROMPTS, reward=lambda images, prompts: [1.0], method="bon", budget=20)
