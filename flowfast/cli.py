@@ -21,6 +21,7 @@ from rich.table import Table
 from flowfast import engine, ops, rewards
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
+from flowfast.memory import keep_memory
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -35,6 +36,7 @@ DEFAULT_BUDGET = 200
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
+    keep_memory()
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         return app(argv, prog_name="flowfast", standalone_mode=False) or 0

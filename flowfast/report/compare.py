@@ -21,6 +21,7 @@ import torch
 from flowfast import engine, presets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, OutputError
+from flowfast.memory import keep_memory
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import contact_picture, curve_picture
 from flowfast.report.tables import HEAD, comparison_rows, markdown
@@ -186,6 +187,7 @@ def run_jobs(
 
 def _start_worker(comparison: Comparison, out: Path, workers: int) -> None:
     global _work
+    keep_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _work = (comparison, engine.load(comparison.model), out)
 
