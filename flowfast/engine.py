@@ -94,7 +94,37 @@ def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-class _Setup:
+class Clock:
+    """Seconds by part of a round. On CUDA by events, read once at the end, so that no round waits for its clock."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.marks: list[tuple[str, Any]] = []
+        self.seconds = dict.fromkeys(("model", "decode", "reward", "search"), 0.0)
+
+    def mark(self, part: str = "") -> None:
+        """What ran since the last mark was `part`; "" starts a round."""
+        now: Any = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
+        if self.cuda:
+            now.record()
+            self.marks.append((part, now))
+            return
+        if part:
+            self.seconds[part] += now - self.marks[-1][1]
+        self.marks = [(part, now)]
+
+    def read(self) -> dict[str, float]:
+        """Seconds so far; waits for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            for (_, before), (part, now) in zip(self.marks[:-1], self.marks[1:], strict=True):
+                if part:
+                    self.seconds[part] += before.elapsed_time(now) / 1000
+            self.marks = self.marks[-1:]
+        return dict(self.seconds)
+
+
+class Setup:
     """What a configuration means for one flow: schedule, method, passes, plan."""
 
     def __init__(self, flow: Flow, config: SearchConfig):
@@ -138,7 +168,7 @@ def search(
         options = {**config.model_dump(), **options}
     if isinstance(reward, str):
         options["reward"] = reward
-    setup = _Setup(flow, make_config(options))
+    setup = Setup(flow, make_config(options))
     chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
     scorer = rewards.load(chosen, flow, setup.config.reward_deadline)
     if isinstance(prompts, str):
@@ -157,7 +187,7 @@ class _Driver:
         flow: Flow,
         prompts: list[str],
         scorer: Any,
-        setup: _Setup,
+        setup: Setup,
         latents: Tensor | None,
         on_round: Any,
         on_sample: Any,
@@ -166,7 +196,6 @@ class _Driver:
         config, self.flow, self.prompts, self.scorer = setup.config, flow, prompts, scorer
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
         self.setup, self.latents = setup, latents
-        self.seconds = dict.fromkeys(("model", "decode", "reward", "search"), 0.0)
         self.host_reward = rewards.on_host(scorer)
         self.cond = flow.encode(prompts)
         self.null_cond = (
@@ -174,6 +203,7 @@ class _Driver:
         )
         self.reward_cond = {} if self.host_reward else scorer.encode(prompts)
         self.device = next(iter(self.cond.values())).device
+        self.clock = Clock(self.device)
         self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search
         if (config.budget is None) == (config.seconds is None):
             raise OptionError(
@@ -189,7 +219,7 @@ class _Driver:
         self.plan = setup.plan(self.budget)
         self.slots, self.micro_batch = self._sizes(self.plan)
         self.engine = self._search(self.plan, self.slots, self.micro_batch)
-        self.rows_padded = self.rounds = self.nan_rewards = 0
+        self.rows_seen = self.rounds = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
 
     def _search(self, plan: Plan, slots: int, micro_batch: int) -> Search:
@@ -241,7 +271,7 @@ class _Driver:
                 self._round(probe, {})
                 times.append((time.perf_counter() - start) / lanes)
             known[facts] = statistics.median(times[1:] or times)  # the first one warms up
-            self.seconds = dict.fromkeys(self.seconds, 0.0)
+            self.clock = Clock(self.device)
         self.measuring = time.perf_counter() - before
         return int(seconds / known[facts]) * setup.passes
 
@@ -254,6 +284,12 @@ class _Driver:
                 raise OptionError(
                     f"latents must be (prompts, *shape) or (prompts, chains, *shape), prompts = {len(self.prompts)}, "
                     f"chains = {plan.chains}, shape = {self.flow.shape}, got {tuple(self.latents.shape)}"
+                )
+            alone = tuple(self.latents.shape) == (count, *shape)
+            if alone and plan.chains > 1 and not bool(setup.schedule.searchable[1:].any()):
+                raise OptionError(
+                    f"method {config.method!r} would run {plan.chains} identical chains from one own latent, for no "
+                    "noise follows: give latents (prompts, chains, *shape), chains=1, or a path that adds noise"
                 )
             given = self.latents[index].reshape(-1, engine.numel).to(self.device, torch.float32).expand(plan.chains, -1)
         engine.admit(
@@ -274,31 +310,26 @@ class _Driver:
 
     def _round(self, engine: Search, index_of: dict[int, int]) -> None:
         """One round, timed by parts. Host rewards see live lanes only."""
-        clock = [time.perf_counter()]
-
-        def lap(part: str) -> None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            clock.append(time.perf_counter())
-            self.seconds[part] += clock[-1] - clock[-2]
-
+        clock = self.clock
+        clock.mark()
         engine.branch()
-        lap("search")
+        clock.mark("search")
         engine.evaluate()
-        lap("model")
+        clock.mark("model")
         images = engine.decode()
-        lap("decode")
+        clock.mark("decode")
         if self.host_reward:
             live = engine.lane_live.nonzero().flatten()
             texts = [self.prompts[index_of.get(slot, 0)] for slot in engine.lane_slot[live].tolist()]
             scores = torch.full((images.shape[0],), -math.inf)
-            scores[live] = self.scorer(images[live], texts)
+            t = engine.linear_time[engine.lane_row[live]]
+            scores[live] = self.scorer(images[live], texts, t)
             values = scores.to(self.device)
         else:
             values = rewards.score(self.scorer, lambda: engine.score(images), images.shape[0])
-        lap("reward")
+        clock.mark("reward")
         engine.observe(values)
-        lap("search")
+        clock.mark("search")
 
     @torch.no_grad()
     def run(self, started: float) -> SearchResult:
@@ -332,24 +363,22 @@ class _Driver:
                 f"no finished sample of prompt {failed[0]!r} has a finite reward ({len(failed)} such prompts): "
                 "the model or the reward returned NaN for every particle; check them at float32"
             )
-        self.seconds["total"] = time.perf_counter() - started - self.measuring
+        seconds = {"total": time.perf_counter() - started - self.measuring, **self.clock.read()}
         config = self.setup.config
         return SearchResult(
             samples=tuple(samples),  # type: ignore[arg-type]
             config=config.model_copy(update={"micro_batch": self.micro_batch, "slots": self.slots}),
             micro_batch=self.micro_batch,
-            rows_padded=self.rows_padded,
+            rows_padded=self.rows_seen - sum(self.spent),
             rounds=self.rounds,
             nan_rewards=self.nan_rewards,
-            seconds=self.seconds,
+            seconds=seconds,
             versions=versions(),
         )
 
     def _report(self, index_of: dict[int, int]) -> None:
         engine = self.engine
-        if self.device.type == "cpu":
-            live = engine.lane_live
-            self.rows_padded += (live.numel() - int(live.sum())) * self.setup.passes
+        self.rows_seen += engine.order.numel() * self.setup.passes
         if self.on_round:
             self.on_round(self._candidates(index_of))
         if self.on_progress:
@@ -395,11 +424,12 @@ class _Driver:
         self.nan_rewards += nan
         self.spent[index] = nfe
         top = []
+        rows, chains, candidates = (found[name].tolist() for name in ("row", "chain", "candidate"))
         for k, reward in enumerate(found["reward"].tolist()):
             if reward == -math.inf:
                 continue
-            row = int(found["row"][k])
-            path = tuple((int(found["chain"][k, r]), r, int(found["candidate"][k, r])) for r in range(row + 1))
+            row = rows[k]
+            path = tuple(zip(chains[k][: row + 1], range(row + 1), candidates[k][: row + 1], strict=True))
             winner = Winner(noise_key(config.seed, prompt, config.repeat), path[-1][0], row, path[-1][2], path)
             latent = found["x0"][k].view(self.flow.shape)
             image = self.flow.decode(latent[None])[0].float().cpu()
@@ -430,7 +460,7 @@ def replay(
     The last one is bit-identical to sample.image at equal micro-batch, threads and machine class. latents (*shape):
     the initial noise, where it was given.
     """
-    setup = _Setup(flow, config)
+    setup = Setup(flow, config)
     M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
     x, u, x0 = (torch.zeros(M, math.prod(flow.shape)) for _ in range(3))

@@ -127,7 +127,7 @@ def check(comparison: Comparison, flow: Flow) -> None:
     flow.encode(list(comparison.prompts))
     for arm in comparison.arms():
         try:
-            setup = engine._Setup(flow, comparison.config(arm, 0))
+            setup = engine.Setup(flow, comparison.config(arm, 0))
             if arm.budget is not None:
                 setup.plan(arm.budget)
         except FlowfastError as error:

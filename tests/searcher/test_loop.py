@@ -251,6 +251,7 @@ def test_own_latents_start_every_chain_and_are_evaluated_once_each(method):
         method=method,
         budget=70,
         steps=6,
+        chains=1 if method == "bon" else None,
         latents=initial,
         on_round=lambda found: first.extend((c.chain, c.candidate) for c in found if c.row == 0),
     )
@@ -261,6 +262,13 @@ def test_own_latents_start_every_chain_and_are_evaluated_once_each(method):
     assert torch.equal(bits(pictures[-1][1]), bits(sample.image))
     start = flow.velocity(initial, torch.ones(1), flow.encode(["a"]))
     assert torch.allclose(pictures[0][1], (initial - start)[0], atol=0.02)  # x0_hat at t = 1 (VP: 0.9935)
+
+
+def test_identical_chains_from_one_own_latent_are_refused():
+    with pytest.raises(OptionError, match="10 identical chains.*chains=1"):
+        flowfast.search(
+            GaussianFlow(), ["a"], reward=NearTarget(), method="bon", budget=70, steps=6, latents=torch.randn(1, 3)
+        )
 
 
 def test_latents_of_each_chain_and_of_a_wrong_shape():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast.config import make_config
-from flowfast.engine import _Setup, noise_key
+from flowfast.engine import Setup, noise_key
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
 from flowfast.searcher.loop import Search
@@ -199,7 +199,7 @@ def build(
     """options: fields of SearchConfig (budget 40 and steps 6 unless given). module: in place of the method's own."""
     flow = (flow or GaussianFlow()).to(device)
     reward = (reward or NearTarget()).to(device)
-    setup = _Setup(flow, make_config({"method": method, "budget": 40, "steps": 6, **options}))
+    setup = Setup(flow, make_config({"method": method, "budget": 40, "steps": 6, **options}))
     if schedule is not None:
         setup.schedule = schedule
     schedule, plan = setup.schedule, setup.plan(setup.config.budget or 0)
