@@ -128,7 +128,8 @@ class Setup:
     """What a configuration means for one flow: schedule, method, passes, plan."""
 
     def __init__(self, flow: Flow, config: SearchConfig):
-        self.method: Method = make_method(config.method, config.method_options)
+        preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
+        self.method: Method = make_method(config.method, {**preferred, **config.method_options})
         path = resolve_path(flow, config, self.method)
         self.config = config.model_copy(
             update={**path, "guidance": flow.guidance if config.guidance is None else config.guidance}
@@ -235,6 +236,7 @@ class _Driver:
             passes=setup.passes,
             micro_batch=micro_batch,
             accept=torch.tensor(plan.accept),
+            margin=plan.margin,
             carry=plan.carry,
             finished=torch.tensor(plan.finished) if plan.finished else setup.schedule.finished,
             cond={k: v[:1] for k, v in self.cond.items()},

@@ -69,6 +69,14 @@ for method in ("svdd", "rbf", "smc", "code"):
     }.items():
         ARMS[f"{method} {name}"] = {"method": method, **path}
 
+for margin in (0.5, 1.0, 2.0, 4.0):
+    for path in ("linear", "vp"):
+        name = f"rollover margin {margin:g} {path}"
+        ARMS[name] = {"method": "rbf", "interpolant": path, "method_options": {"margin": margin}}
+for method in ("bon", "svdd", "code", "smc", "rbf"):
+    ARMS[f"default {method} vp"] = {"method": method, "interpolant": "vp"}
+    ARMS[f"default {method} linear"] = {"method": method}
+
 
 def run(arm: dict[str, Any], prompts: list[str], budget: int, seeds: int, micro_batch: int) -> dict[str, Any]:
     """Mean given reward, held-out share exact with its standard error over prompts, NFE and seconds a prompt."""

@@ -24,7 +24,7 @@ from flowfast.errors import FlowfastError, OptionError, OutputError
 from flowfast.memory import keep_memory
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import contact_picture, curve_picture
-from flowfast.report.tables import HEAD, comparison_rows, markdown
+from flowfast.report.tables import HEAD, comparison_rows, markdown, overview
 from flowfast.report.write import Lines, read_lines, read_picture, write_bytes, write_json, write_picture, write_text
 from flowfast.types import Flow
 
@@ -290,7 +290,7 @@ def write_results(
         "versions": lines[-1]["versions"],
     }
     write_json(out / "results.json", {**head, "rows": results})
-    write_text(out / "table.md", markdown(HEAD, comparison_rows(results)))
+    write_text(out / "table.md", overview(results) + "\n" + markdown(HEAD, comparison_rows(results)))
     write_bytes(out / "curve.png", curve_picture(results, "reward" if results[0]["heldout"] is None else "heldout"))
     write_bytes(out / "contact.png", contact_sheet(comparison, lines, out))
 

@@ -33,6 +33,19 @@ def comparison_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def overview(rows: Sequence[dict[str, Any]]) -> str:
+    """One row a method and path, one column an amount: the held-out score where there is one, else the reward."""
+    amounts = list(dict.fromkeys((row["budget"], row["seconds"]) for row in rows))
+    head = ["method", "path", *(f"{b} NFE" if b is not None else f"{s:g} s" for b, s in amounts)]
+    what = "reward" if rows[0]["heldout"] is None else "heldout"
+    cells: dict[tuple[str, str], dict[tuple[Any, Any], str]] = {}
+    for row in rows:
+        cells.setdefault((row["method"], row["interpolant"]), {})[row["budget"], row["seconds"]] = interval(
+            row[what], ".2f"
+        )
+    return markdown(head, [[*arm, *(found.get(amount, "") for amount in amounts)] for arm, found in cells.items()])
+
+
 def interval(value: dict[str, float] | None, form: str) -> str:
     """ "0.41 [0.35, 0.47]"; "" for None."""
     return "" if value is None else f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"

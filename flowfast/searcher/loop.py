@@ -69,6 +69,7 @@ class Search(nn.Module):
         passes: int,
         micro_batch: int,
         accept: Tensor,
+        margin: float,
         carry: bool,
         finished: Tensor,
         cond: dict[str, Tensor],
@@ -77,7 +78,8 @@ class Search(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ):
-        """accept, finished (T,) bool: may the first better child be taken at this transition; is its x0_hat a
+        """accept, finished (T,) bool: may the first child that beats the best reward by margin be taken here; is its
+        x0_hat a
         finished sample. cond, reward_cond: one
         prompt's conditions (1, ...), as examples of shape and type."""
         super().__init__()
@@ -88,7 +90,7 @@ class Search(nn.Module):
             numel *= size
         self.flow, self.reward, self.method = flow, reward, method
         self.slots, self.chains, self.lanes, self.passes, self.micro_batch = slots, chains, lanes, passes, micro_batch
-        self.rows, self.top, self.numel, self.carry = rows, top, numel, carry
+        self.rows, self.top, self.numel, self.margin, self.carry = rows, top, numel, margin, carry
         self.state = State(slots, chains, rows, numel, top, dtype, device)
         # One more row of the table starts from latents that the caller gave: x' = x at the first time.
         given = schedule.table[:1].clone()
@@ -296,7 +298,7 @@ class Search(nn.Module):
         )
 
         row = s.row.clamp(max=self.rows - 1)
-        threshold = torch.where(self.accept.index_select(0, row), s.threshold, torch.inf)
+        threshold = torch.where(self.accept.index_select(0, row), s.threshold + self.margin, torch.inf)
         next_row = (s.row + 1).clamp(max=self.rows - 1)
         next_quota = s.quota_table.gather(1, next_row.unsqueeze(1)).squeeze(1)
         winner, advance, used = torch.zeros_like(row), torch.zeros_like(row), torch.zeros_like(row)

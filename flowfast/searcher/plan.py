@@ -44,6 +44,8 @@ class Plan:
     """(chains,): evaluations that a chain may spend in all."""
     accept: list[bool]
     """(rows,): is the first child better than the best reward so far taken at once?"""
+    margin: float = 0.0
+    """By how much must a child beat the best reward so far to be taken at once?"""
     carry: bool = False
     """Does an unused quota roll over to the next transition?"""
     start: list[bool] = field(default_factory=list)

@@ -302,7 +302,7 @@ def paper_rbf(bench: Bench, slot: int, chain: int, values: list[float], child_of
             spent += 1
             if best is None or values[node] > values[best[1]]:
                 best = (candidate, node)
-            if accept[row] and values[node] > best_so_far:
+            if accept[row] and values[node] > best_so_far + bench.plan.margin:
                 break
         carried = allowed - candidate - 1
         best_so_far = max(best_so_far, values[best[1]])
@@ -311,9 +311,9 @@ def paper_rbf(bench: Bench, slot: int, chain: int, values: list[float], child_of
     return path, spent
 
 
-@pytest.mark.parametrize("method", ["rbf", "rbf-official"])
+@pytest.mark.parametrize(("method", "margin"), [("rbf", 0.0), ("rbf", 0.5), ("rbf-official", 0.0)])
 @pytest.mark.parametrize("evaluations", [4, 9, 23, 60])
-def test_rbf_takes_the_steps_of_a_plain_python_oracle(method, evaluations):
+def test_rbf_takes_the_steps_of_a_plain_python_oracle(method, margin, evaluations):
     """The same noise through the algorithm as written: same candidates, same nodes, same cost, chain by chain."""
     rows, slots, chains = 4, 40, 1 if evaluations < 8 else 2
     flow, reward = TernaryFlow(CHANCES), NodeReward(rows)
@@ -326,6 +326,7 @@ def test_rbf_takes_the_steps_of_a_plain_python_oracle(method, evaluations):
         micro_batch=128,
         chains=chains,
         budget=evaluations,
+        method_options={"margin": margin},
     )
     run_many(bench, slots)
     state, values = bench.engine.state, reward.values.tolist()

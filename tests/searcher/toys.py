@@ -214,6 +214,7 @@ def build(
         passes=setup.passes,
         micro_batch=micro_batch,
         accept=torch.tensor(plan.accept),
+        margin=plan.margin,
         carry=plan.carry,
         finished=torch.tensor(plan.finished) if plan.finished else schedule.finished,
         cond=flow.encode(["a"]),

@@ -19,14 +19,16 @@ class RBF(Method):
     2503.19385). Target: none stated; greedy.
 
     Rule: as SVDD's, N = 2 chains. A chain's own last noisy transition spends what it has left (`spend_last`), because
-    handing it to a neighbour would
-    make the path depend on how many lanes run; without it the rest is reported unspent.
+    handing it to a neighbour would make the path depend on how many lanes run; without it the rest is reported
+    unspent. `margin` (0: the paper) is how much better a child must be to be taken at once: where the reward of a
+    posterior mean rises along t by itself, every first child beats the best so far and nothing is searched.
     """
 
     name: ClassVar[str] = "rbf"
 
     weights: tuple[float, ...] = ()
     spend_last: bool = True
+    margin: float = 0.0
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
@@ -34,16 +36,18 @@ class RBF(Method):
         need(self.name, evaluations, rows)
         n = count_of(chains, 2, evaluations // rows, "RBF's chains")
         quota = chain_quotas(schedule, evaluations, n, list(self.weights))
-        return self.forced(schedule, quota, lanes, self.spend_last)
+        return self.forced(schedule, quota, lanes, self.spend_last, self.margin)
 
     @staticmethod
-    def forced(schedule: Schedule, quota: list[list[int]], lanes: int | None, spend_last: bool) -> Plan:
+    def forced(schedule: Schedule, quota: list[list[int]], lanes: int | None, spend_last: bool, margin: float) -> Plan:
         rows, last = schedule.rows, max(k for k, noisy in enumerate(schedule.searchable.tolist()) if noisy)
         left = [sum(q) for q in quota]
         if spend_last:
             quota = [[ALL_THAT_IS_LEFT if k == last else q[k] for k in range(rows)] for q in quota]
         accept = [0 < k <= last and not (spend_last and k == last) for k in range(rows)]
-        return Plan(chains=len(quota), lanes=lanes or 1, quota=quota, left=left, accept=accept, carry=True)
+        return Plan(
+            chains=len(quota), lanes=lanes or 1, quota=quota, left=left, accept=accept, margin=margin, carry=True
+        )
 
 
 @register
@@ -79,6 +83,6 @@ class RBFOfficial(RBF):
                 f"init_candidates {first} leave less than one evaluation a step of {evaluations // n} a chain: lower it"
             )
         quota = [[first] + [each] * (rows - 2) + [spend - first - (rows - 2) * each] for spend in split(evaluations, n)]
-        plan = self.forced(schedule, quota, lanes, True)
+        plan = self.forced(schedule, quota, lanes, True, self.margin)
         ends = [k == rows - 1 for k in range(rows)]
         return Plan(**{**plan.__dict__, "finished": ends})
