@@ -310,7 +310,6 @@ class Search(nn.Module):
         counted = torch.logical_and(self.live, self.lane_index.unsqueeze(0) < used.unsqueeze(1))
         won = winner >= 0
         lane = winner.clamp(min=0).unsqueeze(1)
-        torch.maximum(s.threshold, torch.where(counted, dense, -torch.inf).amax(1), out=s.threshold)
         s.child.copy_(torch.where(won, s.tried + winner, s.child))
         s.child_reward.copy_(torch.where(won, dense.gather(1, lane).squeeze(1), s.child_reward))
         source = torch.where(won.unsqueeze(1), position.gather(1, lane), -1)
@@ -323,6 +322,7 @@ class Search(nn.Module):
         s.path_chain.copy_(torch.where(here, (self.chain_index % C).unsqueeze(1), s.path_chain))
         s.path_candidate.copy_(torch.where(here, s.child.unsqueeze(1), s.path_candidate))
         s.reward.copy_(torch.where(stepped, s.child_reward, s.reward))
+        torch.maximum(s.threshold, torch.where(stepped, s.child_reward, -torch.inf), out=s.threshold)
         s.child_reward.masked_fill_(stepped, -torch.inf)
         s.active.copy_(torch.where(stepped, 1 - s.active, s.active))
         live = self.live.sum(1)

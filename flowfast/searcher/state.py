@@ -61,7 +61,7 @@ class State(nn.Module):
         buffer("left", (B,), torch.int64)  # evaluations it may still spend in all
         buffer("tried", (B,), torch.int64)  # candidates tried at this transition
         buffer("alive", (B,), torch.bool)
-        buffer("threshold", (B,), torch.float32, -torch.inf)  # r*: best reward the chain has seen
+        buffer("threshold", (B,), torch.float32, -torch.inf)  # r*: best reward of the children that took the chain on
         buffer("best_child", (B,), torch.float32, -torch.inf)  # score of the best child of this transition
         buffer("child", (B,), torch.int64)  # its candidate number
         buffer("child_reward", (B,), torch.float32, -torch.inf)

@@ -52,7 +52,10 @@ def test_it_writes_table_curve_contact_and_results(run: Run, tmp_path: Path, pro
         is_baseline = row["method"] == "bon" and row["interpolant"] == "linear"
         assert (row["difference"] is None) == is_baseline
     assert {"comparison", "machine", "versions", "interval"} <= found.keys()
-    assert (out / "table.md").read_text().count("\n") == len(rows) + 2
+    overview, full = (out / "table.md").read_text().split("\n\n")
+    assert full.count("\n") == len(rows) + 2
+    paths = {(row["method"], row["interpolant"]) for row in rows}
+    assert overview.count("\n") + 1 == len(paths) + 2
     for name in ("curve.png", "contact.png"):
         assert Image.open(out / name).size[0] > 500
     jobs = [

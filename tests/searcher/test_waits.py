@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fake_device import DEVICE, DeviceTensor, FakeDevice, unwrap
 from torch import Tensor, nn
 
 import flowfast
 from flowfast.searcher.plan import Chains
-from tests.fake_device import DEVICE, DeviceTensor, FakeDevice, unwrap
 from tests.searcher.toys import METHODS, Bench, GaussianFlow, NearTarget, build, on, same
 
 MOST_LAUNCHES = 320

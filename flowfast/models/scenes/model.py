@@ -59,7 +59,7 @@ class SceneModel(nn.Module):
     # linear-equivalent t = .71; uniform steps on the VP path put most evaluations between .9 and .25 and let noise in
     # there. Rewards of posterior means rise along t by themselves, so RBF needs a margin to search at all.
     path_defaults = {"interpolant": "vp", "integrator": "coefficient-preserving:0.5", "grid": "uniform", "steps": 10}
-    method_defaults = {"rbf": {"margin": 2.0}}
+    method_defaults = {"rbf": {"margin": 1.0}}
 
     def __init__(self, dim: int = 96, depth: int = 6, head: int = 32, mlp: int = 3, channels: int = 24) -> None:
         super().__init__()
