@@ -158,12 +158,13 @@ def test_rbf_walks_the_one_lane_path_up_to_where_the_budget_ends(lanes, prompt):
         assert agree >= 4
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.5])
 @pytest.mark.parametrize("lanes", [2, 8])
-def test_rbf_lanes_change_no_bit_while_evaluations_last(lanes):
+def test_rbf_lanes_change_no_bit_while_evaluations_last(lanes, margin):
     """With more evaluations at hand than quotas ask for, speculation costs evaluations and nothing else."""
     runs = []
     for count in (1, lanes):
-        bench = build("rbf", budget=80, lanes=count, method_options={"spend_last": False})
+        bench = build("rbf", budget=80, lanes=count, method_options={"spend_last": False, "margin": margin})
         bench.plan.left[:] = [10_000] * bench.plan.chains
         for slot, prompt in enumerate(["a", "bb"]):
             bench.admit(slot, prompt)
