@@ -308,7 +308,6 @@ class _Driver:
             math.inf if config.until is None else config.until,
             given,
         )
-        assert setup.passes in (1, 2)
 
     def _round(self, engine: Search, index_of: dict[int, int]) -> None:
         """One round, timed by parts. Host rewards see live lanes only."""

@@ -21,7 +21,7 @@ class RBF(Method):
     Rule: as SVDD's, N = 2 chains. A chain's own last noisy transition spends what it has left (`spend_last`), because
     handing it to a neighbour would make the path depend on how many lanes run; without it the rest is reported
     unspent. `margin` (0: the paper) is how much better a child must be to be taken at once: where the reward of a
-    posterior mean rises along t by itself, every first child beats the best so far and nothing is searched.
+    posterior mean rises along t by itself, most first children beat the best so far and little is searched early.
     """
 
     name: ClassVar[str] = "rbf"
@@ -52,19 +52,20 @@ class RBF(Method):
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class RBFOfficial(RBF):
+class RBFOfficial(Method):
     """RBF as the paper's public code runs it: best of several initial noises, the last step takes the rest, returns
     its one-step posterior mean.
 
     Rule: 10 % of a chain's evaluations (at most 25) are initial noises; quota = (evaluations - initial noises) //
-    (steps x chains) each. Unlike the
-    public code it spends the budget to the end (that one stops 2 NFE short and drops its last step).
+    (steps x chains) each. Unlike the public code it spends the budget to the end (that one stops 2 NFE short and
+    drops its last step). `margin`: as RBF's.
     """
 
     name: ClassVar[str] = "rbf-official"
     path: ClassVar[dict[str, Any]] = PAPER
 
     init_candidates: int | None = None
+    margin: float = 0.0
 
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         return build_schedule(replace(spec, tail=0))
@@ -83,6 +84,5 @@ class RBFOfficial(RBF):
                 f"init_candidates {first} leave less than one evaluation a step of {evaluations // n} a chain: lower it"
             )
         quota = [[first] + [each] * (rows - 2) + [spend - first - (rows - 2) * each] for spend in split(evaluations, n)]
-        plan = self.forced(schedule, quota, lanes, True, self.margin)
-        ends = [k == rows - 1 for k in range(rows)]
-        return Plan(**{**plan.__dict__, "finished": ends})
+        plan = RBF.forced(schedule, quota, lanes, True, self.margin)
+        return replace(plan, finished=[k == rows - 1 for k in range(rows)])
