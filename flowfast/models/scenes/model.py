@@ -54,12 +54,10 @@ class SceneModel(nn.Module):
     t_finish = 0.1
     guidance = 3.0
     # Chosen on the tuning half of the hard prompts (python -m bench.e2e.tune_scenes; bench/results/tuning.jsonl). The
-    # posterior mean of this model tells something of the end from t = .8 on and nearly all at .5. The paper's grid
-    # ends at
-    # linear-equivalent t = .71; uniform steps on the VP path put most evaluations between .9 and .25 and let noise in
-    # there.
-    # Rewards of posterior means rise along t by themselves: without a margin RBF takes half to two thirds of all first
-    # children at once and searches mostly at its last step.
+    # posterior mean of this model tells something of the end from t = .8 on and nearly all at .5. The paper's grid ends
+    # at linear-equivalent t = .71; uniform steps on the VP path go on to .25. Rewards of posterior means rise along t by
+    # themselves: without a margin RBF takes half to two thirds of all first children at once and spends a third to over
+    # half of its evaluations at its last noisy step.
     path_defaults = {"interpolant": "vp", "integrator": "coefficient-preserving:0.5", "grid": "uniform", "steps": 10}
     method_defaults = {"rbf": {"margin": 1.0}}
 
