@@ -55,7 +55,7 @@ class SceneModel(nn.Module):
     guidance = 3.0
     # Chosen on the tuning half of the hard prompts (python -m bench.e2e.tune_scenes; bench/results/tuning.jsonl). The
     # posterior mean of this model tells something of the end from t = .8 on and nearly all at .5. The paper's grid ends
-    # at linear-equivalent t = .71; uniform steps on the VP path go on to .25. Rewards of posterior means rise along t by
+    # at linear-equivalent t = .71; uniform steps on the VP path go on to .25. Posterior means gain reward along t by
     # themselves: without a margin RBF takes half to two thirds of all first children at once and spends a third to over
     # half of its evaluations at its last noisy step.
     path_defaults = {"interpolant": "vp", "integrator": "coefficient-preserving:0.5", "grid": "uniform", "steps": 10}
