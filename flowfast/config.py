@@ -44,6 +44,8 @@ class SearchConfig(BaseModel):
     """Rows a model call; results are bit-identical at equal micro-batch, threads and machine class."""
     slots: int | None = None
     """Prompts in one batch."""
+    cuts: tuple[tuple[int, int, int], ...] = ()
+    """(prompt, round, evaluations left): what a budget in seconds took away for lack of time; its rerun repeats it."""
     top_k: int = 1
     until: float | None = None
     """Stop a prompt as soon as a finished sample has this reward."""

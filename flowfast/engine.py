@@ -7,7 +7,9 @@ import hashlib
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, MutableMapping, Sequence
+from itertools import zip_longest
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -26,7 +28,7 @@ from flowfast.searcher.plan import Method, Plan
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
-_LANE_SECONDS: MutableMapping[Any, MutableMapping[Any, dict[Any, float]]] = WeakKeyDictionary()
+_BATCH_SECONDS: MutableMapping[Any, dict[Any, float]] = WeakKeyDictionary()
 STATUS = ("", "best", "accepted", "discarded")
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
@@ -124,6 +126,35 @@ class Clock:
         return dict(self.seconds)
 
 
+class Deadline:
+    """How much time of a budget in seconds is left, and what a micro-batch takes at the pace of the last rounds."""
+
+    def __init__(self, seconds: float, pace: float):
+        self.seconds, self.pace, self.round_seconds = seconds, pace, 0.0
+        self.recent: deque[tuple[float, int]] = deque(maxlen=8)
+
+    def start(self, now: float, device: torch.device) -> None:
+        self.begun = self.last = now
+        self.events: deque[Any] | None = deque() if device.type == "cuda" else None
+
+    def tick(self, batches: int) -> None:
+        """A round of so many micro-batches was sent off. On CUDA at most two rounds are under way, so that the host's
+        clock tells what the device has done."""
+        if self.events is not None:
+            self.events.append(torch.cuda.Event())
+            self.events[-1].record()
+            if len(self.events) > 2:
+                self.events.popleft().synchronize()
+        now = time.perf_counter()
+        self.recent.append((now - self.last, batches))
+        self.last = now
+        self.pace = sum(seconds for seconds, _ in self.recent) / sum(count for _, count in self.recent)
+        self.round_seconds = self.pace * batches
+
+    def left(self) -> float:
+        return self.begun + self.seconds - self.last
+
+
 class Setup:
     """What a configuration means for one flow: schedule, method, passes, plan."""
 
@@ -176,7 +207,7 @@ def search(
         prompts = [prompts]
     if not prompts:
         raise PromptError("expected at least one prompt, got none: give a list of texts")
-    driver = _Driver(flow, list(prompts), scorer, setup, latents, on_round, on_sample, on_progress)
+    driver = _Driver(flow, list(prompts), scorer, chosen, setup, latents, on_round, on_sample, on_progress)
     return driver.run(started)
 
 
@@ -188,6 +219,7 @@ class _Driver:
         flow: Flow,
         prompts: list[str],
         scorer: Any,
+        named_reward: Any,
         setup: Setup,
         latents: Tensor | None,
         on_round: Any,
@@ -196,7 +228,7 @@ class _Driver:
     ):
         config, self.flow, self.prompts, self.scorer = setup.config, flow, prompts, scorer
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
-        self.setup, self.latents = setup, latents
+        self.setup, self.latents, self.named_reward = setup, latents, named_reward
         self.host_reward = rewards.on_host(scorer)
         self.cond = flow.encode(prompts)
         self.null_cond = (
@@ -210,6 +242,7 @@ class _Driver:
             raise OptionError(
                 f"expected a budget in NFE or seconds, got {config.budget} and {config.seconds}: give one"
             )
+        self.deadline: Deadline | None = None
         if config.seconds is not None:
             self.budget = self._budget_of(config.seconds)
         else:
@@ -218,7 +251,9 @@ class _Driver:
         if self.budget < 1:
             raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
         self.plan = setup.plan(self.budget)
-        self.slots, self.micro_batch = self._sizes(self.plan)
+        if self.deadline is None:
+            self.slots, self.micro_batch = self._sizes(self.plan)
+        self.cuts: list[tuple[int, int, int]] = list(config.cuts)
         self.engine = self._search(self.plan, self.slots, self.micro_batch)
         self.rows_seen = self.rounds = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
@@ -252,30 +287,90 @@ class _Driver:
         return slots, config.micro_batch or min(32, 1 << (slots * max(plan.widths()) - 1).bit_length())
 
     def _budget_of(self, seconds: float) -> int:
-        """NFE that fit into `seconds` a prompt, by the time a lane takes in a full round; measured once for a flow and
-        a kind of search."""
+        """The largest budget whose rounds fit into `seconds` a prompt, by the time that one micro-batch takes."""
         if not seconds > 0:
             raise BudgetError(f"seconds must be positive, got {seconds}: raise it")
         before = time.perf_counter()
-        setup = self.setup
-        plan = setup.plan(16 * setup.schedule.rows * setup.passes)
-        slots, micro_batch = self._sizes(plan)
-        unimportant = {"seed", "repeat", "seconds", "until", "top_k", "reward", "negative_prompt"}
-        facts = (setup.config.model_dump_json(exclude=unimportant), slots, micro_batch, torch.get_num_threads())
-        known = _LANE_SECONDS.setdefault(self.flow, WeakKeyDictionary()).setdefault(self.scorer, {})
-        if facts not in known:
-            probe = self._search(plan, slots, micro_batch)
-            for slot in range(slots):
-                self._admit(probe, plan, slot, 0)
-            times = []
-            for _ in range(min(4, len(plan.widths()))):
-                lanes, start = probe.width(), time.perf_counter()
-                self._round(probe, {})
-                times.append((time.perf_counter() - start) / lanes)
-            known[facts] = statistics.median(times[1:] or times)  # the first one warms up
-            self.clock = Clock(self.device)
+        setup, count = self.setup, len(self.prompts)
+        probe = setup.plan(16 * setup.schedule.rows * setup.passes)
+        self.slots, self.micro_batch = self._sizes(probe)
+        self.deadline = Deadline(seconds * count, self._batch_seconds(probe))
+        waves = [self.slots] * (count // self.slots) + [count % self.slots]
+
+        def fits(budget: int) -> bool:
+            try:
+                widths = setup.plan(budget).widths()
+            except BudgetError:  # below what the method needs
+                return False
+            return sum(self._batches(widths, prompts) for prompts in waves) * pace <= seconds * count
+
+        # Not by halving: more budget may take less time, where it pays for a second chain that fills the batch.
+        pace, low = self.deadline.pace, setup.passes
+        high = 2 + 2 * int(seconds / pace * self.micro_batch) * setup.passes
+        for step in (max(1, high // 64), max(1, high // 2048)):
+            low = max([low, *(budget for budget in range(low, min(high, low + 65 * step), step) if fits(budget))])
         self.measuring = time.perf_counter() - before
-        return int(seconds / known[facts]) * setup.passes
+        try:
+            setup.plan(low)
+        except BudgetError as error:
+            raise BudgetError(
+                f"{seconds:g} s a prompt are too short here, where {self.micro_batch} rows take {pace:.3g} s: {error}"
+            ) from None
+        return low
+
+    def _batches(self, widths: list[int], prompts: int) -> int:
+        """Micro-batches of `prompts` prompts that go in step."""
+        return sum(-(-prompts * width // self.micro_batch) for width in widths)
+
+    def _batch_seconds(self, plan: Plan) -> float:
+        """Seconds of one micro-batch with all that goes with it: of the last such search in this process, else of
+        a few rounds."""
+        self.pace_key = None
+        if isinstance(self.named_reward, str):
+            unimportant = {"seed", "repeat", "seconds", "until", "top_k", "negative_prompt", "cuts"}
+            facts = self.setup.config.model_dump_json(exclude=unimportant)
+            self.pace_key = (facts, self.slots, self.micro_batch, torch.get_num_threads())
+            if self.pace_key in _BATCH_SECONDS.get(self.flow, {}):
+                return _BATCH_SECONDS[self.flow][self.pace_key]
+        engine, times = self._search(plan, self.slots, self.micro_batch), []
+        for slot in range(self.slots):
+            self._admit(engine, plan, slot, 0)
+        for _ in range(min(6, len(plan.widths()))):
+            start = time.perf_counter()
+            self._round(engine, {})
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append((time.perf_counter() - start) / (engine.order.numel() // self.micro_batch))
+        self.clock = Clock(self.device)
+        return statistics.median(times[1:] or times)  # the first one warms up
+
+    def _hold(self, index_of: dict[int, int], waiting: int) -> None:
+        """Keeps to the deadline: where the rounds that are planned would end late, running prompts get less. Also
+        repeats the cuts that a configuration brings along."""
+        engine, deadline = self.engine, self.deadline
+        if deadline is None:
+            for slot, index in index_of.items():
+                cuts = [cut for cut in self.cuts if cut[0] == index and cut[1] <= engine.rounds[slot]]
+                if cuts and cuts[-1][1] == engine.rounds[slot]:
+                    self._cut(slot, cuts)
+            return
+        deadline.tick(engine.order.numel() // self.micro_batch)
+        rest = {slot: engine.plans[slot][engine.rounds[slot] :] for slot in index_of}
+        together = [sum(column) for column in zip_longest(*rest.values(), fillvalue=0)]
+        batches = self._batches(together, 1) + waiting * self._batches(self.plan.widths(), self.slots) / self.slots
+        over = batches * deadline.pace - deadline.left()
+        if not together or over <= deadline.round_seconds:
+            return
+        share = max(0.0, 1 - over / (batches * deadline.pace))
+        for slot, index in index_of.items():
+            if rest[slot]:
+                evaluations = int(share * sum(rest[slot]))
+                self.cuts.append((index, engine.rounds[slot], evaluations))
+                self._cut(slot, [cut for cut in self.cuts if cut[0] == index])
+
+    def _cut(self, slot: int, cuts: list[tuple[int, int, int]]) -> None:
+        forecast = self.plan.forecast([cut[1:] for cut in cuts])
+        self.engine.limit(slot, torch.tensor(forecast.quota), torch.tensor(forecast.left), forecast.widths)
 
     def _admit(self, engine: Search, plan: Plan, slot: int, index: int) -> None:
         config, setup = self.setup.config, self.setup
@@ -335,6 +430,8 @@ class _Driver:
     @torch.no_grad()
     def run(self, started: float) -> SearchResult:
         engine, samples = self.engine, [cast(Sample | None, None)] * len(self.prompts)
+        if self.deadline:
+            self.deadline.start(started + self.measuring, self.device)
         waiting, failed = list(range(len(self.prompts))), []
         index_of: dict[int, int] = {}
         while waiting or index_of:
@@ -350,6 +447,7 @@ class _Driver:
                 if self.device.type == "cpu"
                 else [True] * self.slots
             )
+            self._hold(index_of, len(waiting))
             for slot, index in list(index_of.items()):
                 if engine.rounds[slot] >= len(engine.plans[slot]) or not running[slot]:
                     del index_of[slot]
@@ -366,14 +464,20 @@ class _Driver:
             )
         seconds = {"total": time.perf_counter() - started - self.measuring, **self.clock.read()}
         config = self.setup.config
+        if self.deadline and self.pace_key:
+            pace = seconds["total"] * self.micro_batch * self.setup.passes / self.rows_seen
+            _BATCH_SECONDS.setdefault(self.flow, {})[self.pace_key] = pace
         return SearchResult(
             samples=tuple(samples),  # type: ignore[arg-type]
-            config=config.model_copy(update={"micro_batch": self.micro_batch, "slots": self.slots}),
+            config=config.model_copy(
+                update={"micro_batch": self.micro_batch, "slots": self.slots, "cuts": tuple(self.cuts)}
+            ),
             micro_batch=self.micro_batch,
             rows_padded=self.rows_seen - sum(self.spent),
             rounds=self.rounds,
             nan_rewards=self.nan_rewards,
             seconds=seconds,
+            overshoot=None if config.seconds is None else seconds["total"] - config.seconds * len(self.prompts),
             versions=versions(),
         )
 

@@ -156,4 +156,6 @@ class SearchResult:
     nan_rewards: int
     seconds: dict[str, float] = field(default_factory=dict)
     """total, model, decode, reward, search."""
+    overshoot: float | None = None
+    """Seconds beyond a budget in seconds (below 0: left over); None where the budget is in NFE."""
     versions: dict[str, str] = field(default_factory=dict)

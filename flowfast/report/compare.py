@@ -216,6 +216,7 @@ def run_job(
         "unspent": [sample.unspent for sample in samples],
         "rows_padded": result.rows_padded,
         "seconds": result.seconds,
+        "overshoot": result.overshoot,
         "versions": result.versions,
     }
 
@@ -236,6 +237,7 @@ def summarise(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> list[d
         own = [line for line in lines if Arm(*line["arm"]) == arm]
         baseline = arm._replace(method=BASELINE, interpolant=comparison.interpolants[0])
         base = [line for line in lines if Arm(*line["arm"]) == baseline]
+        seconds = [line["seconds"]["total"] / len(line["prompts"]) for line in own]
         values = {what: by_prompt(comparison, own, what) for what in ("reward", "heldout")}
         against = {what: by_prompt(comparison, base, what) for what in ("reward", "heldout")} if base else None
         rows.append(
@@ -253,8 +255,10 @@ def summarise(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> list[d
                 },
                 "nfe": float(np.mean([n for line in own for n in line["nfe"]])),
                 "unspent": float(np.mean([n for line in own for n in line["unspent"]])),
-                "seconds_per_prompt": sum(line["seconds"]["total"] for line in own)
-                / sum(len(line["prompts"]) for line in own),
+                "seconds_per_prompt": float(
+                    np.median([line["seconds"]["total"] / len(line["prompts"]) for line in own])
+                ),
+                "worst_seconds_per_prompt": max(seconds),
             }
         )
     return rows

@@ -66,8 +66,9 @@ class GenerateFiles:
                 "versions": result.versions,
             }
             scores.append(self._write_result(index, sample, whole))
-            write_json(folder / "timing.json", {"prompts": len(self.prompts), "seconds": result.seconds})
-            # Seconds became a budget in NFE; the rerun takes that, or it would measure anew and differ.
+            timing = {"prompts": len(self.prompts), "seconds": result.seconds, "overshoot": result.overshoot}
+            write_json(folder / "timing.json", timing)
+            # Seconds became a budget in NFE and cuts; the rerun takes these, or it would measure anew and differ.
             resolved = config.model_copy(update={"budget": sample.budget_nfe, "seconds": None})
             write_yaml(folder / "config.yaml", {"prompts": self.prompts, **resolved.model_dump()})
             path = engine.replay(flow, sample, config)

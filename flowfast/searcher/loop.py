@@ -160,6 +160,19 @@ class Search(nn.Module):
         self.rounds[slot] = 0
 
     @torch.jit.export
+    def limit(self, slot: int, quota: Tensor, left: Tensor, plan: list[int]) -> None:
+        """Cuts what the chains of a slot may still try and spend (Plan.forecast): quota (C, T), left (C,), 0 stops a
+        chain. Those that go on keep enough to finish."""
+        s = self.state
+        own, stopped = slice_of(s.left, slot, self.chains), left <= 0
+        need = torch.minimum(own, self.rows - slice_of(s.row, slot, self.chains))
+        own.copy_(torch.where(stopped, 0, torch.maximum(torch.minimum(own, left), need)))
+        slice_of(s.quota_table, slot, self.chains).copy_(quota)
+        slice_of(s.stopped, slot, self.chains).logical_or_(stopped)
+        slice_of(s.alive, slot, self.chains).logical_and_(torch.logical_not(stopped))
+        self.plans[slot] = plan
+
+    @torch.jit.export
     def release(self, slot: int) -> dict[str, Tensor]:
         """Takes a request out: its finished samples, best first, with their addresses, and what it cost. The slot is
         free then."""
@@ -413,6 +426,7 @@ class Search(nn.Module):
                 s.path_candidate,
             ):
                 tensor.copy_(tensor.index_select(0, chain))
+            s.alive.logical_and_(torch.logical_not(s.stopped))
 
 
 def take(cond: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:

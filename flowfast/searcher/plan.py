@@ -5,8 +5,9 @@ With these three, best-of-n, SMC, CoDe, SVDD, search over paths and rollover bud
 (searcher/methods), and one loop runs them all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,35 +58,88 @@ class Plan:
     finished: list[bool] = field(default_factory=list)
     """(rows,): overrides the schedule's rule of which x0_hat is a finished sample; empty: as the schedule says."""
 
+    keep: list[int] = field(default_factory=list)
+    """Chains in the order in which they are kept when time runs short; empty: as they stand."""
+
     def widths(self) -> list[int]:
         """Live lanes of each round, at most: exact without early acceptance, an upper bound with it."""
-        rows, width = len(self.accept), list[int]()
+        return self.forecast().widths
+
+    def forecast(self, cuts: Sequence[tuple[int, int]] = ()) -> "Forecast":
+        """What the host knows of a search without asking the device.
+
+        cuts: (round, evaluations): from that round on all chains together spend at most so many evaluations, or what
+        one of them needs to finish, in the order of rounds.
+        """
+        return self._greedy(cuts) if any(self.accept) else self._in_step(cuts)
+
+    def _in_step(self, cuts: Sequence[tuple[int, int]]) -> "Forecast":
+        rows, widths, table = len(self.accept), list[int](), [list(q) for q in self.quota]
         starts = self.start or [True] * self.chains
-        if not any(self.accept):
-            row = [0 if on else rows for on in starts]
-            quota, left = [q[0] for q in self.quota], list(self.left)
-            while True:
-                quota = [min(quota[c], left[c] - (rows - 1 - row[c])) for c in range(self.chains)]  # as the loop does
-                lanes = [min(self.lanes, quota[c]) if row[c] < rows else 0 for c in range(self.chains)]
-                if not any(lanes):
-                    return width
-                width.append(sum(lanes))
-                for c in range(self.chains):
-                    quota[c] -= lanes[c]
-                    left[c] -= lanes[c]
-                    if row[c] < rows and quota[c] == 0:
-                        row[c] += 1
-                        quota[c] = self.quota[c][row[c]] if row[c] < rows else 0
-                taken = max(r for r in row if r < rows) - 1 if any(r < rows for r in row) else -1
-                if self.regroup and taken >= 0 and self.regroup[taken]:
-                    # Chains of such a method go in step: late starters join here.
-                    row = [taken + 1] * self.chains
-                    quota = [self.quota[c][taken + 1] for c in range(self.chains)]
-        rounds = (
-            max(rows + evaluations // self.lanes for evaluations in self.left) if self.lanes > 1 else max(self.left)
-        )
-        first = sum(min(self.lanes, q[0]) for q in self.quota)
-        return [first] + [sum(min(self.lanes, left) for left in self.left)] * (rounds - 1)
+        row = [0 if on else rows for on in starts]
+        quota, left = [q[0] for q in self.quota], list(self.left)
+        stopped, allowed = [False] * self.chains, list(left)
+        while True:
+            for _, evaluations in (cut for cut in cuts if cut[0] == len(widths)):
+                need = [min(left[c], rows - row[c] if row[c] < rows else left[c]) for c in range(self.chains)]
+                table, left = self._cut(table, left, need, evaluations)
+                stopped, allowed = [amount == 0 for amount in left], list(left)
+            quota = [min(quota[c], left[c] - (rows - 1 - row[c])) for c in range(self.chains)]  # as the loop does
+            lanes = [min(self.lanes, quota[c]) if row[c] < rows and not stopped[c] else 0 for c in range(self.chains)]
+            if not any(lanes):
+                return Forecast(widths, table, allowed)
+            widths.append(sum(lanes))
+            for c in range(self.chains):
+                quota[c] -= lanes[c]
+                left[c] -= lanes[c]
+                if row[c] < rows and quota[c] == 0 and not stopped[c]:
+                    row[c] += 1
+                    quota[c] = table[c][row[c]] if row[c] < rows else 0
+            taken = max((r for c, r in enumerate(row) if r < rows and not stopped[c]), default=0) - 1
+            if self.regroup and taken >= 0 and self.regroup[taken]:
+                # Chains of such a method go in step: late starters join here.
+                row = [taken + 1] * self.chains
+                quota = [table[c][taken + 1] for c in range(self.chains)]
+
+    def _greedy(self, cuts: Sequence[tuple[int, int]]) -> "Forecast":
+        """Early acceptance: a live chain spends at least one evaluation a round."""
+        widths, table, left = list[int](), self.quota, list(self.left)
+        for at, evaluations in cuts:
+            rounds = at - len(widths)
+            widths += self._rounds(left, not widths)[:rounds]
+            left = [max(0, amount - rounds) for amount in left]
+            table, left = self._cut(table, left, [min(amount, len(self.accept)) for amount in left], evaluations)
+        return Forecast(widths + self._rounds(left, not widths), table, left)
+
+    def _rounds(self, left: list[int], first: bool) -> list[int]:
+        """Widths of all rounds in which chains may spend `left`: fewer than `lanes` once a transition at most."""
+        rows, K = len(self.accept), self.lanes
+        widths = [sum(min(K, amount) for amount in left)]
+        widths *= max(left) if K == 1 else max(rows + amount // K for amount in left)
+        return [sum(min(K, q[0]) for q in self.quota), *widths[1:]] if first else widths
+
+    def _cut(
+        self, table: list[list[int]], left: list[int], need: list[int], evaluations: int
+    ) -> tuple[list[list[int]], list[int]]:
+        """Quota and left of the chains within `evaluations`: smaller quotas, or fewer chains where quotas are 1."""
+        total = sum(left)
+        if max(max(q) for q in table) > 1:
+            share = [max(n, amount * evaluations // total) for n, amount in zip(need, left, strict=True)]
+            scaled = [[q and max(1, q * evaluations // total) for q in of_chain] for of_chain in table]
+            return scaled, [min(amount, s) for amount, s in zip(left, share, strict=True)]
+        kept, spent = [0] * self.chains, 0
+        for c in self.keep or range(self.chains):
+            if left[c] > 0 and (spent == 0 or spent + need[c] <= evaluations):
+                kept[c], spent = left[c], spent + need[c]
+        return table, kept
+
+
+class Forecast(NamedTuple):
+    """Live lanes of each round, at most, and the quota (chains, rows) and left (chains,) after the last cut."""
+
+    widths: list[int]
+    quota: list[list[int]]
+    left: list[int]
 
 
 class Chains(nn.Module):

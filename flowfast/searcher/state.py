@@ -21,6 +21,7 @@ class State(nn.Module):
     left: Tensor
     tried: Tensor
     alive: Tensor
+    stopped: Tensor
     threshold: Tensor
     best_child: Tensor
     child: Tensor
@@ -61,6 +62,7 @@ class State(nn.Module):
         buffer("left", (B,), torch.int64)  # evaluations it may still spend in all
         buffer("tried", (B,), torch.int64)  # candidates tried at this transition
         buffer("alive", (B,), torch.bool)
+        buffer("stopped", (B,), torch.bool)  # taken out for lack of time; stays out when chains are regrouped
         buffer("threshold", (B,), torch.float32, -torch.inf)  # r*: best reward of the children that took the chain on
         buffer("best_child", (B,), torch.float32, -torch.inf)  # score of the best child of this transition
         buffer("child", (B,), torch.int64)  # its candidate number
@@ -100,6 +102,7 @@ class State(nn.Module):
             counter[slot] = 0
         for zeroed in (self.row, self.tried, self.active, self.child):
             slice_of(zeroed, slot, C).zero_()
+        slice_of(self.stopped, slot, C).fill_(False)
         for emptied in (self.threshold, self.best_child, self.child_reward, self.reward):
             slice_of(emptied, slot, C).fill_(-torch.inf)
         slice_of(self.quota_table, slot, C).copy_(quota)

@@ -64,6 +64,7 @@ class CoDe(Method):
             accept=[False] * rows,
             regroup=regroup,
             groups=n,
+            keep=sorted(range(n * k), key=lambda chain: (chain % k, chain)),
         )
 
     def module(self, plan: Plan, slots: int) -> Chains:
