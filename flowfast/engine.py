@@ -335,14 +335,14 @@ class _Driver:
         engine, times = self._search(plan, self.slots, self.micro_batch), []
         for slot in range(self.slots):
             self._admit(engine, plan, slot, 0)
-        for _ in range(min(6, len(plan.widths()))):
+        for _ in range(min(8, len(plan.widths()))):
             start = time.perf_counter()
             self._round(engine, {})
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append((time.perf_counter() - start) / (engine.order.numel() // self.micro_batch))
         self.clock = Clock(self.device)
-        return statistics.median(times[1:] or times)  # the first one warms up
+        return statistics.median(times[len(times) // 2 :])  # the first ones warm up
 
     def _hold(self, index_of: dict[int, int], waiting: int) -> None:
         """Keeps to the deadline: where the rounds that are planned would end late, running prompts get less. Also
