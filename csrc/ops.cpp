@@ -20,4 +20,17 @@ STABLE_TORCH_LIBRARY(flowfast, m) {
   m.def(
       "rollover(Tensor rewards, Tensor live, Tensor next_quota, bool carry, Tensor(a!) quota, Tensor(b!) threshold, "
       "Tensor(c!) best_child, Tensor(d!) winner, Tensor(e!) advance, Tensor(f!) used) -> ()");
+  m.def(
+      "assign_lanes(Tensor(a!) chain, Tensor alive, Tensor slot, Tensor slot_real, Tensor given, Tensor time, "
+      "Tensor linear_time, Tensor(b!) lane, Tensor(c!) lane_real, Tensor(d!) lane_live, Tensor(e!) live, int width)"
+      " -> ()");
+  m.def(
+      "decide(Tensor rewards, float temperature, Tensor? bias, Tensor(a!) chain, Tensor(b!) score, Tensor(c!) "
+      "alive, Tensor(d!) slot, Tensor slot_real, Tensor given, Tensor quota_table, Tensor(e!) path_chain, "
+      "Tensor(f!) path_candidate, Tensor(g!) top_reward, Tensor(h!) top_row, Tensor(i!) top_chain, Tensor(j!) "
+      "top_candidate, Tensor accept, Tensor finished, Tensor time, Tensor linear_time, Tensor(k!) lane, Tensor(l!) "
+      "lane_real, Tensor(m!) lane_live, Tensor(n!) live, Tensor x_lane, Tensor u_lane, Tensor x0_lane, Tensor(o!) "
+      "x, Tensor(p!) u, Tensor(q!) top_x, Tensor(r!) top_x0, Tensor(s!) position, Tensor(t!) dense, Tensor(u!) "
+      "status, Tensor(v!) advance, Tensor(w!) store_source, Tensor(x!) top_source, float margin, bool carry, int "
+      "passes, int next_width) -> ()");
 }

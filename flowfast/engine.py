@@ -28,7 +28,7 @@ from flowfast.searcher.plan import Method, Plan
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
-_BATCH_SECONDS: MutableMapping[Any, dict[Any, float]] = WeakKeyDictionary()
+_BATCH_SECONDS: MutableMapping[Any, dict[Any, deque[float]]] = WeakKeyDictionary()
 STATUS = ("", "best", "accepted", "discarded")
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
@@ -323,7 +323,7 @@ class _Driver:
         return sum(-(-prompts * width // self.micro_batch) for width in widths)
 
     def _batch_seconds(self, plan: Plan) -> float:
-        """Seconds of one micro-batch with all that goes with it: of the last such search in this process, else of
+        """Seconds of one micro-batch with all that goes with it: of the last such searches in this process, else of
         a few rounds."""
         self.pace_key = None
         if isinstance(self.named_reward, str):
@@ -331,7 +331,7 @@ class _Driver:
             facts = self.setup.config.model_dump_json(exclude=unimportant)
             self.pace_key = (facts, self.slots, self.micro_batch, torch.get_num_threads())
             if self.pace_key in _BATCH_SECONDS.get(self.flow, {}):
-                return _BATCH_SECONDS[self.flow][self.pace_key]
+                return statistics.median(_BATCH_SECONDS[self.flow][self.pace_key])
         engine, times = self._search(plan, self.slots, self.micro_batch), []
         for slot in range(self.slots):
             self._admit(engine, plan, slot, 0)
@@ -340,9 +340,9 @@ class _Driver:
             self._round(engine, {})
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append((time.perf_counter() - start) / (engine.order.numel() // self.micro_batch))
+            times.append((time.perf_counter() - start) / (engine.padded // self.micro_batch))
         self.clock = Clock(self.device)
-        return statistics.median(times[len(times) // 2 :])  # the first ones warm up
+        return min(times)  # warm and undisturbed; `_hold` looks after the rest
 
     def _hold(self, index_of: dict[int, int], waiting: int) -> None:
         """Keeps to the deadline: where the rounds that are planned would end late, running prompts get less. Also
@@ -354,7 +354,7 @@ class _Driver:
                 if cuts and cuts[-1][1] == engine.rounds[slot]:
                     self._cut(slot, cuts)
             return
-        deadline.tick(engine.order.numel() // self.micro_batch)
+        deadline.tick(engine.padded // self.micro_batch)
         rest = {slot: engine.plans[slot][engine.rounds[slot] :] for slot in index_of}
         together = [sum(column) for column in zip_longest(*rest.values(), fillvalue=0)]
         batches = self._batches(together, 1) + waiting * self._batches(self.plan.widths(), self.slots) / self.slots
@@ -415,7 +415,7 @@ class _Driver:
         images = engine.decode()
         clock.mark("decode")
         if self.host_reward:
-            live = engine.lane_live.nonzero().flatten()
+            live = engine.lane_live[: engine.padded].nonzero().flatten()
             texts = [self.prompts[index_of.get(slot, 0)] for slot in engine.lane_slot[live].tolist()]
             scores = torch.full((images.shape[0],), -math.inf)
             t = engine.linear_time[engine.lane_row[live]]
@@ -424,6 +424,8 @@ class _Driver:
         else:
             values = rewards.score(self.scorer, lambda: engine.score(images), images.shape[0])
         clock.mark("reward")
+        if self.on_round:  # observe lays the lanes of the next round
+            self.seen = (engine.lane[:4, : engine.padded].clone(), engine.lane_live[: engine.padded].clone())
         engine.observe(values)
         clock.mark("search")
 
@@ -466,7 +468,7 @@ class _Driver:
         config = self.setup.config
         if self.deadline and self.pace_key:
             pace = seconds["total"] * self.micro_batch * self.setup.passes / self.rows_seen
-            _BATCH_SECONDS.setdefault(self.flow, {})[self.pace_key] = pace
+            _BATCH_SECONDS.setdefault(self.flow, {}).setdefault(self.pace_key, deque(maxlen=5)).append(pace)
         return SearchResult(
             samples=tuple(samples),  # type: ignore[arg-type]
             config=config.model_copy(
@@ -483,7 +485,7 @@ class _Driver:
 
     def _report(self, index_of: dict[int, int]) -> None:
         engine = self.engine
-        self.rows_seen += engine.order.numel() * self.setup.passes
+        self.rows_seen += engine.padded * self.setup.passes
         if self.on_round:
             self.on_round(self._candidates(index_of))
         if self.on_progress:
@@ -497,14 +499,8 @@ class _Driver:
         nfe, t = engine.state.nfe.tolist(), engine.linear_time.tolist()
         finished = engine.finished.tolist()
         found = []
-        columns = zip(
-            engine.order.tolist(),
-            engine.lane_live.tolist(),
-            engine.lane_row.tolist(),
-            engine.lane_candidate.tolist(),
-            strict=True,
-        )
-        for lane, live, row, candidate in columns:
+        lanes, on = self.seen
+        for lane, _, row, candidate, live in zip(*lanes.tolist(), on.tolist(), strict=True):
             slot = lane // (C * K)
             if live and slot in index_of:
                 found.append(

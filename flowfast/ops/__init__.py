@@ -6,7 +6,9 @@ give the same bits whatever the backend, the batch and the number of threads.
 
 from flowfast.ops import (  # each module registers its ops when it is imported
     _backend,
+    assign_lanes,
     branch_step,
+    decide,
     gather_ancestors,
     noise,
     normalize_log_weights,
@@ -24,7 +26,9 @@ _backend.load()
 __all__ = [
     "RESAMPLING",
     "STREAM_VERSION",
+    "assign_lanes",
     "branch_step",
+    "decide",
     "gather_ancestors",
     "instruction_set",
     "live",

@@ -114,7 +114,7 @@ class Plan:
     def _rounds(self, left: list[int], first: bool) -> list[int]:
         """Widths of all rounds in which chains may spend `left`: fewer than `lanes` once a transition at most."""
         rows, K = len(self.accept), self.lanes
-        widths = [sum(min(K, amount) for amount in left)]
+        widths = [sum(min(K, amount) for amount in left)] if any(left) else []
         widths *= max(left) if K == 1 else max(rows + amount // K for amount in left)
         return [sum(min(K, q[0]) for q in self.quota), *widths[1:]] if first else widths
 
@@ -147,19 +147,21 @@ class Chains(nn.Module):
     chains alone."""
 
     regroups: torch.jit.Final[bool]
+    draws: torch.jit.Final[bool]
 
-    def __init__(self, regroups: bool = False):
+    def __init__(self, regroups: bool = False, draws: bool = False, temperature: float = 1.0):
+        """draws: children compete with reward / temperature + bias instead of their rewards."""
         super().__init__()
-        self.regroups = regroups
+        self.regroups, self.draws, self.temperature = regroups, draws, float(temperature)
 
     @torch.jit.export
     def reset(self, slot: int) -> None:
         """A new request moves into the slot."""
 
     @torch.jit.export
-    def scores(self, rewards: Tensor, key: Tensor, row: Tensor, chain: Tensor, tried: Tensor) -> Tensor:
-        """What the children (B, K) of a chain compete with; key, row, chain, tried (B,). Here their rewards."""
-        return rewards
+    def bias(self, key: Tensor, row: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:
+        """(N,) for the lanes with these addresses (N,) each; asked for only if the method draws."""
+        return torch.zeros_like(key, dtype=torch.float32)
 
     @torch.jit.export
     def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:

@@ -11,33 +11,21 @@ from torch import Tensor, nn
 
 class State(nn.Module):
     """Buffers of S slots with C chains, T transitions and latents of n elements; `top` finished samples are kept a
-    slot."""
+    slot. What the ops take whole (flowfast/ops/assign_lanes.py, decide.py) lies in four matrices, a quantity a row;
+    the names below are views of these rows."""
 
     x: Tensor
     u: Tensor
-    active: Tensor
-    row: Tensor
-    quota: Tensor
-    left: Tensor
-    tried: Tensor
+    chain: Tensor
+    score: Tensor
+    slot: Tensor
+    slot_real: Tensor
     alive: Tensor
     stopped: Tensor
-    threshold: Tensor
-    best_child: Tensor
-    child: Tensor
-    child_reward: Tensor
-    reward: Tensor
+    given: Tensor
     quota_table: Tensor
     path_chain: Tensor
     path_candidate: Tensor
-    key: Tensor
-    guidance: Tensor
-    given: Tensor
-    until: Tensor
-    nfe: Tensor
-    nfe_speculative: Tensor
-    reward_calls: Tensor
-    nan_rewards: Tensor
     top_reward: Tensor
     top_x0: Tensor
     top_x: Tensor
@@ -56,29 +44,29 @@ class State(nn.Module):
 
         buffer("x", (2 * B, numel), dtype)  # store: parent and best child of chain b are rows 2b and 2b + 1
         buffer("u", (2 * B, numel), dtype)  # their guided velocities: each point is evaluated once
-        buffer("active", (B,), torch.int64)  # which of the two rows is the parent
-        buffer("row", (B,), torch.int64)  # transition that the chain is proposing now
-        buffer("quota", (B,), torch.int64)  # candidates it may still try at this transition
-        buffer("left", (B,), torch.int64)  # evaluations it may still spend in all
-        buffer("tried", (B,), torch.int64)  # candidates tried at this transition
+        buffer("chain", (6, B), torch.int64)
+        self.active = self.chain[0]  # which of the two rows is the parent
+        self.row = self.chain[1]  # transition that the chain is proposing now
+        self.quota = self.chain[2]  # candidates it may still try at this transition
+        self.left = self.chain[3]  # evaluations it may still spend in all
+        self.tried = self.chain[4]  # candidates tried at this transition
+        self.child = self.chain[5]  # candidate number of the best child of this transition
+        buffer("score", (4, B), torch.float32, -torch.inf)
+        self.threshold = self.score[0]  # r*: best reward of the children that took the chain on
+        self.best_child = self.score[1]  # score of the best child of this transition
+        self.child_reward = self.score[2]
+        self.reward = self.score[3]  # reward of the parent
+        buffer("slot", (5, slots), torch.int64)
+        self.key, self.nfe, self.nfe_speculative = self.slot[0], self.slot[1], self.slot[2]
+        self.reward_calls, self.nan_rewards = self.slot[3], self.slot[4]
+        buffer("slot_real", (2, slots), torch.float32)
+        self.guidance, self.until = self.slot_real[0], self.slot_real[1]
         buffer("alive", (B,), torch.bool)
         buffer("stopped", (B,), torch.bool)  # taken out for lack of time; stays out when chains are regrouped
-        buffer("threshold", (B,), torch.float32, -torch.inf)  # r*: best reward of the children that took the chain on
-        buffer("best_child", (B,), torch.float32, -torch.inf)  # score of the best child of this transition
-        buffer("child", (B,), torch.int64)  # its candidate number
-        buffer("child_reward", (B,), torch.float32, -torch.inf)
-        buffer("reward", (B,), torch.float32, -torch.inf)  # reward of the parent
+        buffer("given", (slots,), torch.bool)  # the caller gave the initial latents
         buffer("quota_table", (B, rows), torch.int64)
         buffer("path_chain", (B, rows), torch.int64)
         buffer("path_candidate", (B, rows), torch.int64)
-        buffer("key", (slots,), torch.int64)
-        buffer("guidance", (slots,), torch.float32, 1)
-        buffer("given", (slots,), torch.bool)  # the caller gave the initial latents
-        buffer("until", (slots,), torch.float32, torch.inf)
-        buffer("nfe", (slots,), torch.int64)
-        buffer("nfe_speculative", (slots,), torch.int64)
-        buffer("reward_calls", (slots,), torch.int64)
-        buffer("nan_rewards", (slots,), torch.int64)
         buffer("top_reward", (slots, top), torch.float32, -torch.inf)
         buffer("top_x0", (slots * top, numel), dtype)
         buffer("top_x", (slots * top, numel), dtype)

@@ -35,8 +35,11 @@ def test_rounds_after_cuts_are_as_forecast_and_end_finished(method, budget, lane
             made.append((len(live), int(shares.pop(len(live)) * sum(bench.engine.plans[0][len(live) :]))))
             forecast = plan.forecast(made)
             bench.engine.limit(0, torch.tensor(forecast.quota), torch.tensor(forecast.left), forecast.widths)
+            if bench.engine.width() == 0:
+                break
+        before = int(bench.engine.state.nfe[0])
         bench.round()
-        live.append(int(bench.engine.live.sum()))
+        live.append((int(bench.engine.state.nfe[0]) - before) // bench.engine.passes)
     forecast = plan.forecast(made)
     assert len(live) == len(forecast.widths)
     if any(plan.accept):

@@ -34,18 +34,13 @@ class SoftmaxChoice(Chains):
     all other."""
 
     def __init__(self, temperature: float):
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(draws=True, temperature=temperature)
 
     @torch.jit.export
-    def scores(self, rewards: Tensor, key: Tensor, row: Tensor, chain: Tensor, tried: Tensor) -> Tensor:
-        B, K = rewards.size(0), rewards.size(1)
-        candidate = (tried.unsqueeze(1) + torch.arange(K, device=rewards.device).unsqueeze(0)).flatten()
-        uniform = torch.empty([B * K, 1], dtype=torch.float32, device=rewards.device)
-        torch.ops.flowfast.uniform_(
-            uniform, key.repeat_interleave(K), row.repeat_interleave(K), candidate, chain.repeat_interleave(K), 4
-        )
-        return rewards / self.temperature - torch.log(-torch.log(uniform.view(B, K)))
+    def bias(self, key: Tensor, row: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:
+        uniform = torch.empty([key.size(0), 1], dtype=torch.float32, device=key.device)
+        torch.ops.flowfast.uniform_(uniform, key, row, candidate, chain, 4)
+        return -torch.log(-torch.log(uniform.squeeze(1)))
 
 
 @register
