@@ -105,12 +105,12 @@ class Search(nn.Module):
             "side": torch.arange(2),
         }
         for name, tensor in constant.items():
-            self.register_buffer(name, tensor.to(device), persistent=False)
+            setattr(self, name, tensor.to(device))
         B, M = slots * chains, micro_batch
         widest = -(-B * lanes // M) * M
 
         def buffer(name: str, shape: tuple[int, ...], kind: torch.dtype) -> None:
-            self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device), persistent=False)
+            setattr(self, name, torch.zeros(shape, dtype=kind, device=device))  # plain, as in State
 
         for name in ("x_lane", "u_lane", "x0_lane"):
             buffer(name, (widest, numel), dtype)
