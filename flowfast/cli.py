@@ -77,6 +77,7 @@ def generate(
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the search to this file.")] = None,
     out: Out = Path("out"),
 ) -> None:
     """Search for the best picture of each PROMPT; writes pictures, result and every candidate to --out."""
@@ -101,9 +102,11 @@ def generate(
     if not texts:
         raise PromptError("expected at least one PROMPT, got none: flowfast generate 'two red circles'")
     check_writable(out)
+    if profile:
+        check_writable(profile.parent)
     flow = engine.load(resolved.model)
     files = GenerateFiles(out, texts, resolved.model)
-    with progress() as advance:
+    with progress() as advance, chrome_trace(profile):
         result = engine.search(
             flow,
             texts,
@@ -121,6 +124,20 @@ def generate(
     print(markdown(("reward", "held-out", "NFE", "folder"), rows))
     parts = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items() if name != "total")
     print(f"{result.seconds['total']:.2f} s ({parts})")
+
+
+@contextmanager
+def chrome_trace(path: Path | None) -> Iterator[None]:
+    """Profiles what runs inside and writes it for chrome://tracing or ui.perfetto.dev; None: does nothing."""
+    if path is None:
+        yield
+        return
+    with torch.profiler.profile() as profiler:
+        yield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    profiler.export_chrome_trace(str(part))
+    part.replace(path)
 
 
 @app.command()

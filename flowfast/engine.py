@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from flowfast import rewards
+from flowfast import rewards, spans
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import BudgetError, FlowfastError, ModelError, OptionError, PromptError
 from flowfast.flow import ScheduleSpec
@@ -405,29 +405,37 @@ class _Driver:
         )
 
     def _round(self, engine: Search, index_of: dict[int, int]) -> None:
-        """One round, timed by parts. Host rewards see live lanes only."""
+        """One round, timed by parts."""
         clock = self.clock
         clock.mark()
-        engine.branch()
+        with spans.BRANCH:
+            engine.branch()
         clock.mark("search")
-        engine.evaluate()
+        with spans.VELOCITY:
+            engine.evaluate()
         clock.mark("model")
-        images = engine.decode()
+        with spans.DECODE:
+            images = engine.decode()
         clock.mark("decode")
-        if self.host_reward:
-            live = engine.lane_live[: engine.padded].nonzero().flatten()
-            texts = [self.prompts[index_of.get(slot, 0)] for slot in engine.lane_slot[live].tolist()]
-            scores = torch.full((images.shape[0],), -math.inf)
-            t = engine.linear_time[engine.lane_row[live]]
-            scores[live] = self.scorer(images[live], texts, t)
-            values = scores.to(self.device)
-        else:
-            values = rewards.score(self.scorer, lambda: engine.score(images), images.shape[0])
+        with spans.REWARD:
+            values = self._rewards(engine, images, index_of)
         clock.mark("reward")
-        if self.on_round:  # observe lays the lanes of the next round
-            self.seen = (engine.lane[:4, : engine.padded].clone(), engine.lane_live[: engine.padded].clone())
-        engine.observe(values)
+        with spans.DECIDE:
+            if self.on_round:  # observe lays the lanes of the next round
+                self.seen = (engine.lane[:4, : engine.padded].clone(), engine.lane_live[: engine.padded].clone())
+            engine.observe(values)
         clock.mark("search")
+
+    def _rewards(self, engine: Search, images: Tensor, index_of: dict[int, int]) -> Tensor:
+        """Rewards (N,) of a round's images; those on the host cost one transfer each way and see live lanes only."""
+        if not self.host_reward:
+            return rewards.score(self.scorer, lambda: engine.score(images), images.shape[0])
+        live = engine.lane_live[: engine.padded].nonzero().flatten()
+        texts = [self.prompts[index_of.get(slot, 0)] for slot in engine.lane_slot[live].tolist()]
+        scores = torch.full((images.shape[0],), -math.inf)
+        t = engine.linear_time[engine.lane_row[live]]
+        scores[live] = self.scorer(images[live], texts, t)
+        return scores.to(self.device)
 
     @torch.no_grad()
     def run(self, started: float) -> SearchResult:

@@ -40,7 +40,7 @@ class State(nn.Module):
         B = slots * chains
 
         def buffer(name: str, shape: tuple[int, ...], kind: torch.dtype, fill: float = 0) -> None:
-            # Not register_buffer: a plain attribute is found without nn.Module.__getattr__, half of a round's host time.
+            # A plain attribute is found without nn.Module.__getattr__, which took half of a round's host time.
             setattr(self, name, torch.full(shape, fill, dtype=kind, device=device))
 
         buffer("x", (2 * B, numel), dtype)  # store: parent and best child of chain b are rows 2b and 2b + 1
