@@ -46,6 +46,8 @@ class SearchConfig(BaseModel):
     """Prompts in one batch."""
     cuts: tuple[tuple[int, int, int], ...] = ()
     """(prompt, round, evaluations left): what a budget in seconds took away for lack of time; its rerun repeats it."""
+    cuda_graphs: bool = True
+    """On CUDA: replay model, decoder and reward from a graph; results are the same without."""
     top_k: int = 1
     until: float | None = None
     """Stop a prompt as soon as a finished sample has this reward."""

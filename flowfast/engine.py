@@ -21,6 +21,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import BudgetError, FlowfastError, ModelError, OptionError, PromptError
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
+from flowfast.graphs import graphs_for
 from flowfast.presets import resolve_path
 from flowfast.searcher.loop import Search
 from flowfast.searcher.methods import make_method
@@ -255,6 +256,10 @@ class _Driver:
             self.slots, self.micro_batch = self._sizes(self.plan)
         self.cuts: list[tuple[int, int, int]] = list(config.cuts)
         self.engine = self._search(self.plan, self.slots, self.micro_batch)
+        self.graphs = graphs_for(self.device, config.cuda_graphs)
+        conditions = (self.engine.cond, self.engine.null_cond, self.engine.reward_cond)
+        self.static = [self.engine.x_lane, self.engine.u_lane, self.engine.x0_lane, self.engine.lane]
+        self.static += [self.engine.lane_real, *(value for group in conditions for value in group.values())]
         self.rows_seen = self.rounds = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
 
@@ -411,20 +416,34 @@ class _Driver:
         with spans.BRANCH:
             engine.branch()
         clock.mark("search")
-        with spans.VELOCITY:
-            engine.evaluate()
-        clock.mark("model")
-        with spans.DECODE:
-            images = engine.decode()
-        clock.mark("decode")
-        with spans.REWARD:
-            values = self._rewards(engine, images, index_of)
+        if self.graphs.recorder and engine is self.engine:
+            with spans.VELOCITY:  # decoder and device-side reward included
+                found = self.graphs.run(engine.padded, self._captured, self.static)
+            clock.mark("model")
+            values = self._rewards(engine, found, index_of) if self.host_reward else found
+        else:
+            with spans.VELOCITY:
+                engine.evaluate()
+            clock.mark("model")
+            with spans.DECODE:
+                images = engine.decode()
+            clock.mark("decode")
+            with spans.REWARD:
+                values = self._rewards(engine, images, index_of)
         clock.mark("reward")
         with spans.DECIDE:
             if self.on_round:  # observe lays the lanes of the next round
                 self.seen = (engine.lane[:4, : engine.padded].clone(), engine.lane_live[: engine.padded].clone())
             engine.observe(values)
         clock.mark("search")
+
+    def _captured(self) -> Tensor:
+        """What a CUDA graph holds of a round: model, decoder and, unless it lives on the host, the reward."""
+        self.engine.evaluate()
+        images = self.engine.decode()
+        if self.host_reward:
+            return images
+        return rewards.score(self.scorer, lambda: self.engine.score(images), images.shape[0])
 
     def _rewards(self, engine: Search, images: Tensor, index_of: dict[int, int]) -> Tensor:
         """Rewards (N,) of a round's images; those on the host cost one transfer each way and see live lanes only."""

@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "models": {"flow"},
     "rewards": {"flow", "models"},
     "config": set(),
+    "graphs": set(),
     "presets": {"config", "flow", "searcher"},
-    "engine": {"config", "presets", "ops", "flow", "searcher", "models", "rewards"},
+    "engine": {"config", "graphs", "presets", "ops", "flow", "searcher", "models", "rewards"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {"engine", "config", "presets", "report", "models", "rewards", "searcher", "ops"},
 }
