@@ -1,7 +1,7 @@
 # Everything starts from a fresh clone: each target first sets up .venv and builds the op library, once.
 #   make demo    pictures and a table in demo-out/          make test   ruff, mypy, C++ build, pytest
 #   make slow    the tests that take minutes                make lint   ruff and mypy alone
-#   make compare the README's comparison (hours; resumable) make bench  timings of the ops
+#   make compare the README's comparison (hours; resumable) make bench  timings, to bench/results/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo-out
 COMPARE_OUT ?= compare-out
@@ -59,7 +59,7 @@ compare: setup
 	  --seconds 0.25 --seeds 3 --interpolants linear,vp --chunk 20 --micro-batch 32 --workers 2 --out $(COMPARE_OUT)
 
 bench: setup
-	@for file in bench/ops/*.py; do $(BIN)/python -m bench.ops.$$(basename $$file .py) || exit 1; done
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean:
 	rm -rf build .venv *.egg-info flowfast/lib demo-out compare-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

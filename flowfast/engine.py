@@ -21,7 +21,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import BudgetError, FlowfastError, ModelError, OptionError, PromptError
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
-from flowfast.graphs import graphs_for
+from flowfast.graphs import Graphs, graphs_for
 from flowfast.presets import resolve_path
 from flowfast.searcher.loop import Search
 from flowfast.searcher.methods import make_method
@@ -244,6 +244,7 @@ class _Driver:
                 f"expected a budget in NFE or seconds, got {config.budget} and {config.seconds}: give one"
             )
         self.deadline: Deadline | None = None
+        self.graphs = Graphs(None)  # what measures the pace runs eagerly
         if config.seconds is not None:
             self.budget = self._budget_of(config.seconds)
         else:
@@ -416,7 +417,7 @@ class _Driver:
         with spans.BRANCH:
             engine.branch()
         clock.mark("search")
-        if self.graphs.recorder and engine is self.engine:
+        if self.graphs.recorder:
             with spans.VELOCITY:  # decoder and device-side reward included
                 found = self.graphs.run(engine.padded, self._captured, self.static)
             clock.mark("model")

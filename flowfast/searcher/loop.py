@@ -298,7 +298,7 @@ class Search(nn.Module):
             self.rounds[slot] += 1
         self.assigned = not self.method.regroups  # such a method decides afterwards where chains go on
         torch.ops.flowfast.decide(
-            rewards.to(torch.float32),
+            rewards.to(torch.float32).contiguous(),
             self.method.temperature,
             bias,
             s.chain,

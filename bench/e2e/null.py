@@ -1,0 +1,161 @@
+"""A model, a decoder and a reward that cost nothing, and a search around them: what is left is the search itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowfast.config import make_config
+from flowfast.engine import Setup, noise_key
+from flowfast.searcher.loop import Search
+
+
+class NullFlow(nn.Module):
+    """velocity hands out the same zeros every time; decode and encode do nothing.
+
+    shape: of a latent; rows: most rows of a call; condition: shape of a prompt's condition, which the search carries.
+    """
+
+    zeros: Tensor
+    given: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        rows: int,
+        dtype: torch.dtype,
+        condition: tuple[int, ...] = (1,),
+        device: torch.device | None = None,
+    ):
+        super().__init__()
+        self.shape, self.condition = shape, condition
+        self.interpolant, self.t_finish, self.guidance = "linear", 0.1, 1.0
+        self.register_buffer("zeros", torch.zeros(rows, *shape, dtype=dtype, device=device))
+        self.register_buffer("given", self.zeros[:0])
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {"condition": self.zeros.new_zeros(len(prompts), *self.condition)}
+
+    @torch.jit.export
+    def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        self.given = cond["condition"]  # else TorchScript sees that nobody needs it and never gathers it
+        return self.zeros[: x_t.size(0)]
+
+    @torch.jit.export
+    def decode(self, x0: Tensor) -> Tensor:
+        return x0
+
+
+class NullReward(nn.Module):
+    """The first number of an image: no arithmetic, yet different for every child, so that some are accepted."""
+
+    name, range, differentiable = "null", (-1e9, 1e9), False
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {"nothing": torch.zeros(len(prompts), 1)}
+
+    def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return first_number(images)
+
+
+def first_number(images: Tensor) -> Tensor:
+    """(N,) float32 of images (N, ...)."""
+    return images.flatten(1)[:, 0].float().contiguous()
+
+
+class NullSearch:
+    """Requests through the slots of `flowfast.searcher`: by default one slot, RBF with the options of its public code.
+
+    options: fields of SearchConfig in place of those.
+    """
+
+    def __init__(
+        self,
+        flow: Any,
+        *,
+        budget: int,
+        dtype: torch.dtype,
+        scripted: bool = False,
+        slots: int = 1,
+        device: torch.device | None = None,
+        **options: Any,
+    ):
+        self.setup = Setup(
+            flow, make_config({"method": "rbf-official", "budget": budget, "chains": 2, "steps": 10, **options})
+        )
+        self.plan, self.flow, self.slots = self.setup.plan(budget), flow, slots
+        plan, schedule, reward = self.plan, self.setup.schedule, NullReward()
+        self.engine: Any = Search(
+            flow,
+            reward,
+            self.setup.method.module(plan, slots),
+            schedule,
+            slots=slots,
+            chains=plan.chains,
+            lanes=plan.lanes,
+            passes=self.setup.passes,
+            micro_batch=slots * plan.chains * plan.lanes,
+            accept=torch.tensor(plan.accept),
+            margin=plan.margin,
+            carry=plan.carry,
+            finished=torch.tensor(plan.finished) if plan.finished else schedule.finished,
+            cond=flow.encode(["a"]),
+            reward_cond=reward.encode(["a"]),
+            top=self.setup.config.top_k,
+            dtype=dtype,
+            device=device,
+        ).to(device)
+        start = plan.start or [True] * plan.chains
+        self.keys = [noise_key(self.setup.config.seed, str(slot)) for slot in range(slots)]
+        self.conditions = flow.encode(["a"]), flow.encode([""]), reward.encode(["a"])
+        self.numbers = [torch.tensor(values, device=device) for values in (plan.quota, plan.left, start)]
+        if scripted:
+            self.engine = torch.jit.script(self.engine)
+
+    def admit(self) -> None:
+        """A request into every slot."""
+        for slot, key in enumerate(self.keys):
+            self.engine.admit(slot, *self.conditions, key, *self.numbers, self.plan.widths(), 1.0, float("inf"), None)
+
+    def round(self) -> None:
+        self.engine.observe(first_number(self.engine.propose()))
+
+    def operations(self) -> "Operations":
+        """What the rounds of one request run, the reward's own operators left out."""
+        counted = Operations()
+        self.admit()
+        while self.engine.width() > 0:
+            with counted:
+                images = self.engine.propose()
+            rewards = first_number(images)
+            with counted:
+                self.engine.observe(rewards)
+        return counted
+
+    def run(self) -> dict[str, Tensor]:
+        """Requests from admission to release; what the last slot found."""
+        self.admit()
+        while self.engine.width() > 0:
+            self.round()
+        return [self.engine.release(slot) for slot in range(self.slots)][-1]
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operators that run while it is open.
+
+    calls: every operator that reaches PyTorch's dispatcher; launches: those that do work, so neither views nor
+    allocations. An op of flowfast counts once, whatever its kernel does inside.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.launches = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        aliases = [value.alias_info for value in func._schema.returns]
+        view = name in ("_unsafe_view", "_reshape_alias") or any(a is not None and not a.is_write for a in aliases)
+        self.calls += 1
+        self.launches += not (view or name.startswith(("empty", "new_empty")))
+        return func(*args, **(kwargs or {}))
