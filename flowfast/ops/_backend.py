@@ -1,14 +1,19 @@
 """Which kernel stands behind each op of `torch.ops.flowfast`, and how to change it.
 
 Every op has a *reference* in plain PyTorch, which runs on any device. The compiled library (`csrc/`, built by setup.py
-into `flowfast/lib/`) adds kernels for the CPU. Without it the same schemas are defined from Python, so that
-`torch.ops.flowfast.<op>(...)` works in eager and scripted code either way and gives the same bits.
+into `flowfast/lib/`) adds kernels for the CPU ("cpp") and, where it was built with nvcc, for CUDA ("cuda"). Without it
+the same schemas are defined from Python, so that `torch.ops.flowfast.<op>(...)` works in eager and scripted code either
+way and gives the same bits. Where a CUDA or ROCm device and triton are there, the Triton kernels of `kernels/` come
+first on that device; triton itself is imported when the first of them runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import importlib.metadata
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,7 +38,8 @@ class Op(NamedTuple):
 
 OPS: dict[str, Op] = {}
 _registrations: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
-_forced: list[torch.library.Library] = []
+_overrides: list[torch.library.Library] = []  # what stands before the kernels of the compiled library
+_forced = ""  # the backend that was asked for by name
 _reason = ""  # why the compiled library is, or is not, in use
 _library: ctypes.CDLL | None = None
 
@@ -70,9 +76,8 @@ def load() -> None:
     _registrations.append(definitions)
 
     wanted = os.environ.get("FLOWFAST_BACKEND", "")
-    if wanted:
-        _force(wanted, "FLOWFAST_BACKEND")
-    elif _library is None:
+    _force(wanted, "FLOWFAST_BACKEND")
+    if not wanted and _library is None:
         warnings.warn(
             f"flowfast runs its ops in plain PyTorch ({_reason}), with the same results but more slowly; "
             "`python setup.py build_ext --inplace` builds the fast ones (it needs a C++20 compiler, cmake and ninja).",
@@ -84,37 +89,108 @@ def _no_output(*_args: Any, **_kwargs: Any) -> None:
     """Fake kernel of every op: all of them write into their operands and return nothing."""
 
 
-def _has_cpu_kernel(name: str) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"))
+def _has_kernel(name: str, key: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key))
+
+
+@functools.cache
+def _has_device() -> bool:
+    return torch.cuda.is_available()  # True for ROCm too, whose dispatch key is also called CUDA
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")  # as triton reads it
+
+
+def _triton_keys() -> tuple[str, ...]:
+    """Dispatch keys that Triton kernels can stand behind here."""
+    if not _has_triton():
+        return ()
+    return (("CUDA",) if _has_device() else ()) + (("CPU",) if _interpreted() else ())
+
+
+def _triton_kernels() -> dict[str, Callable[..., None]]:
+    from flowfast.ops import _triton  # imports the ops' modules, which import this one
+
+    return _triton.KERNELS
+
+
+def _obstacle(backend: str) -> str:
+    """Why a backend cannot be had here; "" where it can."""
+    if backend == "cpp" and _library is None:
+        return f"needs the compiled library, but there is {_reason}"
+    if backend == "triton" and not _has_triton():
+        return "needs triton: `pip install triton`, or choose reference or cpp"
+    if backend == "triton" and not _triton_keys():
+        return (
+            "needs a CUDA or ROCm device, and there is none; set TRITON_INTERPRET=1 before Python starts to run its "
+            "kernels in Triton's interpreter (slow, for tests), or choose reference or cpp"
+        )
+    if backend == "cuda" and not (_has_device() and _in_library("CUDA")):
+        return "needs a CUDA device and a library built with nvcc; choose reference or cpp"
+    return ""
+
+
+def _in_library(key: str) -> bool:
+    """Whether the compiled library has kernels for a key; asked while nothing stands before them."""
+    return _library is not None and any(_has_kernel(name, key) for name in OPS)
 
 
 def _force(backend: str, source: str) -> None:
-    if backend not in BACKENDS:
+    """Installs a backend; "" the best there is on each device."""
+    global _forced
+    if backend and backend not in BACKENDS:
         raise OptionError(f"{source}: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
-    if backend in ("triton", "cuda"):
-        raise OptionError(f"{source}: this version has no {backend} kernels; choose reference or cpp.")
-    if backend == "cpp" and _library is None:
-        raise OptionError(f"{source}: backend cpp needs the compiled library, but there is {_reason}.")
-    while _forced:
-        _forced.pop()._destroy()
-    if backend == "reference" and _library is not None:
-        override = torch.library.Library(NAMESPACE, "IMPL")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-            for name, op in OPS.items():
-                if _has_cpu_kernel(name):
-                    override.impl(name, op.reference, "CPU")
-        _forced.append(override)
+    while _overrides:
+        _overrides.pop()._destroy()
+    obstacle = _obstacle(backend)
+    if obstacle:
+        _install(_forced)
+        raise OptionError(f"{source}: backend {backend} {obstacle}.")
+    _forced = backend
+    _install(backend)
+
+
+def _keys_before(backend: str) -> tuple[str, ...]:
+    """Dispatch keys on which Triton kernels stand first while a backend is forced; "" for none."""
+    if backend in ("reference", "cuda"):
+        return ()
+    return tuple(key for key in _triton_keys() if key == "CUDA" or backend == "triton")
+
+
+def _install(backend: str) -> None:
+    before: dict[str, dict[str, Callable[..., None]]] = {}  # dispatch key: op: kernel
+    if backend == "reference":
+        before = {key: {n: op.reference for n, op in OPS.items() if _has_kernel(n, key)} for key in ("CPU", "CUDA")}
+    elif _keys_before(backend):
+        before = dict.fromkeys(_keys_before(backend), _triton_kernels())
+    if not any(before.values()):
+        return
+    override = torch.library.Library(NAMESPACE, "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        for key, kernels in before.items():
+            for name, kernel in kernels.items():
+                override.impl(name, kernel, key)
+    _overrides.append(override)
 
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Forces one backend ("reference" or "cpp") in the whole process while the context is open.
+    """Forces one backend ("reference", "cpp", "triton" or "cuda") in the whole process while the context is open.
+
+    "cpp" and "cuda" name the compiled library's kernels for the CPU and for CUDA, "triton" the kernels for CUDA and
+    ROCm devices, or on a machine without one, where TRITON_INTERPRET=1 is set, the same in Triton's interpreter.
 
     Raises:
         OptionError: the backend is unknown, or not there.
     """
-    before = "reference" if _forced or _library is None else "cpp"
+    before = _forced
     _force(backend, "use_backend")
     try:
         yield
@@ -143,14 +219,31 @@ def use_instruction_set(name: str) -> Iterator[None]:
         _library.flowfast_use_instruction_set(before.encode())
 
 
-def live() -> dict[str, tuple[str, str]]:
-    """The backend of each op on CPU tensors now, and why: {"branch_step": ("cpp", "compiled library ..."), ...}."""
+def live(device: str = "") -> dict[str, tuple[str, str]]:
+    """The backend of each op now, and why: {"branch_step": ("cpp", "compiled library ..."), ...}.
+
+    device: "cpu" or "cuda" (also for ROCm); by default cuda where there is one.
+    """
+    key = (device or ("cuda" if _has_device() else "cpu")).upper()
+    triton_keys = _keys_before(_forced)
     report = {}
     for name in OPS:
-        if _forced:
+        if _forced == "reference":
             report[name] = ("reference", "forced by use_backend or FLOWFAST_BACKEND")
-        elif _has_cpu_kernel(name):
-            report[name] = ("cpp", f"{_reason}, {instruction_set()}")
+        elif key in triton_keys and name in _triton_kernels():
+            report[name] = ("triton", _triton_reason(name))
+        elif _has_kernel(name, key):
+            backend = "cpp" if key == "CPU" else "cuda"
+            report[name] = (backend, _reason + (f", {instruction_set()}" if key == "CPU" else ""))
+        elif key == "CUDA":
+            report[name] = ("reference", "no Triton kernel here and no library built with nvcc")
         else:
             report[name] = ("reference", _reason if _library is None else "the compiled library lacks this op")
     return report
+
+
+def _triton_reason(name: str) -> str:
+    reason = f"triton {importlib.metadata.version('triton')}"
+    if _interpreted():
+        reason += ", interpreted on the CPU"
+    return reason + (", the reference beyond 4096 particles a slot" if name == "resample" else "")

@@ -39,7 +39,7 @@ def test_schemas_of_library_and_python_are_the_same():
 
 @needs_library
 def test_every_op_has_a_compiled_kernel():
-    live = flowfast.ops.live()
+    live = flowfast.ops.live("cpu")
     assert {backend for backend, _ in live.values()} == {"cpp"}
     assert all(flowfast.ops.instruction_set() in reason for _, reason in live.values())
 
@@ -64,6 +64,7 @@ def test_switching_changes_what_runs_and_back():
     assert {backend for backend, _ in flowfast.ops.live().values()} == {"cpp"}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton runs on this machine")
 @pytest.mark.parametrize("name", ["fast", "triton", "cuda"])
 def test_unknown_and_absent_backends_are_named(name):
     with pytest.raises(OptionError, match=f"{name}.*choose"), flowfast.ops.use_backend(name):
@@ -115,6 +116,60 @@ def test_environment_forces_a_backend():
     assert code == 0 and output.startswith("{'reference'}"), error
     code, _, error = run_python("import flowfast.ops", FLOWFAST_BACKEND="cpp", FLOWFAST_LIBRARY="")
     assert code == 1 and "FLOWFAST_BACKEND: backend cpp needs the compiled library" in error
+
+
+TRITON_STEP = STEP.replace("print(", "print('triton' in __import__('sys').modules, ")
+
+
+def test_triton_runs_interpreted_where_it_is_asked_for():
+    pytest.importorskip("triton", reason="triton is not installed")
+    code, output, error = run_python(STEP, FLOWFAST_BACKEND="triton", TRITON_INTERPRET="1")
+    here: dict = {}
+    exec(STEP, here)
+    assert code == 0, error
+    assert "'triton'" in output and output.split()[-1] == str(here["total"])
+
+
+def test_triton_without_a_device_says_what_to_do():
+    if torch.cuda.is_available():
+        pytest.skip("triton runs on this machine")
+    pytest.importorskip("triton", reason="triton is not installed")
+    code, _, error = run_python("import flowfast.ops", FLOWFAST_BACKEND="triton", TRITON_INTERPRET="0")
+    assert code == 1 and "FLOWFAST_BACKEND: backend triton needs a CUDA or ROCm device" in error
+    assert "TRITON_INTERPRET=1" in error
+
+
+def test_triton_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(_backend, "_has_triton", lambda: False)
+    with pytest.raises(OptionError, match="needs triton: `pip install triton`"), flowfast.ops.use_backend("triton"):
+        pass
+    assert _backend._forced == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a device its kernels are in use")
+def test_triton_is_not_imported_on_a_machine_without_a_device():
+    code, output, error = run_python(TRITON_STEP)
+    assert code == 0 and output.startswith("False"), error
+
+
+def test_triton_stands_first_on_a_device(monkeypatch):
+    """Seen from a machine without one: the launchers are put behind the CUDA key and taken away again."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setattr(_backend, "_has_device", lambda: True)
+    before = _backend._has_kernel("promote_", "CUDA")
+    try:
+        with flowfast.ops.use_backend("triton"):
+            live = flowfast.ops.live()
+            assert live["branch_step"][0] == "triton" and "4096 particles" in live["resample"][1]
+            assert _backend._has_kernel("promote_", "CUDA")
+            assert flowfast.ops.live("cpu")["branch_step"][0] != "triton"
+        assert flowfast.ops.live("cuda")["promote_"][0] == "triton"  # also where nobody asks
+        with flowfast.ops.use_backend("reference"):
+            assert flowfast.ops.live("cuda")["promote_"][0] == "reference"
+    finally:
+        monkeypatch.undo()
+        _backend._force("", "test")
+    assert _backend._has_kernel("promote_", "CUDA") == before
 
 
 def test_install_goes_on_without_cmake(tmp_path):
