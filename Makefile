@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 LIBRARY := flowfast/lib/libflowfast_ops.so
 HAS_COMPILER := $(shell command -v c++ g++ 2>/dev/null | head -n 1)
 
-.PHONY: demo test lint slow compare bench clean setup
+.PHONY: demo test lint slow compare bench sanitize cuda clean setup
 .DELETE_ON_ERROR:
 
 setup: .venv/.built
@@ -60,6 +60,15 @@ compare: setup
 
 bench: setup
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+# The torch-free maths under ASan and UBSan; the CUDA kernels compiled for sm_80, sm_90 and sm_100. Part of `make test`, too.
+sanitize: .venv/.installed
+	cmake -S . -B build/sanitize -G Ninja -DFLOWFAST_SANITIZE=ON
+	cmake --build build/sanitize
+	build/sanitize/flowfast_core_tests
+
+cuda: setup
+	$(BIN)/python -m bench.cuda_objects
 
 clean:
 	rm -rf build .venv *.egg-info flowfast/lib demo-out compare-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,6 +2,7 @@
 
 `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace` put it at flowfast/lib/. Without a
 compiler, CMake or PyTorch the install goes on without it: flowfast then runs its ops in plain PyTorch, more slowly.
+FLOWFAST_CUDA=ON or OFF in the environment asks for the CUDA kernels or leaves them out; else CMakeLists.txt decides.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class CMakeBuild(build_ext):
         build = ROOT / self.build_temp
         subprocess.run(
             ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-            + [f"-DPython3_EXECUTABLE={sys.executable}", f"-DFLOWFAST_LIBRARY_DIR={target.parent}"],
+            + [f"-DPython3_EXECUTABLE={sys.executable}", f"-DFLOWFAST_LIBRARY_DIR={target.parent}"]
+            + [f"-DFLOWFAST_CUDA={os.environ.get('FLOWFAST_CUDA', 'AUTO')}"],
             check=True,
         )
         subprocess.run(["cmake", "--build", str(build), "--target", "flowfast_ops"], check=True)

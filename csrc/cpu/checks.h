@@ -1,5 +1,6 @@
-// Operand checks shared by the CPU kernels. A failed check throws std::runtime_error, a RuntimeError in Python; the text
-// says what was expected and what came. flowfast/ops/_checks.py holds the same checks for the Python kernels.
+// Operand checks shared by the CPU and the CUDA kernels. A failed check throws std::runtime_error, a RuntimeError in
+// Python; the text says what was expected and what came. flowfast/ops/_checks.py holds the same checks for the Python
+// kernels.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -29,9 +30,14 @@ inline std::string shape_text(const Tensor& tensor) {
   return text.str();
 }
 
-// A contiguous CPU tensor; every operand must pass.
-inline void check_dense(const char* op, const char* name, const Tensor& tensor) {
-  if (!tensor.is_cpu()) fail(op, ": ", name, " must be on the CPU like the other operands; move it there");
+constexpr int32_t kOnCpu = -1;  // otherwise the index of a CUDA device
+
+// A contiguous tensor on the device of the kernel; every operand must pass.
+inline void check_dense(const char* op, const char* name, const Tensor& tensor, int32_t device = kOnCpu) {
+  if (device == kOnCpu && !tensor.is_cpu())
+    fail(op, ": ", name, " must be on the CPU like the other operands; move it there");
+  if (device != kOnCpu && !(tensor.is_cuda() && tensor.get_device_index() == device))
+    fail(op, ": ", name, " must be on cuda:", device, " like the other operands; move it there");
   if (!tensor.is_contiguous()) fail(op, ": ", name, " must be contiguous; pass ", name, ".contiguous()");
 }
 
@@ -53,15 +59,15 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor, 
 
 // Device, layout, dtype and shape in one call.
 inline void check_operand(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
-                          std::initializer_list<int64_t> shape) {
-  check_dense(op, name, tensor);
+                          std::initializer_list<int64_t> shape, int32_t device = kOnCpu) {
+  check_dense(op, name, tensor, device);
   check_dtype(op, name, tensor, dtype);
   check_shape(op, name, tensor, shape);
 }
 
 // The latent matrix that fixes the shape: rows x elements, one of the storage types.
-inline void check_latents(const char* op, const char* name, const Tensor& tensor) {
-  check_dense(op, name, tensor);
+inline void check_latents(const char* op, const char* name, const Tensor& tensor, int32_t device = kOnCpu) {
+  check_dense(op, name, tensor, device);
   if (tensor.dim() != 2) fail(op, ": ", name, " must have shape (rows, elements), got ", shape_text(tensor));
   const ScalarType dtype = tensor.scalar_type();
   if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Half)

@@ -1,0 +1,90 @@
+"""The torch-free tests of csrc/tests under AddressSanitizer and UBSan (`make sanitize`), and mutants that they kill."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = "flowfast_core_tests"
+
+
+def run(program):
+    return subprocess.run([str(program)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """The build folder; kept between runs, so only what changed is compiled again."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    for tool in ("c++", "cmake", "ninja"):
+        if shutil.which(tool, path=path) is None:
+            pytest.skip(f"{tool} is not on PATH, and there is nothing to sanitize without it")
+    folder = ROOT / "build/sanitize"
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DFLOWFAST_SANITIZE=ON"]
+    configure += ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    for command in (configure, ["cmake", "--build", str(folder)]):
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_core_is_clean(build):
+    done = run(build / PROGRAM)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all checks passed" in done.stdout
+
+
+# A slip in a header; the one file that is compiled again with it; what the sanitizer calls it.
+MUTANTS = {
+    "a row that ends with its block": (
+        "cpu/kernels.h", "const int64_t end = smaller(begin + kBlock, task.end)", "const int64_t end = begin + kBlock",
+        "cpu/simd_scalar.cpp", "AddressSanitizer",
+    ),
+    "a short vector taken for a whole one": (
+        "cpu/kernels.h", "count >= V::kWidth) return V::load(data)", "count >= V::kWidth - 1) return V::load(data)",
+        "cpu/simd_avx2.cpp", "AddressSanitizer",
+    ),
+    "a GPU thread that writes behind the row": (
+        "cuda/noise.h", "element + kCounters < task.n", "element + kCounters <= task.n",
+        "tests/test_cuda_threads.cpp", "AddressSanitizer",
+    ),
+    "a product of more than 63 bits": (
+        "core/resample.h", "(w * (total >> 31) + (w * (total & 0x7fffffff) >> 31)) >> 1", "w * total >> 32",
+        "tests/test_core.cpp", "signed integer overflow",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_is_killed(build, tmp_path, mutant):
+    header, right, wrong, source, said = MUTANTS[mutant]
+    if "avx2" in source and "AVX" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip("this processor has no AVX2 to run the mutant with")
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    text = (csrc / header).read_text()
+    assert text.count(right) == 1
+    (csrc / header).write_text(text.replace(right, wrong))
+
+    objects = []
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        made = build / entry["output"]
+        if entry["file"].endswith(f"csrc/{source}"):
+            command = entry["command"].replace(str(ROOT / "csrc"), str(csrc))
+            command = command.replace(entry["output"], str(tmp_path / "mutant.o"))
+            subprocess.run(shlex.split(command), check=True, cwd=build)
+            made = tmp_path / "mutant.o"
+        objects.append(str(made))
+    assert str(tmp_path / "mutant.o") in objects
+    program = tmp_path / PROGRAM
+    subprocess.run(["c++", "-fsanitize=address,undefined", *objects, "-o", str(program)], check=True)
+    done = run(program)
+    assert done.returncode != 0
+    assert said in done.stderr, done.stdout + done.stderr
