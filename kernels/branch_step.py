@@ -105,6 +105,9 @@ def _branch_step_kernel(
         else:
             z0 = tl.zeros(counter.shape, tl.float32)
             z1, z2, z3 = z0, z0, z0
+            # Read again: kept across the loop with what follows from them, they would crowd out registers of the above.
+            a, b, c = tl.load(coefficients), tl.load(coefficients + 1), tl.load(coefficients + 2)
+            g, d_from, e_from = tl.load(coefficients + 3), tl.load(coefficients + 6), tl.load(coefficients + 7)
             if c != 0:
                 w0, w1, w2, w3 = philox(counter, candidate, word, chain, k0, k1)
                 z0, z1 = box_muller(w0, w1, PTX)

@@ -68,7 +68,7 @@ def square_root(a, PTX: tl.constexpr):
 
     PTX's own sqrt.rn spends half of its instructions on numbers outside this range. What is left: an approximate
     1 / sqrt(a), off by at most 2^-22.9 of itself (PTX manual), and two corrections with the exact remainder a - g^2
-    (Markstein 1990). tests/ops/test_interpreter.py shows that the result is correctly rounded for each a that a
+    (Markstein 1990). tests/ops/test_triton.py shows that the result is correctly rounded for each a that a
     normal needs and each y that the manual allows; with one correction a single a might not be.
     """
     if PTX:
@@ -121,7 +121,7 @@ def uniform(word):
     return fma((word >> 9).to(tl.int32).to(tl.float32), _2_M23, _2_M24)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["purpose"])  # a 1 would become a constant without a type
 def _noise_kernel(
     out_ptr, key_ptr, row_ptr, candidate_ptr, chain_ptr, iota_ptr, n, run, purpose,
     NORMAL: tl.constexpr, BLOCKS: tl.constexpr, EVEN: tl.constexpr, PTX: tl.constexpr,

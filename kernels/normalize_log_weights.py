@@ -78,7 +78,7 @@ def _terms(logs, largest):
     return tl.where(logs == largest, _double(1.0), exp_nonpositive(logs - largest))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])  # a 1 would become a constant without a type
 def _normalize_log_weights_kernel(log_weights_ptr, weights_ptr, ess_ptr, log_normalizer_ptr, n, CHUNK: tl.constexpr):
     slot = tl.program_id(0).to(tl.int64)
     log_weights = log_weights_ptr + slot * n

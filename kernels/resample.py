@@ -122,5 +122,5 @@ def resample(weights: Tensor, key: Tensor, row: Tensor, enabled: Tensor, scheme:
     size = max(2, triton.next_power_of_2(n))
     _resample_kernel[(slots,)](
         weights, key, row, enabled, ancestors, n, SCHEME=scheme, SIZE=size, LOG=size.bit_length() - 1,
-        num_warps=min(16, max(4, size // 256)), enable_fp_fusion=False,
+        num_warps=4 if size <= 1024 else 8, enable_fp_fusion=False,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from bench.e2e import rbf_evaluation
 from bench.e2e.latency import latencies, percentile
 from bench.e2e.public_code import PublicRBF
 from bench.ops.resample_in_place import on_pages, touched
+from flowfast.errors import OptionError
 from flowfast.ops import _backend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -305,6 +306,33 @@ def test_gpu_does_not_time_what_is_wrong(tmp_path, replaced):
     replaced("promote_", lambda *_: None)
     assert gpu.finish(run, tmp_path / "gpu.json") == 1
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == []
+
+
+@torch.no_grad()
+def test_gpu_checks_all_kernels_there_are_and_times_those_that_are_right(tmp_path, replaced, monkeypatch):
+    run = small(sizes=(7,))
+    replaced("promote_", lambda *_: None)  # what is live; the reference stands before it
+    monkeypatch.setattr(gpu, "backends", lambda _: ["", "reference"])
+    assert gpu.finish(run, tmp_path / "gpu.json") == 1
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert [bool(entry["error"]) for entry in report["checks"] if entry["op"] == "promote_"] == [True, False]
+    assert {row["backend"] for row in report["rows"]} == {"reference"}
+
+
+@torch.no_grad()
+def test_gpu_takes_the_backends_that_are_there(monkeypatch):
+    def force(name, _source):
+        if name == "triton":
+            raise OptionError("no triton")
+
+    monkeypatch.setattr(_backend, "_force", force)
+    run = small()
+    assert gpu.backends(run) == [_backend._forced]
+    run.device = torch.device("cuda")
+    monkeypatch.setattr(_backend, "_forced", "")
+    assert gpu.backends(run) == ["cuda"]
+    monkeypatch.setattr(_backend, "_forced", "triton")
+    assert gpu.backends(run) == ["triton"]
 
 
 @torch.no_grad()

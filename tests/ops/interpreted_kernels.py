@@ -1,0 +1,361 @@
+"""The Triton kernels in Triton's interpreter against the reference. Collected by test_triton.py only, in a process of
+its own; the behaviour that all backends share is tested by the other files of this folder, with backend "triton"."""
+
+import importlib.util
+import sys
+import warnings
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flowfast.ops
+from flowfast.kernels import _rows
+from flowfast.kernels import branch_step as branch_kernel
+from flowfast.kernels import gather_ancestors as gather_kernel
+from flowfast.kernels import noise as noise_kernel
+from flowfast.kernels import posterior_mean as mean_kernel
+from flowfast.kernels import promote as promote_kernel
+from flowfast.kernels import resample as resample_kernel
+from flowfast.kernels import rollover as rollover_kernel
+from flowfast.ops import branch_step, noise, posterior_mean, promote, resample, rollover
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [1, 7, 123, 1023, 4097]
+LANES, PARENTS = 5, 3
+NAN = float("nan")
+
+
+def bits(tensor):
+    return tensor.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[tensor.element_size()])
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def addresses(lanes, seed=0):
+    """key, row, candidate, chain with all bits in use; row 1 is padding."""
+    key = torch.randint(-(2**63), 2**63 - 1, (lanes,), generator=generator(seed))
+    candidate, chain = torch.randint(0, 2**32, (2, lanes), generator=generator(seed + 1)).unbind()
+    row = torch.randint(0, 2**28, (lanes,), generator=generator(seed + 2))
+    row[1:2] = -1
+    return key, row, candidate, chain
+
+
+# What is compared stands in functions of its own, so that mutants can be put to it.
+
+
+def same_noise(kernels, n, dtype, purpose=1):
+    columns = addresses(3)
+    expected, out = torch.full((2, 3, n), NAN, dtype=dtype).unbind()
+    noise.normal_reference(expected, *columns, purpose)
+    kernels.normal_(out, *columns, purpose)
+    return torch.equal(bits(out), bits(expected)) and bool(out[1].isnan().all())
+
+
+def same_uniforms(kernels, n):
+    columns = addresses(3)
+    expected, out = torch.full((2, 3, n), NAN).unbind()
+    noise.uniform_reference(expected, *columns, 4)
+    kernels.uniform_(out, *columns, 4)
+    return torch.equal(bits(out), bits(expected))
+
+
+def step_operands(n, dtype):
+    """Lanes: initial noise, padding, all terms, no noise, no x and no mean from u; NaN where nothing may be read."""
+    x, u = torch.randn(2, PARENTS, n, generator=generator(n)).to(dtype).unbind()
+    key, _, candidate, chain = addresses(LANES)
+    table = torch.randn(5, 8, generator=generator(n + 1))
+    table[0] = torch.tensor([0, 0, 1.0, 0, 1, -1, 0, 0])
+    table[2, branch_step.C] = 0
+    table[3, [branch_step.A, branch_step.E_FROM]] = 0
+    table[:, branch_step.D : branch_step.D_FROM] = NAN  # columns of posterior_mean
+    parent, row = torch.tensor([2, -1, 1, 0, 1]), torch.tensor([0, 1, 1, 2, 3])
+    x[2], u[2] = NAN, NAN  # parent of the initial noise only
+    grad = torch.randn(LANES, n, generator=generator(n + 2)).to(dtype)
+    grad[0] = NAN
+    return [x, u, parent, row, key, candidate, chain, table], grad
+
+
+def same_step(kernels, n, dtype, with_mean, with_grad):
+    operands, grad = step_operands(n, dtype)
+    results = []
+    for run in (branch_step.reference, kernels.branch_step):
+        out, x0_out = torch.full((2, LANES, n), NAN, dtype=dtype).unbind()
+        run(*operands, out, x0_out if with_mean else None, grad if with_grad else None)
+        results.append((bits(out), bits(x0_out)))
+    return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def same_mean(kernels, n, dtype, guided):
+    x, u, uncond = torch.randn(3, LANES, n, generator=generator(n)).to(dtype).unbind()
+    table = torch.randn(4, 8, generator=generator(n + 1))
+    table[1, posterior_mean.D], table[2, posterior_mean.E] = 0, 0
+    row = torch.tensor([0, -1, 1, 2, 3])
+    guidance = torch.tensor([3.5, 2.0, 0.0, 1.0, -1.5])
+    x[2] = NAN  # D = 0
+    if guided:
+        u[2], uncond[3] = NAN, NAN  # guidance 0 and 1
+    results = []
+    for run in (posterior_mean.reference, kernels.posterior_mean):
+        u_out, x0_out = torch.full((2, LANES, n), NAN, dtype=dtype).unbind()
+        run(x, u, uncond if guided else None, guidance if guided else None, row, table, u_out, x0_out)
+        results.append((bits(u_out), bits(x0_out)))
+    return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def same_resample(kernels, slots, particles, scheme, dtype, seed=0):
+    weights = torch.rand(slots, particles, dtype=dtype, generator=generator(seed)) ** 6
+    weights[torch.rand(slots, particles, generator=generator(seed + 1)) < 0.2] = 0
+    weights /= weights.sum(1, keepdim=True)  # NaN where all are 0: the particles stay
+    key = torch.randint(-(2**63), 2**63 - 1, (slots,), generator=generator(seed))
+    row, enabled = torch.arange(slots), torch.arange(slots) != 1
+    expected, ancestors = torch.full((2, slots, particles), -7).unbind()
+    resample.reference(weights, key, row, enabled, scheme, expected)
+    kernels.resample(weights, key, row, enabled, scheme, ancestors)
+    return torch.equal(ancestors, expected)
+
+
+def same_rollover(kernels, chains, lanes, carry, seed):
+    values = torch.tensor([NAN, -torch.inf, torch.inf, -1.0, 0.0, 0.5, 1.0, 2.0])
+
+    def pick(choices, *shape, at=0):
+        return choices[torch.randint(0, len(choices), shape, generator=generator(seed + at))]
+
+    rewards = pick(values, chains, lanes)
+    live = torch.arange(lanes) < torch.randint(0, lanes + 1, (chains, 1), generator=generator(seed + 1))
+    quota, next_quota = torch.randint(-1, 6, (2, chains), generator=generator(seed + 2)).unbind()
+    threshold, best_child = pick(values[1:], chains, at=3), pick(values[1:], chains, at=4)
+    results = []
+    for run in (rollover.reference, kernels.rollover):
+        written = [quota.clone(), threshold.clone(), best_child.clone(), *torch.full((3, chains), -5).unbind()]
+        run(rewards, live, next_quota, carry, *written)
+        results.append(written)
+    return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def same_promotion(kernels, n):
+    x, u, x_lane, u_lane = torch.randint(0, 2**15, (4, 6, n), generator=generator(n)).short().unbind()
+    source = torch.tensor([3, -1, 0, 0, -1, 5])
+    results = []
+    for run in (promote.reference, kernels.promote_):
+        stores = [tensor.view(torch.bfloat16).clone() for tensor in (x, u)]
+        run(*stores, x_lane.view(torch.bfloat16), u_lane.view(torch.bfloat16), source)
+        results.append([bits(store) for store in stores])
+    return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def same_gather(kernels, n, seed=0):
+    """Rows 0..7 in random groups; the first row of a group is the ancestor of all."""
+    group = torch.randint(0, 8, (8,), generator=generator(seed))
+    ancestors = (group[:, None] == group).int().argmax(1)
+    x, u = torch.randint(0, 2**15, (2, 8, n), generator=generator(n)).short().unbind()
+    moved = [tensor.view(torch.float16).clone() for tensor in (x, u)]
+    kernels.gather_ancestors_(*moved, ancestors)
+    return torch.equal(bits(moved[0]), x[ancestors]) and torch.equal(bits(moved[1]), u[ancestors])
+
+
+@triton.jit
+def _words_kernel(counter_ptr, key_ptr, out_ptr):
+    i = tl.arange(0, 4)
+    at = i * 4
+    c0, c1, c2, c3 = noise_kernel.philox(
+        tl.load(counter_ptr + at).to(tl.uint32),
+        tl.load(counter_ptr + at + 1).to(tl.uint32),
+        tl.load(counter_ptr + at + 2).to(tl.uint32),
+        tl.load(counter_ptr + at + 3).to(tl.uint32),
+        tl.load(key_ptr + i * 2).to(tl.uint32),
+        tl.load(key_ptr + i * 2 + 1).to(tl.uint32),
+    )
+    tl.store(out_ptr + at, c0.to(tl.int64))
+    tl.store(out_ptr + at + 1, c1.to(tl.int64))
+    tl.store(out_ptr + at + 2, c2.to(tl.int64))
+    tl.store(out_ptr + at + 3, c3.to(tl.int64))
+
+
+ONES = 2**32 - 1
+KNOWN = [  # counter, key, words; published with Random123
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([ONES] * 4, [ONES] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+def test_philox_known_answers():
+    counter, key, out = torch.zeros(4, 4).long(), torch.zeros(4, 2).long(), torch.zeros(4, 4).long()
+    for i, (c, k, _) in enumerate(KNOWN):
+        counter[i], key[i] = torch.tensor(c), torch.tensor(k)
+    _words_kernel[(1,)](counter, key, out)
+    assert out[:3].tolist() == [words for _, _, words in KNOWN]
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_noise_is_the_stream(n):
+    assert same_uniforms(noise_kernel, n)
+    for dtype in DTYPES:
+        assert same_noise(noise_kernel, n, dtype)
+
+
+@triton.jit
+def _normals_kernel(a_ptr, b_ptr, first_ptr, second_ptr, SIZE: tl.constexpr):
+    i = tl.arange(0, SIZE)
+    first, second = noise_kernel.box_muller(tl.load(a_ptr + i).to(tl.uint32), tl.load(b_ptr + i).to(tl.uint32), False)
+    tl.store(first_ptr + i, first)
+    tl.store(second_ptr + i, second)
+
+
+def test_normals_at_the_ends_of_the_words():
+    ends = torch.tensor([0, 1, 255, 256, 257, 2**30, 2**31 - 1, 2**31, 2**31 + 1, 3 << 30, ONES - 255, ONES])
+    a, b = torch.cartesian_prod(ends, ends).unbind(1)
+    size = 1 << (len(a) - 1).bit_length()
+    a, b = (torch.nn.functional.pad(word, (0, size - len(word))) for word in (a, b))
+    first, second = torch.zeros(2, size).unbind()
+    _normals_kernel[(1,)](a, b, first, second, size)
+    for got, expected in zip((first, second), noise.box_muller(a, b), strict=True):
+        assert torch.equal(bits(got), bits(expected.float()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", SIZES)
+def test_step_has_the_bits_of_the_reference(n, dtype):
+    assert same_step(branch_kernel, n, dtype, True, True)
+    assert same_step(branch_kernel, n, dtype, False, False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", SIZES)
+def test_mean_has_the_bits_of_the_reference(n, dtype):
+    assert same_mean(mean_kernel, n, dtype, True)
+    assert same_mean(mean_kernel, n, dtype, False)
+
+
+@pytest.mark.parametrize("scheme", resample.RESAMPLING.values(), ids=resample.RESAMPLING)
+def test_ancestors_are_those_of_the_reference(scheme):
+    for slots, particles in ((1, 1), (9, 2), (4, 7), (3, 123), (1, 1023)):
+        assert same_resample(resample_kernel, slots, particles, scheme, torch.float32)
+    assert same_resample(resample_kernel, 1, resample_kernel.MAX_PARTICLES, scheme, torch.float64)
+
+
+def test_more_particles_than_a_program_holds_go_to_the_reference():
+    n = resample_kernel.MAX_PARTICLES + 1
+    weights, lane = torch.full((1, n), 1 / n), torch.zeros(1, dtype=torch.int64)
+    ancestors = torch.full((1, n), -7)
+    with flowfast.ops.use_backend("triton"):
+        torch.ops.flowfast.resample(weights, lane, lane, lane == 0, resample.SSP, ancestors)
+    assert torch.equal(ancestors[0], torch.arange(n))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(particles=st.integers(1, 40), scheme=st.integers(0, 4), seed=st.integers(0, 2**32))
+def test_random_ancestors_are_those_of_the_reference(particles, scheme, seed):
+    assert same_resample(resample_kernel, 2, particles, scheme, torch.float32, seed)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(chains=st.integers(1, 300), lanes=st.integers(0, 9), carry=st.booleans(), seed=st.integers(0, 2**32))
+def test_rollover_is_that_of_the_reference(chains, lanes, carry, seed):
+    assert same_rollover(rollover_kernel, chains, lanes, carry, seed)
+
+
+@pytest.mark.parametrize("n", [1, 123, 2048, 4097])
+def test_promotion_is_that_of_the_reference(n):
+    assert same_promotion(promote_kernel, n)
+
+
+@pytest.mark.parametrize("n", [1, 123, 2048, 4097])
+def test_gather_is_indexing(n):
+    assert all(same_gather(gather_kernel, n, seed) for seed in range(5))
+
+
+FP32 = torch.float32
+MUTANTS = [  # file, text, what it becomes, the comparison that must see it
+    ("noise", "0x9E3779B9", "0x9E3779BA", (same_noise, 123, FP32)),
+    ("noise", "philox(counter, candidate,", "philox(counter + 1, candidate,", (same_uniforms, 7)),
+    ("noise", "w * COUNTERS", "(3 - w) * COUNTERS", (same_noise, 1023, FP32)),
+    ("branch_step", "coefficients + 6", "coefficients + 4", (same_step, 7, FP32, True, False)),
+    ("branch_step", "key_ptr + lane", "key_ptr + parent", (same_step, 7, FP32, False, False)),
+    ("branch_step", "(row != 0)", "(row != 1)", (same_step, 7, FP32, False, False)),
+    ("branch_step", "u_ptr + source", "u_ptr + target", (same_step, 7, FP32, False, False)),
+    ("branch_step", "plain = (a != 0) & (b != 0)", "plain = (c != 0)", (same_step, 7, FP32, False, False)),
+    ("branch_step", "_add(g, ", "_add(a, ", (same_step, 7, FP32, True, True)),
+    ("posterior_mean", "guided - base, base)", "guided - base, guided)", (same_mean, 7, FP32, True)),
+    ("posterior_mean", "row * 8 + 4", "row * 8 + 6", (same_mean, 7, FP32, False)),
+    ("resample", "full = both >= total", "full = both > total", (same_resample, 1, 4, 4, FP32, 3)),
+    ("resample", "count_not_above(further, ", "count_not_above(counts, ", (same_resample, 3, 7, 0, FP32)),
+    ("resample", "missing = n - tl.sum(whole)", "missing = n - tl.sum(whole) - 1", (same_resample, 3, 7, 3, FP32)),
+    ("rollover", "reward > threshold", "reward >= threshold", (same_rollover, 300, 5, True, 0)),
+    ("rollover", "spent = active & (quota == 0)", "spent = quota == 0", (same_rollover, 300, 5, True, 0)),
+    ("gather_ancestors", "if ancestor == slot:", "if ancestor != slot:", (same_gather, 7)),
+    ("promote", "if lane < 0:", "if lane < -1:", (same_promotion, 7)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, text, becomes, comparison", MUTANTS, ids=[f"{m[0]}: {m[2]}" for m in MUTANTS])
+def test_the_comparisons_see_a_wrong_kernel(file, text, becomes, comparison, tmp_path):
+    """A copy of the kernel's file with one thing changed must not pass for the kernel."""
+    original = sys.modules[f"flowfast.kernels.{file}"]
+    with open(original.__file__) as source:
+        right = source.read()
+    assert text in right, "the mutation no longer applies"
+    path = tmp_path / f"{file}.py"
+    path.write_text(right.replace(text, becomes))
+    spec = importlib.util.spec_from_file_location(f"mutant_{file}", path)
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    holds, *arguments = comparison
+    assert holds(original, *arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # overflows of numbers that make no sense
+        assert not holds(mutant, *arguments)
+
+
+@triton.jit
+def _offset_kernel(row_ptr, n, first, out_ptr, SIZE: tl.constexpr):
+    i = tl.arange(0, SIZE)
+    tl.store(out_ptr + i, _rows.element_offset(tl.load(row_ptr + i), n, first))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_offsets_beyond_32_bits(dtype):
+    """Columns of rows and numbers of programs come in 64 and in 32 bits; neither may overflow."""
+    rows = torch.tensor([0, 1, 8, 9, 2**15, 2**20, 2**31 - 1, 3], dtype=dtype)
+    for n, first in ((2**28, 5), (2**28 + 1, 2**33), (2**31 - 1, 2**31)):
+        out = torch.zeros(8, dtype=torch.int64)
+        _offset_kernel[(1,)](rows, n, first, out, 8)
+        assert out.tolist() == [row * n + first for row in rows.tolist()]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 70_000])
+@pytest.mark.parametrize("n", [1, 1023, 1024, 262_144, 2**31, 2**34])
+def test_the_grid_covers_every_chunk_once(rows, n):
+    (x, y), run = _rows.cut(rows, n, 1024, torch.device("cpu"))
+    chunks = -(-n // 1024)
+    assert x == rows and y <= 65535 and run >= 1
+    assert (y - 1) * run < chunks <= y * run
+
+
+def test_short_runs_until_every_processor_is_busy(monkeypatch):
+    monkeypatch.setattr(_rows, "_multiprocessors", lambda device: 132)
+    device = torch.device("cpu")
+    assert _rows.cut(1, 262_144, 1024, device) == ((1, 256), 1)
+    assert _rows.cut(128, 262_144, 1024, device) == ((128, 64), 4)
+
+
+def test_the_dispatch_calls_the_kernels_not_the_reference(monkeypatch):
+    """What stands behind torch.ops while "triton" is forced is the launcher of kernels/."""
+    calls = []
+    monkeypatch.setattr(promote_kernel, "promote_", lambda *operands: calls.append(operands))
+    x, source = torch.zeros(2, 3), torch.tensor([-1, 0])
+    with flowfast.ops.use_backend("triton"):
+        torch.ops.flowfast.promote_(x, x.clone(), x.clone(), x.clone(), source)
+    assert len(calls) == 1
+    torch.ops.flowfast.promote_(x, x.clone(), x.clone(), x.clone(), source)
+    assert len(calls) == 1
