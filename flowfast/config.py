@@ -47,7 +47,12 @@ class SearchConfig(BaseModel):
     cuts: tuple[tuple[int, int, int], ...] = ()
     """(prompt, round, evaluations left): what a budget in seconds took away for lack of time; its rerun repeats it."""
     cuda_graphs: bool = True
-    """On CUDA: replay model, decoder and reward from a graph; results are the same without."""
+    """On CUDA: replay rounds from a graph; results are the same without."""
+    compile: bool = False
+    """Run model and decoder through torch.compile: faster after a first call of up to minutes; last bits may differ."""
+    overlap: bool = True
+    """With a reward on the host: two groups of slots take turns, so that the host scores one while the device runs the
+    other; at equal micro-batch results are the same without."""
     top_k: int = 1
     until: float | None = None
     """Stop a prompt as soon as a finished sample has this reward."""

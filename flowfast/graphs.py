@@ -1,4 +1,4 @@
-"""CUDA graphs: what a round asks of model, decoder and reward is captured once for each number of micro-batches.
+"""CUDA graphs: a round is captured once for each number of micro-batches; with a host reward, its model and decoder.
 
 Everything a round reads and writes lies in buffers that never move (`Search` makes its views once), padding lanes are
 masked by the ops, and seeds, rows and coefficients are read from the device, so a replay works on the state of its own
@@ -79,6 +79,6 @@ def places(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
     return [(tensor.data_ptr(), *tensor.shape, *tensor.stride()) for tensor in tensors]
 
 
-def graphs_for(device: torch.device, wanted: bool) -> Graphs:
-    """Graphs where the device has them."""
-    return Graphs(CudaRecorder(device) if wanted and device.type == "cuda" else None)
+def recorder_for(device: torch.device, wanted: bool) -> Recorder | None:
+    """A recorder where the device has graphs."""
+    return CudaRecorder(device) if wanted and device.type == "cuda" else None

@@ -31,6 +31,7 @@ PEERS = {
     "rbf_evaluation": {"eager"},
     "search_overhead": {"alone"},
     "latency": {"one slot"},
+    "host_reward": {"one group"},
 }
 LEFT_OUT = {"step_x0": "compile", "posterior_mean": "compile", "rbf_evaluation": "public_code"}
 KEYS = {
@@ -42,7 +43,8 @@ MORE = {
     "noise": {"ns_a_normal"},
     "resample_in_place": {"dead", "bytes_touched", "bytes_ratio"},
     "rbf_evaluation": {"ops_per_nfe", "peer_ops_per_nfe", "launches_a_round", "host_us_a_round", "engine", "case"},
-    "search_overhead": {"fraction", "rounds", "micro_batch"},
+    "search_overhead": {"fraction", "fraction_alone", "rounds", "micro_batch"},
+    "host_reward": {"waits", "reward_ms_a_batch"},
     "latency": {"p50_ms", "p95_ms", "p99_ms", "images_s", "slots"},
 }
 
@@ -89,7 +91,7 @@ def test_what_is_left_out_has_a_reason(results, name):
 
 def test_measures_of_the_whole_are_sane(results):
     (overhead,) = results["search_overhead"]["rows"]
-    assert overhead["fraction"] < 1 and overhead["fraction"] == pytest.approx(1 - overhead["ratio"])
+    assert 0 < overhead["fraction"] < 1 and overhead["fraction_alone"] == pytest.approx(1 - overhead["ratio"])
     assert overhead["rows_padded"] >= 0
     for row in results["latency"]["rows"]:
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
@@ -97,7 +99,7 @@ def test_measures_of_the_whole_are_sane(results):
     cases = {(row["case"], row["engine"]) for row in results["rbf_evaluation"]["rows"]}
     assert len(cases) == 2 * len(rbf_evaluation.CASES)
     for row in results["rbf_evaluation"]["rows"]:
-        assert row["launches_a_round"] >= 3 and row["ops_per_nfe"] > 1 and row["peer_ops_per_nfe"] > 5
+        assert 3 <= row["launches_a_round"] < 3.1 and row["ops_per_nfe"] > 1 and row["peer_ops_per_nfe"] > 5
         assert row["host_us_a_round"] > 0
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten
 
 import flowfast
-from flowfast import engine
+from flowfast import driver
 from flowfast.errors import FlowfastError
 from flowfast.graphs import Graphs
 from tests.searcher.toys import METHODS, GaussianFlow, NearTarget
@@ -26,15 +26,24 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.ops: list[tuple[Any, Any, Any, Any]] = []
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_flatten((args, kwargs))[0]:
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in self.before:
+                storage = leaf.untyped_storage()
+                self.before[storage.data_ptr()] = (storage, storage.clone())
         result = func(*args, **(kwargs or {}))
         self.ops.append((func, args, kwargs or {}, result))
         return result
 
+    def undo(self) -> None:
+        for storage, before in self.before.values():
+            storage.copy_(before)
+
 
 class CpuRecorder:
-    """A capture here also runs the work, which only overwrites what the replay overwrites again."""
+    """A capture runs the work to see its ops and then undoes what it wrote, for on a GPU a capture runs nothing."""
 
     def __init__(self, alive: bool = True):
         self.alive, self.captures, self.replays = alive, 0, 0
@@ -44,6 +53,7 @@ class CpuRecorder:
         tape = Tape()
         with tape:
             result = work()
+        tape.undo()
 
         def replay() -> None:
             self.replays += 1
@@ -61,7 +71,7 @@ class CpuRecorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> CpuRecorder:
     found = CpuRecorder()
-    monkeypatch.setattr(engine, "graphs_for", lambda device, wanted: Graphs(found if wanted else None))
+    monkeypatch.setattr(driver, "recorder_for", lambda device, wanted: found if wanted else None)
     return found
 
 
@@ -93,8 +103,35 @@ def test_host_rewards_are_not_captured(recorder: CpuRecorder) -> None:
     assert len(calls) == result.rounds and sum(calls) == result.samples[0].reward_calls
 
 
+@pytest.mark.parametrize("method", ["rbf", "smc"])
+def test_after_its_warm_up_a_whole_round_is_one_replay(recorder: CpuRecorder, method: str) -> None:
+    """Nothing of a round but the laying of its lanes goes past the graph."""
+    result = search(method, micro_batch=16)
+    assert recorder.captures == 1  # one size of a round
+    assert recorder.replays == result.rounds - 1
+
+
+def test_a_reward_that_cannot_be_captured_leaves_model_and_decoder_in_the_graph(
+    recorder: CpuRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Waits(NearTarget):
+        def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            if any(isinstance(mode, Tape) for mode in _get_current_dispatch_mode_stack()):
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().forward(images, t, cond)
+
+    options = {"budget": 60, "steps": 6, "micro_batch": 16, "method": "rbf"}
+    found = [
+        flowfast.search(GaussianFlow(), ["a", "bb"], reward=Waits(), cuda_graphs=wanted, **options)
+        for wanted in (True, False)
+    ]
+    assert recorder.replays > 0 and len(caplog.records) == 1
+    for one, other in zip(found[0].samples, found[1].samples, strict=True):
+        assert (one.winner, one.nfe, one.reward) == (other.winner, other.nfe, other.reward)
+
+
 def test_a_dead_replay_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "graphs_for", lambda device, wanted: Graphs(CpuRecorder(alive=False)))
+    monkeypatch.setattr(driver, "recorder_for", lambda device, wanted: CpuRecorder(alive=False))
     try:
         broken = search("rbf")
     except FlowfastError:

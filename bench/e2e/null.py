@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfast.config import make_config
-from flowfast.engine import Setup, noise_key
+from flowfast.driver import Setup, noise_key
 from flowfast.searcher.loop import Search
 
 

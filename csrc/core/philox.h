@@ -69,6 +69,7 @@ struct ScalarLanes {
   FF_HD static Word add(Word a, Word b) { return a + b; }
   FF_HD static Word subtract(Word a, Word b) { return a - b; }
   FF_HD static Word both(Word a, Word b) { return a & b; }
+  FF_HD static Word larger(Word a, Word b) { return a > b ? a : b; }
   template <int kBits>
   FF_HD static Word left(Word a) { return a << kBits; }
   template <int kBits>

@@ -23,8 +23,10 @@ struct RoundResult {
   int64_t used;     // candidates that counted
 };
 
-// rewards, live: the chain's K lanes; live lanes are a prefix. Updates the state in place.
-FF_HD inline RoundResult rollover_chain(const float* rewards, const bool* live, int64_t lanes, int64_t next_quota,
+// rewards, live: the chain's K lanes; live lanes are a prefix. rewards: a pointer, or what has an operator[] like one.
+// Updates the state in place.
+template <class Rewards>
+FF_HD inline RoundResult rollover_chain(const Rewards& rewards, const bool* live, int64_t lanes, int64_t next_quota,
                                         bool carry, ChainState& state) {
   RoundResult result{-1, kStay, 0};
   for (int64_t k = 0; k < lanes && live[k] && state.quota > 0 && result.advance == kStay; ++k) {

@@ -38,6 +38,11 @@ struct Half {
   uint16_t bits;
 };
 
+// Bits of the smallest magnitude that the storage type does not hold as a finite number.
+FF_HD constexpr uint32_t first_infinite(float) { return 0x7f800000u; }
+FF_HD constexpr uint32_t first_infinite(BFloat16) { return 0x7f7f8000u; }
+FF_HD constexpr uint32_t first_infinite(Half) { return 0x477ff000u; }
+
 namespace detail {
 FF_HD inline float float_of(uint32_t bits) {
   float value;

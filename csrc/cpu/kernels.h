@@ -2,6 +2,8 @@
 // in an unnamed namespace: nothing here may become a symbol shared between files compiled for different processors.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/simd.h"
 
 namespace flowfast {
@@ -95,30 +97,35 @@ void normal_range(const NoiseTask& task) {
   }
 }
 
-template <class V, class T>
-void branch_step_range(const StepTask& task) {
-  const float* c = task.row;
+// kPlain: no coefficient is 0 and there is no gradient, so that no term has to be asked for. kMean: there is an x0_out.
+template <class V, class T, bool kPlain, bool kMean>
+void branch_step_blocks(const StepTask& task) {
+  float c[kColumns];
+  std::copy_n(task.row, kColumns, c);  // out might alias the table
   const T* x = static_cast<const T*>(task.x);
   const T* u = static_cast<const T*>(task.u);
   const T* grad = static_cast<const T*>(task.grad);
   T* out = static_cast<T*>(task.out);
   T* x0_out = static_cast<T*>(task.x0_out);
   const float g = grad ? c[kG] : 0.0f;
+  const auto add = [](float coefficient, auto read, typename V::Float sum) {
+    return kPlain ? V::fma(V::real(coefficient), read(), sum) : add_term<V>(coefficient, read, sum);
+  };
   alignas(64) float z[kBlock];
   for (int64_t begin = task.begin; begin < task.end; begin += kBlock) {
-    if (c[kC] != 0.0f) block_normals<V>(task.address, begin, z);
+    if (kPlain || c[kC] != 0.0f) block_normals<V>(task.address, begin, z);
     const int64_t end = smaller(begin + kBlock, task.end);
     for (int64_t i = begin; i < end; i += V::kWidth) {
       const int64_t count = end - i;
       // Both sums are complete before the first store: out may be x.
       const auto read_x = [&] { return load<V>(x + i, count); };
       const auto read_u = [&] { return load<V>(u + i, count); };
-      auto sum = add_term<V>(c[kA], read_x, V::real(0.0f));
-      sum = add_term<V>(c[kB], read_u, sum);
-      sum = add_term<V>(c[kC], [&] { return V::load(z + (i - begin)); }, sum);
-      sum = add_term<V>(g, [&] { return load<V>(grad + i, count); }, sum);
-      if (x0_out) {
-        const auto x0 = add_term<V>(c[kEFrom], read_u, add_term<V>(c[kDFrom], read_x, V::real(0.0f)));
+      auto sum = add(c[kA], read_x, V::real(0.0f));
+      sum = add(c[kB], read_u, sum);
+      sum = add(c[kC], [&] { return V::load(z + (i - begin)); }, sum);
+      if (!kPlain) sum = add_term<V>(g, [&] { return load<V>(grad + i, count); }, sum);
+      if constexpr (kMean) {
+        const auto x0 = add(c[kEFrom], read_u, add(c[kDFrom], read_x, V::real(0.0f)));
         store<V>(x0_out + i, x0, count);
       }
       store<V>(out + i, sum, count);
@@ -127,22 +134,54 @@ void branch_step_range(const StepTask& task) {
 }
 
 template <class V, class T>
-void posterior_mean_range(const MeanTask& task) {
+void branch_step_range(const StepTask& task) {
+  const float* c = task.row;
+  const bool plain = c[kA] != 0.0f && c[kB] != 0.0f && c[kC] != 0.0f && !task.grad;
+  if (task.x0_out) {
+    const bool all = plain && c[kDFrom] != 0.0f && c[kEFrom] != 0.0f;
+    return all ? branch_step_blocks<V, T, true, true>(task) : branch_step_blocks<V, T, false, true>(task);
+  }
+  return plain ? branch_step_blocks<V, T, true, false>(task) : branch_step_blocks<V, T, false, false>(task);
+}
+
+// kPlain: neither D nor E is 0, and no guidance. kWrite: there is a u_out.
+template <class V, class T, bool kPlain, bool kWrite>
+bool posterior_mean_elements(const MeanTask& task) {
   const T* x = static_cast<const T*>(task.x);
   const T* u = static_cast<const T*>(task.u);
   const T* u_uncond = static_cast<const T*>(task.u_uncond);
   T* u_out = static_cast<T*>(task.u_out);
   T* x0_out = static_cast<T*>(task.x0_out);
-  const float d = task.row[kD], e = task.row[kE];
-  for (int64_t i = task.begin; i < task.end; i += V::kWidth) {
-    const int64_t count = task.end - i;
-    const auto guided =
-        guide<V>(task.guidance, [&] { return load<V>(u + i, count); }, [&] { return load<V>(u_uncond + i, count); });
-    auto x0 = add_term<V>(d, [&] { return load<V>(x + i, count); }, V::real(0.0f));
-    x0 = add_term<V>(e, [&] { return guided; }, x0);
-    store<V>(u_out + i, guided, count);
+  const float d = task.row[kD], e = task.row[kE], w = task.guidance;
+  auto worst = V::word(0);  // largest magnitude, as bits: a NaN is above infinity
+  for (int64_t i = task.begin, end = task.end; i < end; i += V::kWidth) {
+    const int64_t count = end - i;
+    const auto read_x = [&] { return load<V>(x + i, count); };
+    const auto read_u = [&] { return load<V>(u + i, count); };
+    typename V::Float guided, x0 = V::real(0.0f);
+    if constexpr (kPlain) {
+      guided = read_u();
+      x0 = V::fma(V::real(e), guided, V::fma(V::real(d), read_x(), x0));
+    } else {
+      guided = guide<V>(w, read_u, [&] { return load<V>(u_uncond + i, count); });
+      x0 = add_term<V>(e, [&] { return guided; }, add_term<V>(d, read_x, x0));
+    }
+    if constexpr (kWrite) store<V>(u_out + i, guided, count);
     store<V>(x0_out + i, x0, count);
+    worst = V::larger(worst, V::both(V::bits(x0), V::word(0x7fffffffu)));
   }
+  alignas(64) uint32_t found[V::kWidth];
+  V::store(found, worst);
+  return *std::max_element(found, found + V::kWidth) < first_infinite(T{});
+}
+
+template <class V, class T>
+bool posterior_mean_range(const MeanTask& task) {
+  const bool plain = task.guidance == 1.0f && task.row[kD] != 0.0f && task.row[kE] != 0.0f;
+  if (!task.u_out) {
+    return plain ? posterior_mean_elements<V, T, true, false>(task) : posterior_mean_elements<V, T, false, false>(task);
+  }
+  return plain ? posterior_mean_elements<V, T, true, true>(task) : posterior_mean_elements<V, T, false, true>(task);
 }
 
 template <class V>

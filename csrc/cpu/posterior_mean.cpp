@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <optional>
 
 #include "cpu/rows.h"
@@ -11,17 +12,19 @@ constexpr char kOp[] = "posterior_mean";
 
 void posterior_mean(const Tensor& x, const Tensor& u, const std::optional<Tensor>& u_uncond,
                     const std::optional<Tensor>& guidance, const Tensor& row, const Tensor& table,
-                    const Tensor& u_out, const Tensor& x0_out) {
+                    const std::optional<Tensor>& u_out, const Tensor& x0_out, const std::optional<Tensor>& broken) {
   check_latents(kOp, "x", x);
   const int64_t lanes = x.size(0), n = x.size(1);
   check_operand(kOp, "u", u, x.scalar_type(), {lanes, n});
-  check_operand(kOp, "u_out", u_out, x.scalar_type(), {lanes, n});
+  if (u_out) check_operand(kOp, "u_out", *u_out, x.scalar_type(), {lanes, n});
   check_operand(kOp, "x0_out", x0_out, x.scalar_type(), {lanes, n});
   if (u_uncond) {
     check_operand(kOp, "u_uncond", *u_uncond, x.scalar_type(), {lanes, n});
+    if (!u_out) fail(kOp, ": u_uncond needs u_out; only without guidance it may be left out");
     if (!guidance) fail(kOp, ": u_uncond needs guidance, one scale a lane; pass both or neither");
     check_operand(kOp, "guidance", *guidance, ScalarType::Float, {lanes});
   }
+  if (broken) check_operand(kOp, "broken", *broken, ScalarType::Bool, {lanes});
   const int64_t* row_of = Addresses::column(kOp, "row", row, lanes);
   check_dense(kOp, "table", table);
   const int64_t rows = table.dim() == 2 ? table.size(0) : 0;
@@ -33,11 +36,14 @@ void posterior_mean(const Tensor& x, const Tensor& u, const std::optional<Tensor
   const auto kernel = kernels().posterior_mean[storage_of(x)];
   const float* coefficients = table.const_data_ptr<float>();
   const float* scale = u_uncond ? guidance->const_data_ptr<float>() : nullptr;
+  bool* marks = broken ? static_cast<bool*>(broken->mutable_data_ptr()) : nullptr;
   for_pieces(lanes, n, [&](int64_t lane, int64_t begin, int64_t end) {
     if (row_of[lane] < 0) return;
-    kernel({begin, end, coefficients + row_of[lane] * kColumns, scale ? scale[lane] : 1.0f, row_start(x, lane),
-            row_start(u, lane), u_uncond ? row_start(*u_uncond, lane) : nullptr, row_start_mutable(u_out, lane),
-            row_start_mutable(x0_out, lane)});
+    const bool finite =
+        kernel({begin, end, coefficients + row_of[lane] * kColumns, scale ? scale[lane] : 1.0f, row_start(x, lane),
+                row_start(u, lane), u_uncond ? row_start(*u_uncond, lane) : nullptr,
+                u_out ? row_start_mutable(*u_out, lane) : nullptr, row_start_mutable(x0_out, lane)});
+    if (marks && !finite) std::atomic_ref(marks[lane]).store(true, std::memory_order_relaxed);  // pieces share a lane
   });
 }
 

@@ -30,7 +30,7 @@ struct MeanTask {
   const float* row;
   float guidance;
   const void *x, *u, *u_uncond;  // u_uncond is not read when guidance is 1
-  void *u_out, *x0_out;
+  void *u_out, *x0_out;          // u_out may be null
 };
 
 struct Kernels {
@@ -40,7 +40,7 @@ struct Kernels {
   void (*uniform)(const NoiseTask&);
   void (*normal[kStorages])(const NoiseTask&);
   void (*branch_step[kStorages])(const StepTask&);
-  void (*posterior_mean[kStorages])(const MeanTask&);
+  bool (*posterior_mean[kStorages])(const MeanTask&);  // is x0_out finite there
 };
 
 extern const Kernels kScalarKernels;

@@ -27,6 +27,7 @@ struct Lanes {
   static Word add(Word a, Word b) { return _mm256_add_epi32(a, b); }
   static Word subtract(Word a, Word b) { return _mm256_sub_epi32(a, b); }
   static Word both(Word a, Word b) { return _mm256_and_si256(a, b); }
+  static Word larger(Word a, Word b) { return _mm256_max_epu32(a, b); }
   template <int kBits>
   static Word left(Word a) {
     return _mm256_slli_epi32(a, kBits);
@@ -57,8 +58,10 @@ struct Lanes {
   static void store(BFloat16* data, Float value) {
     const Word rounding = add(both(right<16>(bits(value)), word(1)), word(0x7fff));
     const Word is_nan = bits(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-    const Word high = _mm256_blendv_epi8(right<16>(add(bits(value), rounding)), word(0x7fc0), is_nan);
-    const Word packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    const Word rounded = _mm256_blendv_epi8(add(bits(value), rounding), word(0x7fc00000), is_nan);
+    const Word upper = _mm256_shuffle_epi8(rounded, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                                        2, 3, 6, 7, 10, 11, 14, 15, 2, 3, 6, 7, 10, 11, 14, 15)));
+    const Word packed = _mm256_permute4x64_epi64(upper, 0x08);
     store16(data, _mm256_castsi256_si128(packed));
   }
   static void store(Half* data, Float value) { store16(data, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }

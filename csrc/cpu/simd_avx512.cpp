@@ -28,6 +28,7 @@ struct Lanes {
   static Word add(Word a, Word b) { return _mm512_add_epi32(a, b); }
   static Word subtract(Word a, Word b) { return _mm512_sub_epi32(a, b); }
   static Word both(Word a, Word b) { return _mm512_and_si512(a, b); }
+  static Word larger(Word a, Word b) { return _mm512_max_epu32(a, b); }
   template <int kBits>
   static Word left(Word a) {
     return _mm512_slli_epi32(a, kBits);
@@ -57,10 +58,12 @@ struct Lanes {
   static void store(uint32_t* data, Word value) { _mm512_storeu_si512(data, value); }
   static void store(float* data, Float value) { _mm512_storeu_ps(data, value); }
   static void store(BFloat16* data, Float value) {
-    const Word rounding = add(both(right<16>(bits(value)), word(1)), word(0x7fff));
+    const __mmask16 is_odd = _mm512_test_epi32_mask(bits(value), word(0x10000));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    const Word high = _mm512_mask_blend_epi32(is_nan, right<16>(add(bits(value), rounding)), word(0x7fc0));
-    store16(data, _mm512_cvtepi32_epi16(high));
+    Word rounded = add(bits(value), _mm512_mask_blend_epi32(is_odd, word(0x7fff), word(0x8000)));
+    rounded = _mm512_mask_mov_epi32(rounded, is_nan, word(0x7fc00000));
+    alignas(64) static constexpr uint16_t kUpper[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    store16(data, _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(kUpper), rounded)));
   }
   static void store(Half* data, Float value) { store16(data, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
 };

@@ -6,17 +6,24 @@ not cover (float64 latents, which only tests use, and more than 4096 particles a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowfast.ops import assign_lanes as _assign_lanes
 from flowfast.ops import branch_step as _branch_step
+from flowfast.ops import decide as _decide
+from flowfast.ops import gather_ancestors as _gather_ancestors
 from flowfast.ops import noise as _noise
+from flowfast.ops import normalize_log_weights as _normalize_log_weights
 from flowfast.ops import posterior_mean as _posterior_mean
+from flowfast.ops import promote as _promote
 from flowfast.ops import resample as _resample
-from flowfast.ops._checks import OperandError, check_latents, check_operand, check_range
-from flowfast.ops.normalize_log_weights import check_weights
+from flowfast.ops import rollover as _rollover
+from flowfast.ops._checks import OperandError
 
 
 def normal_(out: Tensor, key: Tensor, row: Tensor, candidate: Tensor, chain: Tensor, purpose: int) -> None:
@@ -66,43 +73,30 @@ def posterior_mean(
     guidance: Tensor | None,
     row: Tensor,
     table: Tensor,
-    u_out: Tensor,
+    u_out: Tensor | None,
     x0_out: Tensor,
+    broken: Tensor | None = None,
 ) -> None:
     from flowfast.kernels.posterior_mean import posterior_mean as launch
 
-    operands = (x, u, u_uncond, guidance, row, table, u_out, x0_out)
+    operands = (x, u, u_uncond, guidance, row, table, u_out, x0_out, broken)
     if x.dtype == torch.float64:
         return _posterior_mean.reference(*operands)
-    _posterior_mean._check(*operands)
+    _posterior_mean.check(*operands)
     launch(*operands)
 
 
 def gather_ancestors_(x: Tensor, u: Tensor, ancestors: Tensor) -> None:
     from flowfast.kernels.gather_ancestors import gather_ancestors_ as launch
 
-    op = "gather_ancestors_"
-    check_latents(op, "x", x)
-    check_operand(op, "u", u, x.dtype, tuple(x.shape), x.device)
-    check_operand(op, "ancestors", ancestors, torch.int64, (len(x),), x.device)
-    check_range(op, "ancestors", ancestors, torch.ones_like(ancestors, dtype=torch.bool), len(x))
-    if ancestors.device.type == "cpu" and not torch.equal(ancestors[ancestors], ancestors):
-        raise OperandError(f"{op}: an ancestor must keep its own row; permute the ancestors as resample does")
+    _gather_ancestors.check(x, u, ancestors)
     launch(x, u, ancestors)
 
 
 def promote_(x_store: Tensor, u_store: Tensor, x_lane: Tensor, u_lane: Tensor, source: Tensor) -> None:
     from flowfast.kernels.promote import promote_ as launch
 
-    op = "promote_"
-    check_latents(op, "x_store", x_store)
-    check_latents(op, "x_lane", x_lane)
-    (rows, n), lanes = x_store.shape, len(x_lane)
-    check_operand(op, "u_store", u_store, x_store.dtype, (rows, n), x_store.device)
-    check_operand(op, "x_lane", x_lane, x_store.dtype, (lanes, n), x_store.device)
-    check_operand(op, "u_lane", u_lane, x_store.dtype, (lanes, n), x_store.device)
-    check_operand(op, "source", source, torch.int64, (rows,), x_store.device)
-    check_range(op, "source", source, source >= 0, lanes)
+    _promote.check(x_store, u_store, x_lane, u_lane, source)
     launch(x_store, u_store, x_lane, u_lane, source)
 
 
@@ -120,28 +114,14 @@ def rollover(
 ) -> None:
     from flowfast.kernels.rollover import rollover as launch
 
-    op = "rollover"
-    if rewards.dim() != 2:
-        raise OperandError(f"{op}: rewards must have shape (chains, lanes), got {tuple(rewards.shape)}")
-    chains, lanes = rewards.shape
-    check_operand(op, "rewards", rewards, torch.float32, (chains, lanes), rewards.device)
-    check_operand(op, "live", live, torch.bool, (chains, lanes), rewards.device)
-    integers = {"next_quota": next_quota, "quota": quota, "winner": winner, "advance": advance, "used": used}
-    for name, column in integers.items():
-        check_operand(op, name, column, torch.int64, (chains,), rewards.device)
-    check_operand(op, "threshold", threshold, torch.float32, (chains,), rewards.device)
-    check_operand(op, "best_child", best_child, torch.float32, (chains,), rewards.device)
+    _rollover.check(rewards, live, next_quota, quota, threshold, best_child, winner, advance, used)
     launch(rewards, live, next_quota, carry, quota, threshold, best_child, winner, advance, used)
 
 
 def normalize_log_weights(log_weights: Tensor, weights: Tensor, ess: Tensor, log_normalizer: Tensor) -> None:
     from flowfast.kernels.normalize_log_weights import normalize_log_weights as launch
 
-    op, dtype, slots = "normalize_log_weights", log_weights.dtype, len(log_weights)
-    check_weights(op, "log_weights", log_weights)
-    check_operand(op, "weights", weights, dtype, tuple(log_weights.shape), log_weights.device)
-    check_operand(op, "ess", ess, dtype, (slots,), log_weights.device)
-    check_operand(op, "log_normalizer", log_normalizer, dtype, (slots,), log_weights.device)
+    _normalize_log_weights.check(log_weights, weights, ess, log_normalizer)
     launch(log_weights, weights, ess, log_normalizer)
 
 
@@ -149,19 +129,28 @@ def resample(weights: Tensor, key: Tensor, row: Tensor, enabled: Tensor, scheme:
     from flowfast.kernels.resample import MAX_PARTICLES
     from flowfast.kernels.resample import resample as launch
 
-    op = "resample"
-    check_weights(op, "weights", weights)
-    slots, n = weights.shape
-    if n > MAX_PARTICLES or scheme not in _resample.RESAMPLING.values():
+    _resample.check(weights, key, row, enabled, scheme, ancestors)
+    if weights.shape[1] > MAX_PARTICLES:
         return _resample.reference(weights, key, row, enabled, scheme, ancestors)
-    check_operand(op, "key", key, torch.int64, (slots,), weights.device)
-    check_operand(op, "row", row, torch.int64, (slots,), weights.device)
-    check_operand(op, "enabled", enabled, torch.bool, (slots,), weights.device)
-    check_operand(op, "ancestors", ancestors, torch.int64, (slots, n), weights.device)
-    check_range(op, "row", row, enabled, _noise.ROW_LIMIT)
     launch(weights, key, row, enabled, scheme, ancestors)
 
 
+def assign_lanes(*operands: Any) -> None:
+    from flowfast.kernels.assign_lanes import assign_lanes as launch
+
+    _assign_lanes.check(*operands)
+    launch(*operands)
+
+
+def decide(*operands: Any) -> None:
+    """float64 latents, too: they are only moved."""
+    from flowfast.kernels.decide import decide as launch
+
+    _decide.check(dict(zip(_DECIDE, operands, strict=True)))
+    launch(*operands)
+
+
+_DECIDE = tuple(inspect.signature(_decide.reference).parameters)
 _ALL = (
     normal_,
     uniform_,
@@ -172,5 +161,7 @@ _ALL = (
     rollover,
     normalize_log_weights,
     resample,
+    assign_lanes,
+    decide,
 )
 KERNELS: dict[str, Callable[..., None]] = {op.__name__: op for op in _ALL}

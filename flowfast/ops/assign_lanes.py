@@ -18,6 +18,10 @@ KEY, NFE, NFE_SPECULATIVE, REWARD_CALLS, NAN_REWARDS, SLOT_ROWS = range(6)  # ro
 GUIDANCE, UNTIL, SLOT_REAL_ROWS = range(3)  # rows of slot_real (., S) float32
 CELL, SLOT, TRANSITION, CANDIDATE, CHAIN, LANE_KEY, KERNEL_ROW, PARENT, LANE_ROWS = range(9)  # of lane (., N) int64
 TIME, LINEAR_TIME, LANE_GUIDANCE, LANE_REAL_ROWS = range(4)  # rows of lane_real (., N) float32
+SHARED = (  # operands that decide has too
+    "chain", "alive", "slot", "slot_real", "given", "time", "linear_time", "lane", "lane_real", "lane_live", "live",
+    "position",
+)  # fmt: skip
 
 
 def reference(
@@ -32,9 +36,11 @@ def reference(
     lane_real: Tensor,
     lane_live: Tensor,
     live: Tensor,
+    position: Tensor,
     width: int,
 ) -> None:
-    """Writes `lane`, `lane_real`, `lane_live` and `live`, and lowers the quotas in `chain` to what a chain may spend.
+    """Writes `lane`, `lane_real`, `lane_live`, `live` and `position`; lowers the quotas in `chain` to what a chain may
+    spend.
 
     Args:
         chain: (6, B) int64 active, row, quota, left, tried, child; row < T where alive.
@@ -46,20 +52,18 @@ def reference(
         lane: (8, N) int64 cell, slot, transition, candidate, chain, key, kernel row, parent; padding: 0, but kernel row
             and parent -1.
         lane_real: (3, N) float32 time, linear time, guidance.
-        lane_live: (N,) bool.   live: (B, K) bool.
+        lane_live: (N,) bool.   live: (B, K) bool.   position: (B, K) int64 lane of a live cell, else 0.
 
     Raises:
         OperandError: an operand has a wrong dtype, shape or layout.
     """
-    op, device = "assign_lanes", chain.device
-    check_sizes(op, chain, alive, slot, slot_real, given, time, linear_time, lane, lane_real, lane_live, live)
-    (B, K), S, N, T = live.shape, given.size(0), lane_live.size(0), time.size(0) - 1
-    if not 0 <= width <= N:
-        raise OperandError(f"{op}: width must lie in 0..{N}, got {width}")
+    check(chain, alive, slot, slot_real, given, time, linear_time, lane, lane_real, lane_live, live, position, width)
+    (B, K), S, N, T, device = live.shape, given.size(0), lane_live.size(0), time.size(0) - 1, chain.device
     torch.minimum(chain[QUOTA], chain[LEFT] - (T - 1 - chain[ROW]), out=chain[QUOTA])
     wanted = torch.arange(K, device=device).unsqueeze(0) < (chain[QUOTA] * alive).unsqueeze(1)
     rank = wanted.flatten().cumsum(0) - 1
     live.copy_(torch.logical_and(wanted, (rank < width).view(B, K)))
+    position.copy_(rank.view(B, K) * live)
     cells = torch.sort(torch.logical_not(live).flatten().to(torch.uint8), dim=0, stable=True)[1]
     count = min(B * K, N)
     on = torch.zeros([N], dtype=torch.bool, device=device)
@@ -84,6 +88,27 @@ def reference(
     lane_live.copy_(on)
 
 
+def check(
+    chain: Tensor,
+    alive: Tensor,
+    slot: Tensor,
+    slot_real: Tensor,
+    given: Tensor,
+    time: Tensor,
+    linear_time: Tensor,
+    lane: Tensor,
+    lane_real: Tensor,
+    lane_live: Tensor,
+    live: Tensor,
+    position: Tensor,
+    width: int,
+) -> None:
+    shared = (chain, alive, slot, slot_real, given, time, linear_time, lane, lane_real, lane_live, live, position)
+    check_sizes("assign_lanes", *shared)
+    if not 0 <= width <= lane_live.size(0):
+        raise OperandError(f"assign_lanes: width must lie in 0..{lane_live.size(0)}, got {width}")
+
+
 def check_sizes(
     op: str,
     chain: Tensor,
@@ -97,6 +122,7 @@ def check_sizes(
     lane_real: Tensor,
     lane_live: Tensor,
     live: Tensor,
+    position: Tensor,
 ) -> None:
     """Dtypes and shapes of what assign_lanes and decide share; sizes come from given, live, time and lane_live."""
     if (
@@ -122,6 +148,7 @@ def check_sizes(
         ("lane_real", lane_real, torch.float32, (LANE_REAL_ROWS, N)),
         ("lane_live", lane_live, torch.bool, (N,)),
         ("live", live, torch.bool, tuple(live.shape)),
+        ("position", position, torch.int64, tuple(live.shape)),
     ):
         check_operand(op, name, tensor, dtype, shape, chain.device)
 
@@ -129,6 +156,6 @@ def check_sizes(
 register(
     "assign_lanes(Tensor(a!) chain, Tensor alive, Tensor slot, Tensor slot_real, Tensor given, Tensor time, "
     "Tensor linear_time, Tensor(b!) lane, Tensor(c!) lane_real, Tensor(d!) lane_live, Tensor(e!) live, "
-    "int width) -> ()",
+    "Tensor(f!) position, int width) -> ()",
     reference,
 )

@@ -8,6 +8,8 @@ is the same in C++.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,8 @@ def reference(
     lane_real: Tensor,
     lane_live: Tensor,
     live: Tensor,
+    position: Tensor,
+    broken: Tensor,
     x_lane: Tensor,
     u_lane: Tensor,
     x0_lane: Tensor,
@@ -65,12 +69,12 @@ def reference(
     u: Tensor,
     top_x: Tensor,
     top_x0: Tensor,
-    position: Tensor,
     dense: Tensor,
     status: Tensor,
     advance: Tensor,
     store_source: Tensor,
     top_source: Tensor,
+    ticket: Tensor,
     margin: float,
     carry: bool,
     passes: int,
@@ -79,73 +83,41 @@ def reference(
     """Updates the state and writes what the round leaves.
 
     Args:
-        rewards: (R,) float32 of the first R <= N lanes. A NaN never wins, nor does a lane whose x0 is not finite.
+        rewards: (R,) float32 of the first R <= N lanes, which hold all live ones. A NaN never wins, nor does a lane
+            that is marked as broken.
         temperature, bias: children compete with rewards / temperature + bias, bias (R,); without bias with rewards.
-        chain .. given, time .. live: as in `assign_lanes`.
+        chain .. given, time .. position: as in `assign_lanes`.
         score: (4, B) float32 threshold, best child, child's reward, parent's reward.
         quota_table, path_chain, path_candidate: (B, T) int64.
         top_reward, top_row: (S, top) float32, int64, best first.   top_chain, top_candidate: (S, top, T) int64.
         accept, finished: (T,) bool: may the first child that beats threshold + margin be taken; is x0 finished.
+        broken: (N,) bool from `posterior_mean`: x0 is not finite; all False afterwards.
         x_lane, u_lane, x0_lane: (N, n) latents.   x, u: (2 B, n).   top_x, top_x0: (S * top, n).
-        position: (B, K) int64 lane of a live cell.   dense: (B, K) float32 rewards, -inf: none.
+        dense: (B, K) float32 rewards, -inf: none.
         status: (B, K) int64 0 seen, 1 best child, 2 taken, 3 discarded.   advance: (B,) int64 as in `rollover`.
         store_source, top_source: (2 B,), (S, top) int64 lane that was moved there; negative: none.
+        ticket: (1,) int32, zero; counts the blocks that are done where one launch on a device does all of this.
         next_width: lanes of the next round for `assign_lanes`; -1: it is not called.
 
     Raises:
         OperandError: an operand has a wrong dtype, shape or layout.
     """
-    op, device = "decide", chain.device
-    shared = (chain, alive, slot, slot_real, given, time, linear_time, lane, lane_real, lane_live, live)
-    assign_lanes.check_sizes(op, *shared)
-    (B, K), S, N, T = live.shape, given.size(0), lane_live.size(0), time.size(0) - 1
-    C, top = B // S, top_reward.size(1)
-    R = rewards.size(0)
-    if rewards.dim() != 1 or R > N:
-        raise OperandError(f"{op}: rewards must have shape (N,), N up to {N}, got {tuple(rewards.shape)}")
-    if not -1 <= next_width <= N:
-        raise OperandError(f"{op}: next_width must lie in -1..{N}, got {next_width}")
-    for name, tensor, dtype, shape in (
-        ("rewards", rewards, torch.float32, (R,)),
-        ("score", score, torch.float32, (SCORE_ROWS, B)),
-        ("quota_table", quota_table, torch.int64, (B, T)),
-        ("path_chain", path_chain, torch.int64, (B, T)),
-        ("path_candidate", path_candidate, torch.int64, (B, T)),
-        ("top_reward", top_reward, torch.float32, (S, top)),
-        ("top_row", top_row, torch.int64, (S, top)),
-        ("top_chain", top_chain, torch.int64, (S, top, T)),
-        ("top_candidate", top_candidate, torch.int64, (S, top, T)),
-        ("accept", accept, torch.bool, (T,)),
-        ("finished", finished, torch.bool, (T,)),
-        ("position", position, torch.int64, (B, K)),
-        ("dense", dense, torch.float32, (B, K)),
-        ("status", status, torch.int64, (B, K)),
-        ("advance", advance, torch.int64, (B,)),
-        ("store_source", store_source, torch.int64, (2 * B,)),
-        ("top_source", top_source, torch.int64, (S, top)),
-    ):
-        check_operand(op, name, tensor, dtype, shape, device)
-    check_latents(op, "x_lane", x_lane)
-    n = x_lane.size(1)
-    for name, latents, rows in (
-        ("x_lane", x_lane, N), ("u_lane", u_lane, N), ("x0_lane", x0_lane, N), ("x", x, 2 * B), ("u", u, 2 * B),
-        ("top_x", top_x, S * top), ("top_x0", top_x0, S * top),
-    ):  # fmt: skip
-        check_operand(op, name, latents, x_lane.dtype, (rows, n), device)
-
+    check(locals())
+    shared = (chain, alive, slot, slot_real, given, time, linear_time, lane, lane_real, lane_live, live, position)
+    (B, K), (S, top), T, R, device = live.shape, top_reward.shape, accept.size(0), rewards.size(0), chain.device
+    C = B // S
     chain_index, row_index = torch.arange(B, device=device), torch.arange(T, device=device)
     on, cell = lane_live[:R], lane[CELL, :R]
     # A reward may not see that the model broke (one that looks at 8-bit pictures): the posterior mean counts too.
-    broken = torch.logical_and(on, torch.logical_or(rewards.isnan(), torch.logical_not(x0_lane[:R].isfinite().all(1))))
-    slot[NAN_REWARDS].index_add_(0, lane[SLOT, :R], broken.to(torch.int64))
-    sound = torch.where(torch.logical_and(on, torch.logical_not(broken)), rewards, -torch.inf)
+    unsound = torch.logical_and(on, torch.logical_or(rewards.isnan(), broken[:R]))
+    broken.fill_(False)
+    slot[NAN_REWARDS].index_add_(0, lane[SLOT, :R], unsound.to(torch.int64))
+    sound = torch.where(torch.logical_and(on, torch.logical_not(unsound)), rewards, -torch.inf)
     compete = sound if bias is None else torch.where(sound == -torch.inf, sound, sound / temperature + bias)
     place = torch.where(on, cell, B * K)  # padding goes to a cell that nobody reads
     spread = sound.new_full([B * K + 1], -torch.inf)
     dense.copy_(spread.scatter(0, place, sound)[: B * K].view(B, K))
     scores = spread.scatter(0, place, compete)[: B * K].view(B, K)
-    lanes = torch.zeros([B * K + 1], dtype=torch.int64, device=device)
-    position.copy_(lanes.scatter(0, place, torch.arange(R, device=device))[: B * K].view(B, K))
 
     row = chain[ROW].clamp(max=T - 1)
     threshold = torch.where(accept.index_select(0, row), score[THRESHOLD] + margin, torch.inf)
@@ -214,14 +186,60 @@ def reference(
         assign_lanes.reference(*shared, next_width)
 
 
+def check(operands: dict[str, Any]) -> None:
+    """Dtypes, shapes and layout of what `reference` takes, by the names that it has there."""
+    op = "decide"
+    rewards, live, given, time, lane_live, top_reward, x_lane = (
+        operands[name] for name in ("rewards", "live", "given", "time", "lane_live", "top_reward", "x_lane")
+    )
+    assign_lanes.check_sizes(op, *(operands[name] for name in assign_lanes.SHARED))
+    (B, K), S, N, T, device = live.shape, given.size(0), lane_live.size(0), time.size(0) - 1, live.device
+    if rewards.dim() != 1 or rewards.size(0) > N:
+        raise OperandError(f"{op}: rewards must have shape (N,), N up to {N}, got {tuple(rewards.shape)}")
+    if top_reward.dim() != 2 or top_reward.size(1) < 1:
+        raise OperandError(
+            f"{op}: top_reward must have shape (slots, top), top at least 1, got {tuple(top_reward.shape)}"
+        )
+    if not -1 <= operands["next_width"] <= N:
+        raise OperandError(f"{op}: next_width must lie in -1..{N}, got {operands['next_width']}")
+    R, top = rewards.size(0), top_reward.size(1)
+    if operands["bias"] is not None:
+        check_operand(op, "bias", operands["bias"], torch.float32, (R,), device)
+    for name, dtype, shape in (
+        ("rewards", torch.float32, (R,)),
+        ("score", torch.float32, (SCORE_ROWS, B)),
+        ("quota_table", torch.int64, (B, T)),
+        ("path_chain", torch.int64, (B, T)),
+        ("path_candidate", torch.int64, (B, T)),
+        ("top_reward", torch.float32, (S, top)),
+        ("top_row", torch.int64, (S, top)),
+        ("top_chain", torch.int64, (S, top, T)),
+        ("top_candidate", torch.int64, (S, top, T)),
+        ("accept", torch.bool, (T,)),
+        ("finished", torch.bool, (T,)),
+        ("broken", torch.bool, (N,)),
+        ("dense", torch.float32, (B, K)),
+        ("status", torch.int64, (B, K)),
+        ("advance", torch.int64, (B,)),
+        ("store_source", torch.int64, (2 * B,)),
+        ("top_source", torch.int64, (S, top)),
+        ("ticket", torch.int32, (1,)),
+    ):
+        check_operand(op, name, operands[name], dtype, shape, device)
+    check_latents(op, "x_lane", x_lane)
+    rows = {"x_lane": N, "u_lane": N, "x0_lane": N, "x": 2 * B, "u": 2 * B, "top_x": S * top, "top_x0": S * top}
+    for name, count in rows.items():
+        check_operand(op, name, operands[name], x_lane.dtype, (count, x_lane.size(1)), device)
+
+
 register(
     "decide(Tensor rewards, float temperature, Tensor? bias, Tensor(a!) chain, Tensor(b!) score, Tensor(c!) alive, "
     "Tensor(d!) slot, Tensor slot_real, Tensor given, Tensor quota_table, Tensor(e!) path_chain, "
     "Tensor(f!) path_candidate, Tensor(g!) top_reward, Tensor(h!) top_row, Tensor(i!) top_chain, "
     "Tensor(j!) top_candidate, Tensor accept, Tensor finished, Tensor time, Tensor linear_time, Tensor(k!) lane, "
-    "Tensor(l!) lane_real, Tensor(m!) lane_live, Tensor(n!) live, Tensor x_lane, Tensor u_lane, Tensor x0_lane, "
-    "Tensor(o!) x, Tensor(p!) u, Tensor(q!) top_x, Tensor(r!) top_x0, Tensor(s!) position, Tensor(t!) dense, "
-    "Tensor(u!) status, Tensor(v!) advance, Tensor(w!) store_source, Tensor(x!) top_source, float margin, bool carry, "
-    "int passes, int next_width) -> ()",
+    "Tensor(l!) lane_real, Tensor(m!) lane_live, Tensor(n!) live, Tensor(o!) position, Tensor(p!) broken, "
+    "Tensor x_lane, Tensor u_lane, Tensor x0_lane, Tensor(q!) x, Tensor(r!) u, Tensor(s!) top_x, Tensor(t!) top_x0, "
+    "Tensor(u!) dense, Tensor(v!) status, Tensor(w!) advance, Tensor(x!) store_source, Tensor(y!) top_source, "
+    "Tensor(z!) ticket, float margin, bool carry, int passes, int next_width) -> ()",
     reference,
 )

@@ -24,6 +24,12 @@ def reference(x: Tensor, u: Tensor, ancestors: Tensor) -> None:
     Raises:
         OperandError: an operand has a wrong dtype, shape, layout or value.
     """
+    check(x, u, ancestors)
+    x.copy_(x[ancestors])
+    u.copy_(u[ancestors])
+
+
+def check(x: Tensor, u: Tensor, ancestors: Tensor) -> None:
     op = "gather_ancestors_"
     check_latents(op, "x", x)
     check_operand(op, "u", u, x.dtype, tuple(x.shape), x.device)
@@ -31,8 +37,6 @@ def reference(x: Tensor, u: Tensor, ancestors: Tensor) -> None:
     check_range(op, "ancestors", ancestors, torch.ones_like(ancestors, dtype=torch.bool), len(x))
     if ancestors.device.type == "cpu" and not torch.equal(ancestors[ancestors], ancestors):
         raise OperandError(f"{op}: an ancestor must keep its own row; permute the ancestors as resample does")
-    x.copy_(x[ancestors])
-    u.copy_(u[ancestors])
 
 
 register("gather_ancestors_(Tensor(a!) x, Tensor(b!) u, Tensor ancestors) -> ()", reference)

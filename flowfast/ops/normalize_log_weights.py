@@ -85,12 +85,7 @@ def reference(log_weights: Tensor, weights: Tensor, ess: Tensor, log_normalizer:
     Raises:
         OperandError: an operand has a wrong dtype, shape or layout.
     """
-    op, dtype, slots = "normalize_log_weights", log_weights.dtype, len(log_weights)
-    check_weights(op, "log_weights", log_weights)
-    check_operand(op, "weights", weights, dtype, tuple(log_weights.shape), log_weights.device)
-    check_operand(op, "ess", ess, dtype, (slots,), log_weights.device)
-    check_operand(op, "log_normalizer", log_normalizer, dtype, (slots,), log_weights.device)
-
+    check(log_weights, weights, ess, log_normalizer)
     logs = torch.where(log_weights.isnan(), -math.inf, log_weights.to(torch.float64))
     largest = logs.amax(-1, keepdim=True)
     terms = torch.where(logs == largest, 1.0, exp_nonpositive(logs - largest))
@@ -99,6 +94,14 @@ def reference(log_weights: Tensor, weights: Tensor, ess: Tensor, log_normalizer:
     weights.copy_(torch.where(empty, math.nan, terms / total))
     ess.copy_(torch.where(empty, 0.0, total * total / _sum(terms * terms)).squeeze(-1))
     log_normalizer.copy_((largest + log_positive(total / log_weights.shape[-1])).squeeze(-1))
+
+
+def check(log_weights: Tensor, weights: Tensor, ess: Tensor, log_normalizer: Tensor) -> None:
+    op, dtype, slots = "normalize_log_weights", log_weights.dtype, len(log_weights)
+    check_weights(op, "log_weights", log_weights)
+    check_operand(op, "weights", weights, dtype, tuple(log_weights.shape), log_weights.device)
+    check_operand(op, "ess", ess, dtype, (slots,), log_weights.device)
+    check_operand(op, "log_normalizer", log_normalizer, dtype, (slots,), log_weights.device)
 
 
 register(

@@ -26,8 +26,9 @@ def reference(
     guidance: Tensor | None,
     row: Tensor,
     table: Tensor,
-    u_out: Tensor,
+    u_out: Tensor | None,
     x0_out: Tensor,
+    broken: Tensor | None = None,
 ) -> None:
     """Writes the guided velocities into `u_out` and the posterior means into `x0_out`.
 
@@ -36,12 +37,14 @@ def reference(
         u_uncond: (R, n) unconditional velocities; needs `guidance`, (R,) float32, a scale for each lane.
         row: (R,) int64 row of the table; below 0: padding, its outputs stay untouched.
         table: (T, 8) float32, columns A, B, C, G, D, E, D_from, E_from.
-        u_out, x0_out: (R, n), of x's dtype; may be u and x themselves.
+        u_out, x0_out: (R, n), of x's dtype; may be u and x themselves. Without u_uncond there may be no u_out, which
+            would be a copy of u.
+        broken: (R,) bool; lanes whose x0_out is not finite are marked True, the others are left as they are.
 
     Raises:
         OperandError: an operand has a wrong dtype, shape, layout or value.
     """
-    _check(x, u, u_uncond, guidance, row, table, u_out, x0_out)
+    check(x, u, u_uncond, guidance, row, table, u_out, x0_out, broken)
     live = (row >= 0)[:, None]
     guided = u.double()
     if u_uncond is not None and guidance is not None:
@@ -54,18 +57,22 @@ def reference(
     c = table[row.clamp(min=0)].double()[:, :, None].unbind(1)
     x0 = add_terms([c[D], c[E]], [x.double(), guided], x.dtype)
     x0_out.copy_(torch.where(live, x0.to(x.dtype), x0_out))
-    u_out.copy_(torch.where(live, guided.to(x.dtype), u_out))
+    if u_out is not None:
+        u_out.copy_(torch.where(live, guided.to(x.dtype), u_out))
+    if broken is not None:
+        broken.logical_or_((row >= 0) & ~x0_out.isfinite().all(1))
 
 
-def _check(
+def check(
     x: Tensor,
     u: Tensor,
     u_uncond: Tensor | None,
     guidance: Tensor | None,
     row: Tensor,
     table: Tensor,
-    u_out: Tensor,
+    u_out: Tensor | None,
     x0_out: Tensor,
+    broken: Tensor | None = None,
 ) -> None:
     op = "posterior_mean"
     check_latents(op, "x", x)
@@ -74,9 +81,13 @@ def _check(
         if latent is not None:
             check_operand(op, name, latent, x.dtype, (lanes, n), x.device)
     if u_uncond is not None:
+        if u_out is None:
+            raise OperandError(f"{op}: u_uncond needs u_out; only without guidance it may be left out")
         if guidance is None:
             raise OperandError(f"{op}: u_uncond needs guidance, one scale a lane; pass both or neither")
         check_operand(op, "guidance", guidance, torch.float32, (lanes,), x.device)
+    if broken is not None:
+        check_operand(op, "broken", broken, torch.bool, (lanes,), x.device)
     check_operand(op, "row", row, torch.int64, (lanes,), x.device)
     check_table(op, table, x)
     check_range(op, "row", row, row >= 0, len(table))
@@ -84,6 +95,6 @@ def _check(
 
 register(
     "posterior_mean(Tensor x, Tensor u, Tensor? u_uncond, Tensor? guidance, Tensor row, Tensor table, "
-    "Tensor(a!) u_out, Tensor(b!) x0_out) -> ()",
+    "Tensor(a!)? u_out, Tensor(b!) x0_out, Tensor(c!)? broken=None) -> ()",
     reference,
 )

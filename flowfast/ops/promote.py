@@ -23,6 +23,16 @@ def reference(x_store: Tensor, u_store: Tensor, x_lane: Tensor, u_lane: Tensor, 
     Raises:
         OperandError: an operand has a wrong dtype, shape, layout or value.
     """
+    check(x_store, u_store, x_lane, u_lane, source)
+    if len(x_lane) == 0:
+        return
+    kept = (source < 0).unsqueeze(-1)
+    lane = source.clamp(min=0)
+    x_store.copy_(torch.where(kept, x_store, x_lane[lane]))
+    u_store.copy_(torch.where(kept, u_store, u_lane[lane]))
+
+
+def check(x_store: Tensor, u_store: Tensor, x_lane: Tensor, u_lane: Tensor, source: Tensor) -> None:
     op = "promote_"
     check_latents(op, "x_store", x_store)
     check_latents(op, "x_lane", x_lane)
@@ -32,12 +42,6 @@ def reference(x_store: Tensor, u_store: Tensor, x_lane: Tensor, u_lane: Tensor, 
     check_operand(op, "u_lane", u_lane, x_store.dtype, (lanes, n), x_store.device)
     check_operand(op, "source", source, torch.int64, (rows,), x_store.device)
     check_range(op, "source", source, source >= 0, lanes)
-    if lanes == 0:
-        return
-    kept = (source < 0).unsqueeze(-1)
-    lane = source.clamp(min=0)
-    x_store.copy_(torch.where(kept, x_store, x_lane[lane]))
-    u_store.copy_(torch.where(kept, u_store, u_lane[lane]))
 
 
 register(

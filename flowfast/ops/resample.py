@@ -127,6 +127,16 @@ def reference(weights: Tensor, key: Tensor, row: Tensor, enabled: Tensor, scheme
     Raises:
         OperandError: the scheme is unknown, or an operand has a wrong dtype, shape, layout or value.
     """
+    check(weights, key, row, enabled, scheme, ancestors)
+    n = weights.shape[1]
+    zero = torch.zeros_like(key)
+    word = noise.words(key, row, zero, zero, noise.RESAMPLING, n)
+    counts, valid = count_offspring(weights, word, scheme)
+    identity = torch.arange(n, device=weights.device).expand_as(counts)
+    ancestors.copy_(torch.where(valid & enabled.unsqueeze(-1), ancestors_from_counts(counts), identity))
+
+
+def check(weights: Tensor, key: Tensor, row: Tensor, enabled: Tensor, scheme: int, ancestors: Tensor) -> None:
     op = "resample"
     check_weights(op, "weights", weights)
     slots, n = weights.shape
@@ -138,12 +148,6 @@ def reference(weights: Tensor, key: Tensor, row: Tensor, enabled: Tensor, scheme
     if scheme not in RESAMPLING.values():
         choices = ", ".join(f"{number} {name}" for name, number in RESAMPLING.items())
         raise OperandError(f"{op}: scheme must be one of {choices}, got {scheme}")
-
-    zero = torch.zeros_like(key)
-    word = noise.words(key, row, zero, zero, noise.RESAMPLING, n)
-    counts, valid = count_offspring(weights, word, scheme)
-    identity = torch.arange(n, device=weights.device).expand_as(counts)
-    ancestors.copy_(torch.where(valid & enabled.unsqueeze(-1), ancestors_from_counts(counts), identity))
 
 
 register(

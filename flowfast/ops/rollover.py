@@ -47,23 +47,12 @@ def reference(
     Raises:
         OperandError: an operand has a wrong dtype, shape or layout.
     """
-    op = "rollover"
-    if rewards.dim() != 2:
-        raise OperandError(f"{op}: rewards must have shape (chains, lanes), got {tuple(rewards.shape)}")
-    chains, lanes = rewards.shape
-    check_operand(op, "rewards", rewards, torch.float32, (chains, lanes), rewards.device)
-    check_operand(op, "live", live, torch.bool, (chains, lanes), rewards.device)
-    integers = {"next_quota": next_quota, "quota": quota, "winner": winner, "advance": advance, "used": used}
-    for name, column in integers.items():
-        check_operand(op, name, column, torch.int64, (chains,), rewards.device)
-    check_operand(op, "threshold", threshold, torch.float32, (chains,), rewards.device)
-    check_operand(op, "best_child", best_child, torch.float32, (chains,), rewards.device)
-
+    check(rewards, live, next_quota, quota, threshold, best_child, winner, advance, used)
     winner.fill_(-1)
     advance.zero_()
     used.zero_()
     active = quota > 0
-    for k in range(lanes):
+    for k in range(rewards.shape[1]):
         active = active & live[:, k]
         used += active
         quota -= active.to(torch.int64)
@@ -80,6 +69,30 @@ def reference(
     advanced = (advance == 1) | (advance == 2)
     quota.copy_(torch.where(advanced, (quota if carry else torch.zeros_like(quota)) + next_quota, quota))
     best_child.masked_fill_(advanced, -math.inf)
+
+
+def check(
+    rewards: Tensor,
+    live: Tensor,
+    next_quota: Tensor,
+    quota: Tensor,
+    threshold: Tensor,
+    best_child: Tensor,
+    winner: Tensor,
+    advance: Tensor,
+    used: Tensor,
+) -> None:
+    op = "rollover"
+    if rewards.dim() != 2:
+        raise OperandError(f"{op}: rewards must have shape (chains, lanes), got {tuple(rewards.shape)}")
+    chains, lanes = rewards.shape
+    check_operand(op, "rewards", rewards, torch.float32, (chains, lanes), rewards.device)
+    check_operand(op, "live", live, torch.bool, (chains, lanes), rewards.device)
+    integers = {"next_quota": next_quota, "quota": quota, "winner": winner, "advance": advance, "used": used}
+    for name, column in integers.items():
+        check_operand(op, name, column, torch.int64, (chains,), rewards.device)
+    check_operand(op, "threshold", threshold, torch.float32, (chains,), rewards.device)
+    check_operand(op, "best_child", best_child, torch.float32, (chains,), rewards.device)
 
 
 register(

@@ -41,11 +41,13 @@ class Search(nn.Module):
     lane_live: Tensor
     live: Tensor
     position: Tensor
+    broken: Tensor
     dense: Tensor
     status: Tensor
     advance: Tensor
     store_source: Tensor
     top_source: Tensor
+    ticket: Tensor
     x_lane: Tensor
     u_lane: Tensor
     x0_lane: Tensor
@@ -84,14 +86,14 @@ class Search(nn.Module):
         prompt's conditions (1, ...), as examples of shape and type."""
         super().__init__()
         device = device or torch.device("cpu")
-        rows, numel = schedule.table.shape[0], 1
+        transitions, numel = schedule.table.shape[0], 1
         self.shape = [int(size) for size in flow.shape]
         for size in self.shape:
             numel *= size
         self.flow, self.reward, self.method = flow, reward, method
         self.slots, self.chains, self.lanes, self.passes, self.micro_batch = slots, chains, lanes, passes, micro_batch
-        self.rows, self.top, self.numel, self.margin, self.carry = rows, top, numel, margin, carry
-        self.state = State(slots, chains, rows, numel, top, dtype, device)
+        self.rows, self.top, self.numel, self.margin, self.carry = transitions, top, numel, margin, carry
+        self.state = State(slots, chains, transitions, numel, top, dtype, device)
         # One more row of the table starts from latents that the caller gave: x' = x at the first time.
         given = schedule.table[:1].clone()
         given[:, :4] = torch.tensor([1.0, 0.0, 0.0, 0.0])
@@ -112,17 +114,21 @@ class Search(nn.Module):
         def buffer(name: str, shape: tuple[int, ...], kind: torch.dtype) -> None:
             setattr(self, name, torch.zeros(shape, dtype=kind, device=device))  # plain, as in State
 
-        for name in ("x_lane", "u_lane", "x0_lane"):
-            buffer(name, (widest, numel), dtype)
+        # Without guidance and in one micro-batch the model's own output is u_lane: nothing copies it.
+        self.direct = passes == 1 and widest == M
+        for name, rows in (("x_lane", widest), ("u_lane", 0 if self.direct else widest), ("x0_lane", widest)):
+            buffer(name, (rows, numel), dtype)
         buffer("lane", (8, widest), torch.int64)
         buffer("lane_real", (3, widest), torch.float32)
         buffer("lane_live", (widest,), torch.bool)
+        buffer("broken", (widest,), torch.bool)
         buffer("live", (B, lanes), torch.bool)
         buffer("dense", (B, lanes), torch.float32)
         for name, shape in (("position", (B, lanes)), ("status", (B, lanes)), ("advance", (B,))):
             buffer(name, shape, torch.int64)
         buffer("store_source", (2 * B,), torch.int64)
         buffer("top_source", (slots, top), torch.int64)
+        buffer("ticket", (1,), torch.int32)
         self.lane_slot, self.lane_row, self.lane_candidate = self.lane[1], self.lane[2], self.lane[3]
         self.lane_chain, self.lane_key, self.kernel_row, self.parent = self.lane[4:].unbind(0)
         # Micro-batches are views made once: a round makes none.
@@ -130,12 +136,16 @@ class Search(nn.Module):
         self.x_shaped = [part.view([M, *self.shape]) for part in self.x_part]
         self.x0_shaped = [part.view([M, *self.shape]) for part in self.x0_part]
         self.slot_part, self.row_part = list(self.lane_slot.split(M)), list(self.kernel_row.split(M))
+        self.broken_part = list(self.broken.split(M))
         self.t_part, self.linear_t_part, self.guidance_part = (list(t.split(M)) for t in self.lane_real)
-        self.padded, self.assigned = 0, False
-        self.cond = {name: value.new_zeros([slots, *value.shape[1:]], device=device) for name, value in cond.items()}
+        self.padded, self.next_width, self.assigned = 0, -1, False
+        self.ahead = True  # `decide` lays the next lanes, too; not in a CUDA graph, which would replay their number
+        # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
+        rows = M if slots == 1 else slots
+        self.cond = {name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in cond.items()}
         self.null_cond = {name: torch.zeros_like(value) for name, value in self.cond.items()}
         self.reward_cond = {
-            name: value.new_zeros([slots, *value.shape[1:]], device=device) for name, value in reward_cond.items()
+            name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in reward_cond.items()
         }
         self.plans: list[list[int]] = [[0][:0] for _ in range(slots)]
         self.rounds: list[int] = [0 for _ in range(slots)]
@@ -160,12 +170,13 @@ class Search(nn.Module):
     ) -> None:
         """Puts a request into a slot without touching its neighbours. plan[r]: lanes it has at most in its r-th
         round. latents (C, n) or None."""
+        rows = self.micro_batch if self.slots == 1 else 1
         for name, value in cond.items():
-            self.cond[name][slot] = value[0]
+            self.cond[name].narrow(0, slot, rows).copy_(value)
         for name, value in null_cond.items():
-            self.null_cond[name][slot] = value[0]
+            self.null_cond[name].narrow(0, slot, rows).copy_(value)
         for name, value in reward_cond.items():
-            self.reward_cond[name][slot] = value[0]
+            self.reward_cond[name].narrow(0, slot, rows).copy_(value)
         if latents is not None:
             quota = quota.clone()
             quota[:, 0] = 1  # more candidates of a given start would be identical
@@ -231,17 +242,24 @@ class Search(nn.Module):
     def propose(self) -> Tensor:
         """Branches every live chain and evaluates its children: images (N, 3, H, W) of their posterior means, N a
         multiple of the micro-batch."""
+        self.lay()
         self.branch()
         self.evaluate()
         return self.decode()
 
     @torch.jit.export
-    def branch(self) -> None:
-        """Children of the parents, one fused gather + step + noise; live lanes come first."""
-        s, M, width = self.state, self.micro_batch, self.width()
-        self.padded = (width + M - 1) // M * M
+    def lay(self) -> None:
+        """How many lanes this round has at most, rows of padding included; lays them where the round before could not
+        know them."""
+        width = self.width()
+        self.padded = (width + self.micro_batch - 1) // self.micro_batch * self.micro_batch
         if not self.assigned:
             self.assign(width)
+
+    @torch.jit.export
+    def branch(self) -> None:
+        """Children of the parents, one fused gather + step + noise; live lanes come first."""
+        s = self.state
         torch.ops.flowfast.branch_step(
             s.x,
             s.u,
@@ -262,14 +280,18 @@ class Search(nn.Module):
         time."""
         for i in range(self.padded // self.micro_batch):
             x, t, slot = self.x_shaped[i], self.t_part[i], self.slot_part[i]
-            u = self.flow.velocity(x, t, take(self.cond, slot)).reshape(self.micro_batch, self.numel)
+            u = self.flow.velocity(x, t, self.take(self.cond, slot)).reshape(self.micro_batch, self.numel)
             null, guidance = torch.jit.annotate(Optional[Tensor], None), torch.jit.annotate(Optional[Tensor], None)
             if self.passes == 2:
-                null = self.flow.velocity(x, t, take(self.null_cond, slot)).reshape(self.micro_batch, self.numel)
+                null = self.flow.velocity(x, t, self.take(self.null_cond, slot)).reshape(self.micro_batch, self.numel)
                 guidance = self.guidance_part[i]
+            u_out = None if self.direct else self.u_part[i]
             torch.ops.flowfast.posterior_mean(
-                self.x_part[i], u, null, guidance, self.row_part[i], self.table, self.u_part[i], self.x0_part[i]
-            )
+                self.x_part[i], u, null, guidance, self.row_part[i], self.table, u_out, self.x0_part[i],
+                self.broken_part[i],
+            )  # fmt: skip
+            if self.direct:
+                self.u_lane = u
 
     @torch.jit.export
     def decode(self) -> Tensor:
@@ -281,7 +303,9 @@ class Search(nn.Module):
         """Rewards (N,) of the images of this round by the device-side reward."""
         M = self.micro_batch
         parts = [
-            self.reward(images[i * M : i * M + M], self.linear_t_part[i], take(self.reward_cond, self.slot_part[i]))
+            self.reward(
+                images[i * M : i * M + M], self.linear_t_part[i], self.take(self.reward_cond, self.slot_part[i])
+            )
             for i in range(images.size(0) // M)
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -290,13 +314,23 @@ class Search(nn.Module):
     def observe(self, rewards: Tensor) -> None:
         """Rewards (N,) of this round decide: accept, keep the best child, roll quota over, take the step, regroup the
         chains."""
+        self.turn()
+        self.decide(rewards)
+
+    @torch.jit.export
+    def turn(self) -> None:
+        """What the host counts of a round; `decide` then is work of the device alone and can be captured."""
+        for slot in range(self.slots):
+            self.rounds[slot] += 1
+        self.assigned = self.ahead and not self.method.regroups  # these decide afterwards where chains go on
+        self.next_width = self.width() if self.assigned else -1
+
+    @torch.jit.export
+    def decide(self, rewards: Tensor) -> None:
         s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
         if self.method.draws:
             n = rewards.size(0)
             bias = self.method.bias(self.lane_key[:n], self.lane_row[:n], self.lane_candidate[:n], self.lane_chain[:n])
-        for slot in range(self.slots):
-            self.rounds[slot] += 1
-        self.assigned = not self.method.regroups  # such a method decides afterwards where chains go on
         torch.ops.flowfast.decide(
             rewards.to(torch.float32).contiguous(),
             self.method.temperature,
@@ -322,6 +356,8 @@ class Search(nn.Module):
             self.lane_real,
             self.lane_live,
             self.live,
+            self.position,
+            self.broken,
             self.x_lane,
             self.u_lane,
             self.x0_lane,
@@ -329,24 +365,32 @@ class Search(nn.Module):
             s.u,
             s.top_x,
             s.top_x0,
-            self.position,
             self.dense,
             self.status,
             self.advance,
             self.store_source,
             self.top_source,
+            self.ticket,
             self.margin,
             self.carry,
             self.passes,
-            self.width() if self.assigned else -1,
+            self.next_width,
         )
         if self.method.regroups:
             self.regroup(torch.logical_and(self.advance >= 1, self.advance <= 2))
 
     # ---- parts of a round ----
 
+    def take(self, cond: dict[str, Tensor], slot: Tensor) -> dict[str, Tensor]:
+        """Conditions of the lanes of a micro-batch, whose slots are slot (M,)."""
+        if self.slots == 1:
+            return cond
+        rows: dict[str, Tensor] = {}
+        for name, value in cond.items():
+            rows[name] = value.index_select(0, slot)
+        return rows
+
     def assign(self, width: int) -> None:
-        """Lanes of a round, where the round before could not know them."""
         s = self.state
         torch.ops.flowfast.assign_lanes(
             s.chain,
@@ -360,6 +404,7 @@ class Search(nn.Module):
             self.lane_real,
             self.lane_live,
             self.live,
+            self.position,
             width,
         )
         self.assigned = True
@@ -396,11 +441,3 @@ class Search(nn.Module):
         ):
             tensor.copy_(tensor.index_select(0, chain))
         s.alive.logical_and_(torch.logical_not(s.stopped))
-
-
-def take(cond: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-    """Conditions of the lanes whose slots are index (N,)."""
-    rows: dict[str, Tensor] = {}
-    for name, value in cond.items():
-        rows[name] = value.index_select(0, index)
-    return rows

@@ -11,17 +11,21 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_decide import differing, problem
+from test_decide import run as run_round
 
 import flowfast.ops
 from flowfast.kernels import _rows
+from flowfast.kernels import assign_lanes as lanes_kernel
 from flowfast.kernels import branch_step as branch_kernel
+from flowfast.kernels import decide as decide_kernel
 from flowfast.kernels import gather_ancestors as gather_kernel
 from flowfast.kernels import noise as noise_kernel
 from flowfast.kernels import posterior_mean as mean_kernel
 from flowfast.kernels import promote as promote_kernel
 from flowfast.kernels import resample as resample_kernel
 from flowfast.kernels import rollover as rollover_kernel
-from flowfast.ops import branch_step, noise, posterior_mean, promote, resample, rollover
+from flowfast.ops import assign_lanes, branch_step, decide, noise, posterior_mean, promote, resample, rollover
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 7, 123, 1023, 4097]
@@ -31,6 +35,10 @@ NAN = float("nan")
 
 def bits(tensor):
     return tensor.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[tensor.element_size()])
+
+
+def bits_but_of_nan(tensor):
+    return bits(torch.where(tensor.isnan(), NAN, tensor))
 
 
 def generator(seed):
@@ -91,20 +99,24 @@ def same_step(kernels, n, dtype, with_mean, with_grad):
     return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def same_mean(kernels, n, dtype, guided):
+def same_mean(kernels, n, dtype, guided, last=1.0, d=1.0):
+    """Without guidance there is no u_out. The last mean of lane 0 is d * last; the marks of the others stay."""
     x, u, uncond = torch.randn(3, LANES, n, generator=generator(n)).to(dtype).unbind()
     table = torch.randn(4, 8, generator=generator(n + 1))
+    table[0, posterior_mean.D], table[0, posterior_mean.E] = d, 0
     table[1, posterior_mean.D], table[2, posterior_mean.E] = 0, 0
     row = torch.tensor([0, -1, 1, 2, 3])
     guidance = torch.tensor([3.5, 2.0, 0.0, 1.0, -1.5])
-    x[2] = NAN  # D = 0
+    x[0, -1], x[1:3] = last, NAN  # padding, and D = 0
     if guided:
         u[2], uncond[3] = NAN, NAN  # guidance 0 and 1
     results = []
     for run in (posterior_mean.reference, kernels.posterior_mean):
-        u_out, x0_out = torch.full((2, LANES, n), NAN, dtype=dtype).unbind()
-        run(x, u, uncond if guided else None, guidance if guided else None, row, table, u_out, x0_out)
-        results.append((bits(u_out), bits(x0_out)))
+        u_out, x0_out = torch.full((2, LANES, n), 9.0, dtype=dtype).unbind()
+        broken = torch.arange(LANES) == 4
+        operands = (x, u, uncond if guided else None, guidance if guided else None, row, table)
+        run(*operands, u_out if guided else None, x0_out, broken)
+        results.append((bits_but_of_nan(u_out), bits_but_of_nan(x0_out), broken))
     return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -157,6 +169,39 @@ def same_gather(kernels, n, seed=0):
     moved = [tensor.view(torch.float16).clone() for tensor in (x, u)]
     kernels.gather_ancestors_(*moved, ancestors)
     return torch.equal(bits(moved[0]), x[ancestors]) and torch.equal(bits(moved[1]), u[ancestors])
+
+
+def laid(call, seed, width, dtype=torch.float32, **sizes):
+    """A state in the middle of a search whose lanes `call` has laid."""
+    p = problem(seed, dtype=dtype, **sizes)
+    call(*(p[name] for name in assign_lanes.SHARED), width)
+    return p
+
+
+def same_lanes(kernels, seed, width, **sizes):
+    return (
+        differing(laid(assign_lanes.reference, seed, width, **sizes), laid(kernels.assign_lanes, seed, width, **sizes))
+        == []
+    )
+
+
+OPTIONS = {"margin": 0.5, "carry": True, "passes": 2, "next_width": 7}
+
+
+def same_decision(kernels, seed, bias=True, width=10, seen=12, sizes=None, options=None, but=()):
+    """All tensors after a round, but for those that are named."""
+    results = []
+    for call in (decide.reference, kernels.decide):
+        p = laid(assign_lanes.reference, seed, width, **(sizes or {}))
+        rewards, bias_column = p["rewards"][:seen].clone(), p["bias"][:seen].clone() if bias else None
+        call(**p | {"rewards": rewards, "bias": bias_column}, temperature=0.7, **(options or OPTIONS))
+        results.append(p)
+    return set(differing(*results)) <= set(but)
+
+
+def same_decisions(kernels, but=()):
+    """States in which every rule counts: a mutant of one must be seen in one of them."""
+    return all(same_decision(kernels, seed, bias=seed % 2 == 0, but=but) for seed in range(24))
 
 
 @triton.jit
@@ -235,6 +280,16 @@ def test_step_has_the_bits_of_the_reference(n, dtype):
 def test_mean_has_the_bits_of_the_reference(n, dtype):
     assert same_mean(mean_kernel, n, dtype, True)
     assert same_mean(mean_kernel, n, dtype, False)
+    largest = torch.finfo(dtype).max
+    for last, d in ((NAN, 1.0), (largest, 1.0), (largest, 2.0), (-largest, 1.0), (-largest, 2.0)):
+        assert same_mean(mean_kernel, n, dtype, False, last, d)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0x7F7F8000), (torch.float16, 0x477FF000)])
+def test_a_mean_that_rounds_to_infinity_is_broken_and_the_number_below_is_not(dtype, limit):
+    for number in torch.tensor([limit - 1, limit], dtype=torch.int32).view(torch.float32).tolist():
+        assert same_mean(mean_kernel, 123, dtype, False, 1.0, number)
+        assert same_mean(mean_kernel, 123, dtype, False, -1.0, number)
 
 
 @pytest.mark.parametrize("scheme", resample.RESAMPLING.values(), ids=resample.RESAMPLING)
@@ -263,6 +318,54 @@ def test_random_ancestors_are_those_of_the_reference(particles, scheme, seed):
 @given(chains=st.integers(1, 300), lanes=st.integers(0, 9), carry=st.booleans(), seed=st.integers(0, 2**32))
 def test_rollover_is_that_of_the_reference(chains, lanes, carry, seed):
     assert same_rollover(rollover_kernel, chains, lanes, carry, seed)
+
+
+# 70 lanes a chain: a chain fills a tile. 70 lanes in all and 200: several tiles.
+SIZES_OF_A_SEARCH = {
+    "slots": st.integers(1, 3),
+    "chains": st.integers(1, 5),
+    "lanes": st.sampled_from([1, 2, 3, 4, 70]),
+    "rows": st.sampled_from([1, 2, 5, 80]),
+    "widest": st.sampled_from([1, 16, 70, 200]),
+}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32), sizes=st.fixed_dictionaries(SIZES_OF_A_SEARCH), data=st.data())
+def test_lanes_are_those_of_the_reference(seed, sizes, data):
+    assert same_lanes(lanes_kernel, seed, data.draw(st.integers(0, sizes["widest"])), **sizes)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(
+    seed=st.integers(0, 2**32),
+    sizes=st.fixed_dictionaries(
+        SIZES_OF_A_SEARCH
+        | {"top": st.integers(1, 4), "n": st.sampled_from([1, 9, 2049]), "dtype": st.sampled_from(DTYPES)}
+    ),
+    bias=st.booleans(),
+    margin=st.sampled_from([0.0, 0.5]),
+    carry=st.booleans(),
+    passes=st.integers(1, 2),
+    data=st.data(),
+)
+def test_decisions_are_those_of_the_reference(seed, sizes, bias, margin, carry, passes, data):
+    width, next_width = data.draw(st.integers(0, sizes["widest"])), data.draw(st.integers(-1, sizes["widest"]))
+    seen = data.draw(st.integers(width, sizes["widest"]))
+    options = {"margin": margin, "carry": carry, "passes": passes, "next_width": next_width}
+    assert same_decision(decide_kernel, seed, bias, width, seen, sizes, options)
+
+
+def test_decide_comes_through_the_dispatch():
+    with flowfast.ops.use_backend("triton"):
+        decided = run_round(problem(5, n=4096))
+        with pytest.raises(RuntimeError, match="decide: top_chain must have shape"):
+            run_round(problem(5) | {"top_chain": torch.zeros(2, 2, 4, dtype=torch.int64)})
+    with flowfast.ops.use_backend("reference"):
+        assert differing(decided, run_round(problem(5, n=4096))) == []
+    assert (
+        int(decided["ticket"]) == 0 and not bool(decided["broken"].any()) and bool((decided["top_source"] >= 0).any())
+    )
 
 
 @pytest.mark.parametrize("n", [1, 123, 2048, 4097])
@@ -294,6 +397,29 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
     ("rollover", "reward > threshold", "reward >= threshold", (same_rollover, 300, 5, True, 0)),
     ("rollover", "spent = active & (quota == 0)", "spent = quota == 0", (same_rollover, 300, 5, True, 0)),
     ("gather_ancestors", "if ancestor == slot:", "if ancestor != slot:", (same_gather, 7)),
+    ("posterior_mean", "& 0x7FFFFFFF", "& 0x3FFFFFFF", (same_mean, 7, torch.bfloat16, False, torch.inf)),
+    ("posterior_mean", "tl.where(mask, magnitude, 0)", "magnitude ^ 0x7F800000", (same_mean, 7, FP32, False)),
+    ("assign_lanes", "(i < width)", "(i <= width)", (same_lanes, 1, 3)),
+    ("assign_lanes", "tl.minimum(taken, width)", "taken", (same_lanes, 1, 3)),
+    ("assign_lanes", "tl.where(live, i, 0)", "i", (same_lanes, 1, 3)),
+    # Books in the first program: the others then read the new state.
+    ("decide", "if ticket == tl.num_programs(0) * tl.num_programs(1) - 1:", "if ticket == 0:", (same_decisions,)),
+    (
+        "decide",
+        "if ticket == tl.num_programs(0) * tl.num_programs(1) - 1:",
+        "if tl.program_id(0) + tl.program_id(1) == 0:",
+        (same_decisions, ("ticket",)),
+    ),
+    ("decide", "tl.store(ticket_ptr, 0)", "tl.store(ticket_ptr, 1)", (same_decisions,)),
+    ("decide", "(tl.load(broken_ptr + lane, mask=seen, other=0) != 0) |", "", (same_decisions,)),
+    ("decide", "tl.math.div_rn(reward, temperature)", "reward * (1 / temperature)", (same_decisions,)),
+    ("decide", "first + 1)", "first + 2)", (same_decisions,)),
+    ("decide", "reward > tl.load(top_reward_ptr", "reward >= tl.load(top_reward_ptr", (same_decisions,)),
+    ("decide", "(cell > after)", "(cell >= after)", (same_decisions,)),
+    ("decide", "place = top - 1 - i  # samples", "place = i  # samples", (same_decisions,)),
+    ("decide", "place = top - 1 - i  # from", "place = i  # from", (same_decisions,)),
+    ("decide", "tl.where(t == row, tried + k, candidate)", "candidate", (same_decisions,)),
+    ("decide", "(best_sample < until)", "(best_sample <= until)", (same_decisions,)),
     ("promote", "if lane < 0:", "if lane < -1:", (same_promotion, 7)),
 ]  # fmt: skip
 

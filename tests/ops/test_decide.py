@@ -12,8 +12,8 @@ from flowfast.ops import assign_lanes, decide
 SHARED = [
     "chain", "alive", "slot", "slot_real", "given", "quota_table", "path_chain", "path_candidate", "top_reward",
     "top_row", "top_chain", "top_candidate", "accept", "finished", "time", "linear_time", "lane", "lane_real",
-    "lane_live", "live", "x_lane", "u_lane", "x0_lane", "x", "u", "top_x", "top_x0", "position", "dense", "status",
-    "advance", "store_source", "top_source",
+    "lane_live", "live", "position", "broken", "x_lane", "u_lane", "x0_lane", "x", "u", "top_x", "top_x0", "dense",
+    "status", "advance", "store_source", "top_source", "ticket",
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -57,34 +57,27 @@ def problem(seed, slots=2, chains=3, lanes=2, rows=5, top=2, n=9, dtype=torch.fl
         "live": torch.zeros(B, lanes, dtype=torch.bool),
         "x_lane": torch.randn(widest, n, generator=g).to(dtype),
         "u_lane": torch.randn(widest, n, generator=g).to(dtype),
-        "x0_lane": torch.where(coin(0.01, widest, n), torch.inf, torch.randn(widest, n, generator=g)).to(dtype),
+        "x0_lane": torch.randn(widest, n, generator=g).to(dtype),
         "x": torch.randn(2 * B, n, generator=g).to(dtype),
         "u": torch.randn(2 * B, n, generator=g).to(dtype),
         "top_x": torch.randn(slots * top, n, generator=g).to(dtype),
         "top_x0": torch.randn(slots * top, n, generator=g).to(dtype),
         "position": torch.full((B, lanes), 99),
+        "broken": coin(0.1, widest),
         "dense": torch.full((B, lanes), 99.0),
         "status": torch.full((B, lanes), 99),
         "advance": torch.full((B,), 99),
         "store_source": torch.full((2 * B,), 99),
         "top_source": torch.full((slots, top), 99),
+        "ticket": torch.zeros(1, dtype=torch.int32),
     }
 
 
 def assign(p, width):
     names = [
-        "chain",
-        "alive",
-        "slot",
-        "slot_real",
-        "given",
-        "time",
-        "linear_time",
-        "lane",
-        "lane_real",
-        "lane_live",
-        "live",
-    ]
+        "chain", "alive", "slot", "slot_real", "given", "time", "linear_time", "lane", "lane_real", "lane_live", "live",
+        "position",
+    ]  # fmt: skip
     torch.ops.flowfast.assign_lanes(*(p[name] for name in names), width)
 
 
@@ -152,6 +145,7 @@ def test_lanes_are_live_first_chain_by_chain_and_padding_is_inert():
     assert p["lane"][assign_lanes.CELL, :4].tolist() == [0, 1, 4, 5]
     assert p["lane"][assign_lanes.CANDIDATE, :4].tolist() == [5, 6, 7, 8]
     assert p["lane"][assign_lanes.CHAIN, :4].tolist() == [0, 0, 2, 2]
+    assert p["position"].tolist() == [[0, 1], [0, 0], [2, 3]]
     for row in (assign_lanes.KERNEL_ROW, assign_lanes.PARENT):
         assert p["lane"][row, 4:].tolist() == [-1] * 12
     assert p["chain"][assign_lanes.QUOTA].tolist() == [2, 2, 6]  # 9 left, one kept back for each of three transitions
@@ -169,12 +163,12 @@ def test_a_lane_whose_posterior_mean_broke_never_wins(lane):
     p = problem(2, slots=1, chains=1, lanes=2)
     p["alive"][:], p["chain"][assign_lanes.QUOTA], p["chain"][assign_lanes.LEFT] = True, 2, 9
     p["score"][:], p["rewards"][:2] = -torch.inf, torch.tensor([1.0, 2.0])
-    p["x0_lane"][:] = 0
-    p["x0_lane"][lane, 3] = torch.nan
+    p["broken"][:] = False
+    p["broken"][lane] = True
     before = int(p["slot"][assign_lanes.NAN_REWARDS, 0])
     run(p)
     assert int(p["slot"][assign_lanes.NAN_REWARDS, 0]) == before + 1
-    assert p["dense"][0, lane] == -torch.inf
+    assert p["dense"][0, lane] == -torch.inf and not bool(p["broken"].any())
     assert int(p["status"][0, lane]) in (0, 3)
     assert float(p["score"][decide.REWARD, 0]) in (-torch.inf, float(2 - lane))
 
@@ -187,6 +181,8 @@ def test_a_lane_whose_posterior_mean_broke_never_wins(lane):
         ("score", lambda t: t[:3]),
         ("top_chain", lambda t: t[..., :-1]),
         ("x0_lane", lambda t: t.double()),
+        ("broken", lambda t: t.to(torch.uint8)),
+        ("ticket", lambda t: t.long()),
         ("store_source", lambda t: t[1:]),
         ("live", lambda t: t.t()),
         ("lane", lambda t: t[:, :-1]),

@@ -114,6 +114,36 @@ def test_padding_lanes_stay_and_outputs_may_be_inputs(backend):
     assert torch.equal(x[2], kept[0]) and torch.equal(u[2], kept[1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", SIZES)
+def test_broken_marks_lanes_whose_stored_posterior_mean_is_not_finite(instruction_set, n, dtype):
+    """At either end of a row; 65520 and 2^128 (1 - 2^-9) are finite until they are rounded to half and bfloat16."""
+    narrowed = {torch.float32: math.inf, torch.bfloat16: 2.0**127 * 1.998, torch.float16: 65520.0}[dtype]
+    largest = torch.finfo(dtype).max
+    for value, at in [(math.nan, 0), (-math.inf, n - 1), (narrowed, n // 2)]:
+        x, row = torch.zeros(3, n, dtype=dtype), torch.tensor([0, 0, -1])
+        u = torch.zeros_like(x)
+        x[0, at], u[1], x[2] = largest, value, value  # the posterior mean of lane 1 is 1 * u; lane 2 is padding
+        table = torch.tensor([[0.0] * 4 + [1.0, 1.0, 0.0, 0.0]])
+        if math.isfinite(value):  # x cannot hold it: reached by the sum of two numbers that can
+            u[1], x[1, at] = 0, largest
+            u[1, at] = value - largest
+        marks, expected = torch.tensor([False, False, True]), torch.tensor([False, True, True])
+        u_out, x0_out = torch.zeros_like(x), torch.zeros_like(x)
+        torch.ops.flowfast.posterior_mean(x, u, None, None, row, table, u_out, x0_out, marks)
+        assert torch.equal(marks, expected) and not bool(x0_out[1].isfinite().all())
+        with flowfast.ops.use_backend("reference"):
+            marks = torch.tensor([False, False, True])
+            torch.ops.flowfast.posterior_mean(x, u, None, None, row, table, u_out, x0_out, marks)
+        assert torch.equal(marks, expected)
+
+
+def test_without_guidance_the_velocity_need_not_be_copied(backend):
+    operands, x0 = problem(123, guided=False), outputs(123)[1]
+    torch.ops.flowfast.posterior_mean(*operands, None, x0)
+    assert torch.equal(x0, run(operands, 123)[1])
+
+
 def test_lanes_do_not_depend_on_the_batch():
     operands = problem(1023)
     velocity, x0 = run(operands, 1023)
@@ -146,11 +176,13 @@ def test_the_reference_does_not_wait_on_a_device():
         (4, torch.full((LANES,), 4), "row must lie in 0..3.*got 4"),
         (5, torch.zeros(8), "table must have shape"),
         (6, torch.zeros(LANES, 15), r"u_out must have shape \(5, 16\), got \(5, 15\)"),
+        (6, None, "u_uncond needs u_out; only without guidance it may be left out"),
+        (8, torch.zeros(LANES), "broken must have dtype"),
         (7, torch.zeros(LANES, 16).half(), "x0_out must have dtype"),
     ],
 )
 def test_mistakes_are_named(backend, position, value, message):
-    arguments = [*problem(16), *outputs(16)]
+    arguments = [*problem(16), *outputs(16), torch.zeros(LANES, dtype=torch.bool)]
     arguments[position] = value
     with pytest.raises(RuntimeError, match=f"posterior_mean: {message}"):
         torch.ops.flowfast.posterior_mean(*arguments)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flowfast
-from flowfast import engine
+from flowfast import clock as clocks
+from flowfast import driver
 from flowfast.errors import BudgetError
 from tests.searcher.toys import METHODS, GaussianFlow, NearTarget, build
 
@@ -68,7 +69,7 @@ class SlowingFlow(GaussianFlow):
 def timed(monkeypatch, method: str, factor: float, **options) -> tuple[flowfast.SearchResult, float]:
     """A search of 2 s for two prompts after a quick one that told the pace, and the longest round it may overshoot."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(clocks, "now", lambda: clock.now)
     flow = SlowingFlow(clock, 0.01, factor, 1e9)
     start = []
 
@@ -79,9 +80,8 @@ def timed(monkeypatch, method: str, factor: float, **options) -> tuple[flowfast.
         rounds.append(clock.now)
 
     rounds: list[float] = []
-    result = flowfast.search(
-        flow, ["a", "bb"], reward=NearTarget(), method=method, seconds=1.0, micro_batch=4, on_round=on_round, **options
-    )
+    options = {"reward": NearTarget(), **options}
+    result = flowfast.search(flow, ["a", "bb"], method=method, seconds=1.0, micro_batch=4, on_round=on_round, **options)
     longest = max((after - before for before, after in zip(rounds[:-1], rounds[1:], strict=True)), default=0.0)
     return result, longest
 
@@ -98,9 +98,21 @@ def test_a_slow_down_costs_a_round_at_most(monkeypatch, method, factor):
     assert all(sample.nfe <= sample.budget_nfe for sample in result.samples)
 
 
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_two_groups_with_a_host_reward_keep_the_deadline_too(monkeypatch, factor):
+    """A round of either group may be under way when time runs out."""
+
+    def score(images, prompts):
+        return -images.flatten(1).square().sum(1)
+
+    result, longest = timed(monkeypatch, "rbf", factor, reward=score)
+    assert result.config.overlap and result.config.slots == 2
+    assert result.overshoot <= 2 * longest + 1e-9
+
+
 @pytest.mark.parametrize("method", SEARCHING)
 def test_without_the_guard_the_slow_down_would_be_late(monkeypatch, method):
-    monkeypatch.setattr(engine._Driver, "_hold", lambda self, index_of, waiting: None)  # the mutant
+    monkeypatch.setattr(driver.Driver, "_hold", lambda self, group, waiting: None)  # the mutant
     result, longest = timed(monkeypatch, method, 2.0)
     assert result.overshoot > longest
 
@@ -119,7 +131,7 @@ def test_a_search_that_was_cut_reruns_the_same(monkeypatch, method):
 
 def test_too_little_time_says_how_long_a_batch_takes(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(clocks, "now", lambda: clock.now)
     flow = SlowingFlow(clock, 0.01, 1.0, 1e9)
     with pytest.raises(BudgetError, match=r"0.05 s a prompt are too short here, where 4 rows take 0.01 s"):
         flowfast.search(flow, ["a"], reward=NearTarget(), method="rbf", seconds=0.05, micro_batch=4)

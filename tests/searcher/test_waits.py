@@ -56,6 +56,18 @@ def test_a_round_is_three_launches_beside_model_and_reward(method, scripted):
         assert whole == 1 + rounds * (3 + theirs + 2)
 
 
+@pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])
+def test_one_prompt_alone_has_nothing_to_gather(scripted):
+    """Its conditions lie there once a row: a round is three launches, and what model and reward make of theirs."""
+    with FakeDevice() as device:
+        bench = build("rbf", device=DEVICE, slots=1, scripted=scripted)
+        bench.admit(0, "a")
+        device.clear()
+        rounds = bench.run()
+    assert device.launches["index_select"] == 0
+    assert sum(device.launches[name] for name in OURS) == 3 * rounds + 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

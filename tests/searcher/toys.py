@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast.config import make_config
-from flowfast.engine import Setup, noise_key
+from flowfast.driver import Setup, noise_key
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
 from flowfast.searcher.loop import Search

@@ -1,0 +1,547 @@
+"""Runs the requests of one call through batches of slots. Clocks, callbacks and host rewards live here, outside the
+loop that scripts.
+
+A *group* is one batch of slots with a `Search` of its own. There is one; with a reward on the host there are two that
+take turns, so that the host scores the images of one while the device runs the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from flowfast import clock, rewards, spans
+from flowfast.compiled import compiled
+from flowfast.config import SearchConfig
+from flowfast.errors import BudgetError, ModelError, OptionError
+from flowfast.flow import ScheduleSpec
+from flowfast.flow.schedule import Schedule
+from flowfast.graphs import Graphs, recorder_for
+from flowfast.mail import Letter, Mailbox
+from flowfast.presets import resolve_path
+from flowfast.searcher.loop import Search
+from flowfast.searcher.methods import make_method
+from flowfast.searcher.plan import Method, Plan
+from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
+from flowfast.version import versions
+
+_BATCH_SECONDS: MutableMapping[Any, dict[Any, deque[float]]] = WeakKeyDictionary()
+STATUS = ("", "best", "accepted", "discarded")
+LAG = 2  # rounds that records may be behind the device
+
+
+def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
+    """The 64-bit key of a request's noise, as a signed integer: it depends on nothing but seed, prompt and repeat."""
+    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{repeat}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class Setup:
+    """What a configuration means for one flow: schedule, method, passes, plan."""
+
+    def __init__(self, flow: Flow, config: SearchConfig):
+        preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
+        self.method: Method = make_method(config.method, {**preferred, **config.method_options})
+        path = resolve_path(flow, config, self.method)
+        self.config = config.model_copy(
+            update={**path, "guidance": flow.guidance if config.guidance is None else config.guidance}
+        )
+        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, **path)
+        self.schedule: Schedule = self.method.schedule(spec)
+        self.passes = 1 if self.config.guidance == 1.0 else 2
+
+    def plan(self, budget: int) -> Plan:
+        return self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is on its way to the host after a round, and what the host knew when the round was sent off."""
+
+    letter: Letter
+    index_of: dict[int, int]
+    rounds: list[int]
+
+
+@dataclass
+class Group:
+    """A batch of slots; index_of: the prompt of each slot that is taken."""
+
+    engine: Search
+    whole: Graphs
+    forward: Graphs
+    mail: Mailbox
+    index_of: dict[int, int] = field(default_factory=dict)
+    over: set[int] = field(default_factory=set)  # slots whose chains have all ended before their plan
+    reports: deque[Report] = field(default_factory=deque)
+    scored: Future[Tensor] | None = None  # the round that is under way waits for these rewards
+
+    def __post_init__(self) -> None:
+        e = self.engine
+        conditions = (e.cond, e.null_cond, e.reward_cond)
+        self.static = [e.x_lane, e.x0_lane, e.lane, e.lane_real, e.broken]
+        self.static += [value for group in conditions for value in group.values()]
+        self.seen = [torch.zeros_like(e.lane[:4]), torch.zeros_like(e.lane_live)]  # lanes of the round, for records
+        host, pinned = torch.full((e.lane_live.numel(),), -math.inf), e.lane.device.type == "cuda"
+        self.scores = host.pin_memory() if pinned else host
+        self.rewards = torch.empty_like(self.scores, device=e.lane.device)
+
+
+class Driver:
+    """One call of `flowfast.search`. pace_name: names the reward if its pace may be kept for later calls, else None."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        prompts: list[str],
+        scorer: Any,
+        setup: Setup,
+        latents: Tensor | None,
+        pace_name: str | None,
+        on_round: Callable[[list[Candidate]], None] | None,
+        on_sample: Callable[[int, Sample], None] | None,
+        on_progress: Callable[[int, int], None] | None,
+    ):
+        config, self.prompts, self.scorer, self.setup = setup.config, prompts, scorer, setup
+        self.original, self.flow = flow, cast(Flow, compiled(cast(Any, flow))) if config.compile else flow
+        self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
+        self.latents, self.host_reward = latents, rewards.on_host(scorer)
+        self.cond = flow.encode(prompts)
+        self.null_cond = (
+            flow.encode([config.negative_prompt]) if setup.passes == 2 else {k: v[:1] for k, v in self.cond.items()}
+        )
+        self.reward_cond = {} if self.host_reward else scorer.encode(prompts)
+        self.device = next(iter(self.cond.values())).device
+        self.polls = bool(self.device.type == "cpu" or on_round or on_progress or config.until is not None)
+        self.clock, self.pool = clock.Clock(self.device), cast(ThreadPoolExecutor | None, None)
+        self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search
+        self.deadline: clock.Deadline | None = None
+        self.pace_key: Any = None
+        if (config.budget is None) == (config.seconds is None):
+            raise OptionError(
+                f"expected a budget in NFE or seconds, got {config.budget} and {config.seconds}: give one"
+            )
+        self.budget = self._budget_of(config.seconds, pace_name) if config.seconds is not None else config.budget or 0
+        if self.budget < 1:
+            raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
+        self.plan = setup.plan(self.budget)
+        if self.deadline is None:
+            self._choose_sizes(self.plan)
+        self.cuts: list[tuple[int, int, int]] = list(config.cuts)
+        self.groups = [self._group(self.plan, config.cuda_graphs) for _ in range(self.group_count)]
+        plan, start = self.plan, self.plan.start or [True] * self.plan.chains
+        self.limits = [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]
+        self.linear_time, self.finished = setup.schedule.linear_time.tolist(), self.groups[0].engine.finished.tolist()
+        self.rows_seen = self.rounds = self.nan_rewards = 0
+        self.spent = [0] * len(prompts)
+        self.samples: list[Sample | None] = [None] * len(prompts)
+
+    # ---- sizes and budgets ----
+
+    def _choose_sizes(self, plan: Plan) -> None:
+        """Slots and micro-batch: as configured, else 16 prompts and as many rows as a round of a group fills, at most
+        32."""
+        config = self.setup.config
+        slots = config.slots or min(len(self.prompts), 16)
+        self.group_count = 2 if self.host_reward and config.overlap and slots > 1 else 1
+        self.slots = -(-slots // self.group_count)  # of a group
+        self.micro_batch = config.micro_batch or min(32, 1 << (self.slots * max(plan.widths()) - 1).bit_length())
+
+    def _budget_of(self, seconds: float, pace_name: str | None) -> int:
+        """The largest budget whose rounds fit into `seconds` a prompt, by the time that one micro-batch takes."""
+        if not seconds > 0:
+            raise BudgetError(f"seconds must be positive, got {seconds}: raise it")
+        before = clock.now()
+        setup, count = self.setup, len(self.prompts)
+        probe = setup.plan(16 * setup.schedule.rows * setup.passes)
+        self._choose_sizes(probe)
+        self.deadline = clock.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
+        waves = [self.slots] * (count // self.slots) + [count % self.slots]
+
+        def fits(budget: int) -> bool:
+            try:
+                widths = setup.plan(budget).widths()
+            except BudgetError:  # below what the method needs
+                return False
+            return sum(self._batches(widths, prompts) for prompts in waves) * pace <= seconds * count
+
+        # Not by halving: more budget may take less time, where it pays for a second chain that fills the batch.
+        pace, low = self.deadline.pace, setup.passes
+        high = 2 + 2 * int(seconds / pace * self.micro_batch) * setup.passes
+        for step in (max(1, high // 64), max(1, high // 2048)):
+            low = max([low, *(budget for budget in range(low, min(high, low + 65 * step), step) if fits(budget))])
+        self.measuring = clock.now() - before
+        try:
+            setup.plan(low)
+        except BudgetError as error:
+            raise BudgetError(
+                f"{seconds:g} s a prompt are too short here, where {self.micro_batch} rows take {pace:.3g} s: {error}"
+            ) from None
+        return low
+
+    def _batches(self, widths: list[int], prompts: int) -> int:
+        """Micro-batches of `prompts` prompts that go in step."""
+        return sum(-(-prompts * width // self.micro_batch) for width in widths)
+
+    def _batch_seconds(self, plan: Plan, pace_name: str | None) -> float:
+        """Seconds of one micro-batch with all that goes with it: of the last such searches in this process, else of
+        a few rounds."""
+        if pace_name is not None:
+            unimportant = {"seed", "repeat", "seconds", "until", "top_k", "negative_prompt", "cuts"}
+            facts = self.setup.config.model_dump_json(exclude=unimportant)
+            self.pace_key = (pace_name, facts, self.slots, self.micro_batch, torch.get_num_threads())
+            if self.pace_key in _BATCH_SECONDS.get(self.original, {}):
+                return statistics.median(_BATCH_SECONDS[self.original][self.pace_key])
+        group, times = self._group(plan, False), []
+        self.limits = [
+            torch.tensor(values, device=self.device)
+            for values in (plan.quota, plan.left, plan.start or [True] * plan.chains)
+        ]
+        for slot in range(self.slots):
+            self._admit(group, plan, slot, 0)
+        for _ in range(min(8, len(plan.widths()))):
+            start = clock.now()
+            self._start(group)
+            self._finish(group)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append((clock.now() - start) / (group.engine.padded // self.micro_batch))
+        self.clock = clock.Clock(self.device)
+        return min(times)  # warm and undisturbed; `_hold` looks after the rest
+
+    def _hold(self, group: Group, waiting: int) -> None:
+        """Keeps to the deadline: where the rounds that are planned would end late, prompts of this group get less. Also
+        repeats the cuts that a configuration brings along."""
+        engine, deadline = group.engine, self.deadline
+        if deadline is None:
+            for slot, index in group.index_of.items():
+                cuts = [cut for cut in self.cuts if cut[0] == index and cut[1] <= engine.rounds[slot]]
+                if cuts and cuts[-1][1] == engine.rounds[slot]:
+                    self._cut(group, slot, cuts)
+            return
+        deadline.tick(engine.padded // self.micro_batch)
+        batches = float(waiting * self._batches(self.plan.widths(), self.slots)) / self.slots
+        for each in self.groups:
+            rest = [each.engine.plans[slot][each.engine.rounds[slot] :] for slot in each.index_of]
+            batches += self._batches([sum(column) for column in zip_longest(*rest, fillvalue=0)], 1)
+        over = batches * deadline.pace - deadline.left()
+        if not batches or over <= deadline.round_seconds:
+            return
+        share = max(0.0, 1 - over / (batches * deadline.pace))
+        for slot, index in group.index_of.items():
+            rest_of = sum(engine.plans[slot][engine.rounds[slot] :])
+            if rest_of:
+                self.cuts.append((index, engine.rounds[slot], int(share * rest_of)))
+                self._cut(group, slot, [cut for cut in self.cuts if cut[0] == index])
+
+    def _cut(self, group: Group, slot: int, cuts: list[tuple[int, int, int]]) -> None:
+        forecast = self.plan.forecast([cut[1:] for cut in cuts])
+        group.engine.limit(slot, torch.tensor(forecast.quota), torch.tensor(forecast.left), forecast.widths)
+
+    # ---- groups ----
+
+    def _group(self, plan: Plan, cuda_graphs: bool) -> Group:
+        config, setup = self.setup.config, self.setup
+        engine = Search(
+            self.flow,
+            nn.Identity() if self.host_reward else self.scorer,
+            setup.method.module(plan, self.slots),
+            setup.schedule,
+            slots=self.slots,
+            chains=plan.chains,
+            lanes=plan.lanes,
+            passes=setup.passes,
+            micro_batch=self.micro_batch,
+            accept=torch.tensor(plan.accept),
+            margin=plan.margin,
+            carry=plan.carry,
+            finished=torch.tensor(plan.finished) if plan.finished else setup.schedule.finished,
+            cond={k: v[:1] for k, v in self.cond.items()},
+            reward_cond={k: v[:1] for k, v in self.reward_cond.items()},
+            top=config.top_k,
+            device=self.device,
+        ).to(self.device)
+        recorder = recorder_for(self.device, cuda_graphs)
+        engine.ahead = recorder is None
+        return Group(engine, Graphs(recorder), Graphs(recorder), Mailbox(self.device, LAG + 1))
+
+    def _admit(self, group: Group, plan: Plan, slot: int, index: int) -> None:
+        config, setup = self.setup.config, self.setup
+        given = None
+        if self.latents is not None:
+            count, shape = len(self.prompts), tuple(self.flow.shape)
+            if tuple(self.latents.shape) not in ((count, *shape), (count, plan.chains, *shape)):
+                raise OptionError(
+                    f"latents must be (prompts, *shape) or (prompts, chains, *shape), prompts = {len(self.prompts)}, "
+                    f"chains = {plan.chains}, shape = {self.flow.shape}, got {tuple(self.latents.shape)}"
+                )
+            alone = tuple(self.latents.shape) == (count, *shape)
+            if alone and plan.chains > 1 and not bool(setup.schedule.searchable[1:].any()):
+                raise OptionError(
+                    f"method {config.method!r} would run {plan.chains} identical chains from one own latent, for no "
+                    "noise follows: give latents (prompts, chains, *shape), chains=1, or a path that adds noise"
+                )
+            given = self.latents[index].reshape(-1, group.engine.numel).to(self.device, torch.float32)
+            given = given.expand(plan.chains, -1)
+        quota, left, start = self.limits
+        group.engine.admit(
+            slot,
+            {k: v[index : index + 1] for k, v in self.cond.items()},
+            self.null_cond,
+            {k: v[index : index + 1] for k, v in self.reward_cond.items()},
+            noise_key(config.seed, self.prompts[index], config.repeat),
+            quota,
+            left,
+            start,
+            plan.widths(),
+            float(config.guidance or 1.0),
+            math.inf if config.until is None else config.until,
+            given,
+        )
+
+    # ---- one round of a group ----
+
+    def _start(self, group: Group) -> None:
+        """Sends a round off; it waits for the host's rewards where there are any."""
+        engine = group.engine
+        self.clock.mark()
+        engine.lay()
+        if group.whole.recorder and not self.host_reward and not group.whole.eager_because:
+            engine.turn()
+            with spans.VELOCITY:  # all of the round
+                group.whole.run(engine.padded, partial(self._device_round, group), group.static)
+            self.clock.mark("model")
+            return
+        with spans.BRANCH:
+            engine.branch()
+        self.clock.mark("search")
+        if group.forward.recorder:
+            with spans.VELOCITY:  # decoder included
+                images = group.forward.run(engine.padded, partial(self._forward, engine), group.static)
+            self.clock.mark("model")
+        else:
+            with spans.VELOCITY:
+                engine.evaluate()
+            self.clock.mark("model")
+            with spans.DECODE:
+                images = engine.decode()
+            self.clock.mark("decode")
+        if not self.host_reward:
+            with spans.REWARD:
+                found = self._device_rewards(engine, images)
+            self.clock.mark("reward")
+            self._decide(group, found)
+            return
+        n = images.shape[0]
+        letter = group.mail.send([images, engine.lane_live[:n], engine.lane_slot[:n], engine.lane_real[1, :n]])
+        texts = [self.prompts[group.index_of.get(slot, 0)] for slot in range(self.slots)]
+        work = partial(self._host_rewards, group, letter, texts)
+        group.scored = self.pool.submit(work) if self.pool else _done(work)
+
+    def _finish(self, group: Group) -> None:
+        """Takes the host's rewards where a round waits for them."""
+        if group.scored is None:
+            return
+        self.clock.mark()
+        scores, group.scored = group.scored.result(), None
+        self.clock.mark("reward")
+        self._decide(group, group.rewards[: len(scores)].copy_(scores, non_blocking=True))
+
+    def _decide(self, group: Group, found: Tensor) -> None:
+        with spans.DECIDE:
+            self._note_lanes(group)
+            group.engine.observe(found)
+        self.clock.mark("search")
+
+    def _device_round(self, group: Group) -> Tensor:
+        """All that a round does on the device, for a CUDA graph; returns the rewards."""
+        group.engine.branch()
+        found = self._device_rewards(group.engine, self._forward(group.engine))
+        self._note_lanes(group)
+        group.engine.decide(found)
+        return found
+
+    def _forward(self, engine: Search) -> Tensor:
+        engine.evaluate()
+        return engine.decode()
+
+    def _note_lanes(self, group: Group) -> None:
+        if self.on_round:  # before `decide` lays the lanes of the next round
+            group.seen[0].copy_(group.engine.lane[:4])
+            group.seen[1].copy_(group.engine.lane_live)
+
+    def _device_rewards(self, engine: Search, images: Tensor) -> Tensor:
+        return rewards.score(self.scorer, lambda: engine.score(images), images.shape[0])
+
+    @torch.no_grad()
+    def _host_rewards(self, group: Group, letter: Letter, texts: list[str]) -> Tensor:
+        """Rewards (N,) of a round's images on the host; the reward sees live lanes only."""
+        images, on, slot, t = letter.read()
+        live = on.nonzero().flatten()
+        scores = group.scores[: len(on)].fill_(-math.inf)
+        if len(live):
+            with spans.REWARD:
+                scores[live] = self.scorer(images[live], [texts[i] for i in slot[live].tolist()], t[live])
+        return scores
+
+    # ---- the whole call ----
+
+    @torch.no_grad()
+    def run(self, started: float) -> SearchResult:
+        if self.deadline:
+            self.deadline.start(started + self.measuring, self.device)
+        with ThreadPoolExecutor(1) as pool:
+            self.pool = pool if len(self.groups) > 1 else None
+            self._run_all()
+        failed = [prompt for prompt, sample in zip(self.prompts, self.samples, strict=True) if sample is None]
+        if failed:
+            raise ModelError(
+                f"no finished sample of prompt {failed[0]!r} has a finite reward ({len(failed)} such prompts): "
+                "the model or the reward returned NaN for every particle; check them at float32"
+            )
+        seconds = {"total": clock.now() - started - self.measuring, **self.clock.read()}
+        config = self.setup.config
+        if self.deadline and self.pace_key:
+            pace = seconds["total"] * self.micro_batch * self.setup.passes / self.rows_seen
+            _BATCH_SECONDS.setdefault(self.original, {}).setdefault(self.pace_key, deque(maxlen=5)).append(pace)
+        slots = self.slots * len(self.groups)
+        return SearchResult(
+            samples=tuple(cast(list[Sample], self.samples)),
+            config=config.model_copy(
+                update={"micro_batch": self.micro_batch, "slots": slots, "cuts": tuple(self.cuts)}
+            ),
+            micro_batch=self.micro_batch,
+            rows_padded=self.rows_seen - sum(self.spent),
+            rounds=self.rounds,
+            nan_rewards=self.nan_rewards,
+            seconds=seconds,
+            overshoot=None if config.seconds is None else seconds["total"] - config.seconds * len(self.prompts),
+            versions=versions(),
+        )
+
+    def _run_all(self) -> None:
+        waiting = deque(range(len(self.prompts)))
+        while waiting or any(group.index_of for group in self.groups):
+            for group in self.groups:
+                if group.index_of:
+                    self._finish(group)
+                    self._after_round(group, len(waiting))
+                for slot in range(self.slots):
+                    if waiting and slot not in group.index_of:
+                        group.index_of[slot] = waiting.popleft()
+                        self._admit(group, self.plan, slot, group.index_of[slot])
+                if group.index_of:
+                    self._start(group)
+
+    def _after_round(self, group: Group, waiting: int) -> None:
+        """Records, the deadline, and the prompts that are done."""
+        engine, state = group.engine, group.engine.state
+        self.rounds += 1
+        self.rows_seen += engine.padded * self.setup.passes
+        if self.polls:
+            records = [engine.dense, engine.status, *group.seen] if self.on_round else []
+            letter = group.mail.send([state.alive, state.nfe, *records])
+            group.reports.append(Report(letter, dict(group.index_of), list(engine.rounds)))
+            self._read_reports(group)
+        self._hold(group, waiting)
+        for slot, index in list(group.index_of.items()):
+            if engine.rounds[slot] >= len(engine.plans[slot]) or slot in group.over:
+                sample = self._sample(group, index, engine.release(slot))
+                self._read_reports(group, all_of_them=True)
+                del group.index_of[slot]
+                group.over.discard(slot)
+                self.samples[index] = sample
+                if sample and self.on_sample:
+                    self.on_sample(index, sample)
+
+    def _read_reports(self, group: Group, all_of_them: bool = False) -> None:
+        """Reports that have come, and what is more than LAG rounds old."""
+        while group.reports and (all_of_them or len(group.reports) > LAG or group.reports[0].letter.here()):
+            report = group.reports.popleft()
+            alive, nfe, *records = report.letter.read()
+            running = alive.view(self.slots, -1).any(1).tolist()
+            group.over |= {
+                slot for slot, index in report.index_of.items()
+                if not running[slot] and group.index_of.get(slot) == index
+            }  # fmt: skip
+            if self.on_round:
+                self.on_round(self._candidates(report, nfe.tolist(), records))
+            if self.on_progress:
+                for slot, index in report.index_of.items():
+                    self.spent[index] = int(nfe[slot])
+                self.on_progress(sum(self.spent), self.budget * len(self.prompts))
+
+    def _candidates(self, report: Report, nfe: list[int], records: list[Tensor]) -> list[Candidate]:
+        C, K = self.plan.chains, self.plan.lanes
+        reward, status = records[0].flatten().tolist(), records[1].flatten().tolist()
+        found = []
+        for cell, slot, row, candidate, live in zip(*records[2].tolist(), records[3].tolist(), strict=True):
+            if live and slot in report.index_of:
+                found.append(
+                    Candidate(
+                        prompt=report.index_of[slot],
+                        round=report.rounds[slot] - 1,
+                        chain=cell // K % C,
+                        row=row,
+                        candidate=candidate,
+                        t=self.linear_time[row],
+                        reward=reward[cell],
+                        finished=self.finished[row],
+                        status=STATUS[status[cell]],
+                        nfe=nfe[slot],
+                    )
+                )
+        return sorted(found, key=lambda c: (c.prompt, c.chain, c.row, c.candidate))
+
+    def _sample(self, group: Group, index: int, found: dict[str, Tensor]) -> Sample | None:
+        """What a prompt got; the only wait of a request."""
+        config, prompt, shape = self.setup.config, self.prompts[index], tuple(self.flow.shape)
+        x0, x = (found[name].view(-1, *shape) for name in ("x0", "x"))
+        images = torch.cat([self.flow.decode(x0[k : k + 1]).float() for k in range(len(x0))])
+        names = ("reward", "row", "chain", "candidate", "cost")
+        letter = group.mail.send([images, x0, x, *(found[name] for name in names)])
+        images, x0, x, reward, row_of, chain_of, candidate_of, cost = (tensor.clone() for tensor in letter.read())
+        nfe, speculative, calls, nan = cost.tolist()
+        self.nan_rewards += nan
+        self.spent[index] = nfe
+        top = []
+        for k, score in enumerate(reward.tolist()):
+            if score == -math.inf:
+                continue
+            row = int(row_of[k])
+            path = tuple((int(chain_of[k, r]), r, int(candidate_of[k, r])) for r in range(row + 1))
+            winner = Winner(noise_key(config.seed, prompt, config.repeat), path[-1][0], row, path[-1][2], path)
+            top.append(Ranked(score, images[k], x0[k], x[k], winner))
+        if not top:
+            return None
+        return Sample(
+            prompt=prompt,
+            method=config.method,
+            seed=config.seed,
+            top=tuple(top),
+            budget_nfe=self.budget,
+            nfe=nfe,
+            nfe_speculative=speculative,
+            evaluations=nfe // self.setup.passes,
+            reward_calls=calls,
+            unspent=self.budget - nfe,
+        )
+
+
+def _done(work: Callable[[], Tensor]) -> Future[Tensor]:
+    """A future that is there already."""
+    future: Future[Tensor] = Future()
+    future.set_result(work())
+    return future
