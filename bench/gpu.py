@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import flowfast
 from bench.e2e.eager_rbf import eager_rbf
 from bench.e2e.null import NullFlow, NullSearch, first_number
 from bench.timing import FLUX, Options, Suite, Times, compiled, table
@@ -204,12 +205,18 @@ def check_posterior_mean(run: Run, normal: Any, n: int, dtype: torch.dtype) -> N
     coefficients = normal(4, 8)
     for null, scale in ((None, None), (uncond, guidance)):
         u_out, x0 = poisoned(run, 6, n, dtype=dtype), poisoned(run, 6, n, dtype=dtype)
-        torch.ops.flowfast.posterior_mean(*on(run, [x, u, null, scale, row, coefficients]), u_out, x0)
+        broken = torch.zeros(6, dtype=torch.bool, device=run.device)
+        torch.ops.flowfast.posterior_mean(*on(run, [x, u, null, scale, row, coefficients]), u_out, x0, broken)
+        equal("posterior_mean broken", broken, torch.zeros(6, dtype=torch.bool))
         truth_u, truth_x0 = torch.zeros(2, 6, n, dtype=torch.float64).unbind(0)
         uncond64 = None if null is None else null.double()
         posterior_mean.reference(x.double(), u.double(), uncond64, scale, row, coefficients.double(), truth_u, truth_x0)
         near("posterior_mean u_out", u_out, truth_u, dtype, row >= 0)
         near("posterior_mean x0_out", x0, truth_x0, dtype, row >= 0)
+    u[1, n // 2], u[4] = math.nan, math.inf  # lane 4 is padding
+    alone = poisoned(run, 6, n, dtype=dtype)
+    torch.ops.flowfast.posterior_mean(*on(run, [x, u, None, None, row, coefficients]), None, alone, broken)
+    equal("posterior_mean broken", broken, torch.tensor([False, True, False, False, False, False]))
 
 
 def check_normalize_log_weights(run: Run, normal: Any, n: int, dtype: torch.dtype) -> None:
@@ -369,6 +376,7 @@ def check_all(run: Run) -> bool:
                 except Exception as error:  # a kernel that does not even run is a finding, not the end
                     entry["error"] = entry["error"] or f"{n} elements, {dtype}: {type(error).__name__}: {error}"
         print(f"{op:<24} {entry['backend']:<10} {entry['cases']:>4} cases  {entry['error'] or 'right'}", flush=True)
+    run.checks.append(check_search(run))
     if run.cuda:
         run.checks.append(check_waits(run))
     return all(entry["error"] is None for entry in run.checks[before:])
@@ -394,6 +402,64 @@ def check_waits(run: Run) -> dict[str, Any]:
         torch.cuda.set_sync_debug_mode("default")
     print(
         f"{entry['op']:<24} {entry['backend']:<10} {entry['cases']:>4} rounds {entry['error'] or 'right'}", flush=True
+    )
+    return entry
+
+
+class FirstNumber(nn.Module):
+    """A reward on the device: the first number of an image."""
+
+    name, range, differentiable = "first", (-1e9, 1e9), False
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {"nothing": torch.zeros(len(prompts), 1, device=self.device)}
+
+    def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return first_number(images)
+
+
+def whole_search(run: Run, shape: tuple[int, ...], **options: Any) -> flowfast.SearchResult:
+    """RBF for three prompts in two slots on a flow of one multiplication."""
+
+    def encode(prompts: list[str]) -> dict[str, Tensor]:
+        return {"weight": torch.tensor([[len(prompt) / 8] for prompt in prompts], device=run.device)}
+
+    def velocity(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return -0.5 * x_t * cond["weight"].view(-1, *[1] * len(shape))
+
+    return flowfast.search(
+        flowfast.flow_from(velocity, shape, encode=encode), ["a", "bb", "ccc"], reward=FirstNumber(run.device),
+        method="rbf", slots=2, **options,
+    )  # fmt: skip
+
+
+def check_search(run: Run) -> dict[str, Any]:
+    """flowfast.search with records, from CUDA graphs, finds what it finds eagerly, bit by bit."""
+    entry: dict[str, Any] = {"op": "a search from graphs", "cases": 0, "error": None}
+    entry["backend"] = backend(run, "branch_step")
+    try:
+        for method_options in ({}, {"margin": 0.5}):
+            told: list[list[Any]] = [[], []]
+            one, other = (
+                whole_search(run, (31, 3), budget=60, cuda_graphs=graphs, on_round=found.extend,
+                             method_options=method_options)
+                for graphs, found in zip((True, False), told, strict=True)
+            )  # fmt: skip
+            if told[0] != told[1]:
+                raise Wrong("the records differ")
+            for left, right in zip(one.samples, other.samples, strict=True):
+                if left.winner != right.winner:
+                    raise Wrong(f"winner {left.winner}, expected {right.winner}")
+                equal("latent", left.latent, right.latent)
+            entry["cases"] += 1
+    except Exception as error:  # as in check_all
+        entry["error"] = f"{type(error).__name__}: {error}"
+    print(
+        f"{entry['op']:<24} {entry['backend']:<10} {entry['cases']:>4} cases  {entry['error'] or 'right'}", flush=True
     )
     return entry
 
@@ -629,6 +695,23 @@ def time_rounds(run: Run) -> None:
             )  # fmt: skip
 
 
+def time_graphs(run: Run) -> None:
+    """A whole search whose model costs nothing, from CUDA graphs and without them (on the CPU both run eagerly)."""
+    if not run.fits("time of search"):
+        return
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(-1, max(3, run.turns // 4)):
+        for graphs, found in seconds.items():
+            start = time.perf_counter()
+            result = whole_search(run, run.latent, budget=100, cuda_graphs=graphs)
+            if turn >= 0:
+                found.append((time.perf_counter() - start) / result.rounds)
+    run.suite.row(
+        "search_round", batch=2, shape=run.latent, dtype=torch.float32, ours=Times.of(seconds[True]), peer="no graphs",
+        theirs=Times.of(seconds[False]), backend=backend(run, "branch_step"),
+    )  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
@@ -663,6 +746,7 @@ def finish(run: Run, results: Path) -> int:
         with _backend.use_backend(name):
             time_all(run, run.compile and name == right[0])
             time_rounds(run)
+            time_graphs(run)
     print(table(run.suite.results))
     write_json(results, run.report())
     print(f"{results}: {len(run.checks)} checks, {time.monotonic() - run.started:.0f} s")

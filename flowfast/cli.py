@@ -75,6 +75,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="How many of the best samples to keep.")] = None,
     until: Annotated[float | None, typer.Option(help="Stop a prompt at this reward.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="Run model and decoder through torch.compile.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the search to this file.")] = None,
