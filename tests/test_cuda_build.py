@@ -1,6 +1,6 @@
 """The CUDA kernels compile for every architecture, and what came out keeps its bounds; nothing here needs a GPU.
 
-What the kernels compute is tested on the CPU: csrc/tests/test_cuda_threads.cpp runs their threads (`make sanitize`).
+What the kernels compute is tested on the CPU: csrc/tests/test_cuda_*.cpp run their threads (`make sanitize`).
 """
 
 import subprocess
@@ -14,11 +14,14 @@ from bench import cuda_objects
 from flowfast.ops._backend import OPS
 
 # Registers a thread. With 128 the step, 32 elements a thread, has 4 blocks of 128 threads on a multiprocessor.
-REGISTERS = {"branch_step_kernel": 128, "noise_kernel": 80, "normalize_log_weights_kernel": 64, "resample_kernel": 64}
+REGISTERS = {
+    "branch_step_kernel": 128, "noise_kernel": 80, "normalize_log_weights_kernel": 64, "resample_kernel": 64,
+    "assign_lanes_kernel": 64, "decide_kernel": 80,
+}  # fmt: skip
 REGISTERS_ELSEWHERE = 40
-SHARED = {"normalize_log_weights_kernel", "resample_kernel"}  # a block works on a slot together
+# Where a block works together on a slot, or on all chains.
+SHARED = {"normalize_log_weights_kernel", "resample_kernel", "assign_lanes_kernel", "decide_kernel"}
 INSTRUCTIONS = {80: 46, 90: 46, 100: 37}  # a latent element of the 16-bit step
-IN_PYTORCH = {"assign_lanes", "decide"}  # ops that run as their reference on a CUDA device
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,8 @@ def test_latents_move_in_128_bits(out, disassembler, op):
             continue
         seen += 1
         widths = cuda_objects.accesses(body)
+        marks = widths.pop("STG.8", 0)
+        assert marks == (op == "posterior_mean"), (name, widths)  # of a lane that is broken, the only narrow store
         assert {width for width in widths if width.startswith("ST")} == {"STG.128"}, (name, widths)
         # What is narrower are columns of 64 bits and coefficients of 32, never a latent; both are read once a thread.
         assert not {"LDG.8", "LDG.16"} & widths.keys(), (name, widths)
@@ -81,6 +86,14 @@ def test_latents_move_in_128_bits(out, disassembler, op):
         if op != "noise":
             assert widths["LDG.128"] >= 2, (name, widths)
     assert seen >= len(cuda_objects.ARCHS)
+
+
+def test_decide_moves_rows_in_128_bits(out, disassembler):
+    """Child and sample, two latents each, four accesses of a thread under way together; nothing else is that wide."""
+    for (_, symbol), body in cuda_objects.disassemble(out / "decide.o").items():
+        widths = cuda_objects.accesses(body)
+        wide = 16 if cuda_objects.kernel_name(symbol) == "decide_kernel<16>" else 0
+        assert widths.get("LDG.128", 0) == widths.get("STG.128", 0) == wide, (symbol, widths)
 
 
 @pytest.mark.parametrize("storage", ["BFloat16", "Half"])
@@ -150,4 +163,4 @@ def test_the_objects_link_and_register_every_op(out, kernels, tmp_path):
     assert done.returncode == 0, done.stderr
     before, after = done.stdout.split("|")
     assert before.split() == []
-    assert set(after.split()) == set(OPS) - IN_PYTORCH
+    assert set(after.split()) == set(OPS)

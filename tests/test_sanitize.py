@@ -41,7 +41,7 @@ def test_the_core_is_clean(build):
     assert "all checks passed" in done.stdout
 
 
-# A slip in a header; the one file that is compiled again with it; what the sanitizer calls it.
+# A slip in a header; the one file that is compiled again with it; what the sanitizer, or the check, calls it.
 MUTANTS = {
     "a row that ends with its block": (
         "cpu/kernels.h", "const int64_t end = smaller(begin + kBlock, task.end)", "const int64_t end = begin + kBlock",
@@ -54,6 +54,18 @@ MUTANTS = {
     "a GPU thread that writes behind the row": (
         "cuda/noise.h", "element + kCounters < task.n", "element + kCounters <= task.n",
         "tests/test_cuda_threads.cpp", "AddressSanitizer",
+    ),
+    "a chain that takes one lane too many": (
+        "cuda/assign_lanes.h", "i < tile.sum[c] && i < width", "i < tile.sum[c] && i <= width",
+        "tests/test_cuda_rounds.cpp", "AddressSanitizer",
+    ),
+    "books kept by the block that comes first": (
+        "cuda/decide.h", "take_ticket(task.ticket) == blocks - 1", "take_ticket(task.ticket) == 0",
+        "tests/test_cuda_rounds.cpp", "AddressSanitizer",
+    ),
+    "samples that move from the first place down": (
+        "cuda/decide.h", "for (int64_t j = r.top - 1; j >= 0; --j) {", "for (int64_t j = 0; j < r.top; ++j) {",
+        "tests/test_cuda_rounds.cpp", "the books of round",
     ),
     "a product of more than 63 bits": (
         "core/resample.h", "(w * (total >> 31) + (w * (total & 0x7fffffff) >> 31)) >> 1", "w * total >> 32",
@@ -87,4 +99,4 @@ def test_a_mutant_is_killed(build, tmp_path, mutant):
     subprocess.run(["c++", "-fsanitize=address,undefined", *objects, "-o", str(program)], check=True)
     done = run(program)
     assert done.returncode != 0
-    assert said in done.stderr, done.stdout + done.stderr
+    assert said in done.stdout + done.stderr, done.stdout + done.stderr

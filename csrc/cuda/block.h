@@ -1,6 +1,6 @@
-// A block of threads that works on one slot together: what normalize_log_weights and resample are written in. Every
-// method is called by all threads and ends at a barrier. csrc/tests has a serial one of the same interface, which
-// visits the elements in a scrambled order.
+// A block of threads that works together: what normalize_log_weights, resample, assign_lanes and decide are written in.
+// Every method that is not static is called by all threads and ends at a barrier. csrc/tests has a serial one of the
+// same interface, which visits the elements in a scrambled order.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,6 @@
 #include "cuda/layout.h"
 
 namespace flowfast {
-
-constexpr int kBlockThreads = 256;
 
 class Block {
  public:
@@ -72,7 +70,24 @@ class Block {
     __syncthreads();
   }
 
-  __device__ static void increment(int32_t* count) { atomicAdd(count, 1); }
+  // How many blocks of the grid took one before. What those did is visible to this one, and came before what it does.
+  __device__ int32_t take_ticket(int32_t* ticket) {
+    auto* mine = static_cast<int32_t*>(scratch_);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      *mine = atomicAdd(ticket, 1);
+      __threadfence();
+    }
+    __syncthreads();
+    const int32_t taken = *mine;
+    __syncthreads();  // the next method writes scratch
+    return taken;
+  }
+
+  __device__ static void add(int64_t& sum, int64_t value) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(&sum), static_cast<unsigned long long>(value));
+  }
 
  private:
   void* scratch_;

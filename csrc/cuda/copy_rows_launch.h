@@ -1,4 +1,4 @@
-// The launch of gather_ancestors_ and promote_: two latents (x and u) of `rows` rows, one kernel.
+// The choice of access for kernels that copy rows: gather_ancestors_, promote_ and decide.
 #pragma once
 
 #include "cuda/copy_rows.h"
@@ -6,17 +6,15 @@
 
 namespace flowfast {
 
-// Calls f.operator()<kBytes>(grid) with accesses of 128 bits where the rows allow, of one element otherwise.
+// Calls f.operator()<kBytes>() for accesses of 128 bits where the rows allow, of one element otherwise.
 template <class F>
-void with_access(int64_t n, int64_t element_size, int64_t rows, std::initializer_list<const void*> latents,
-                 const F& f) {
-  const int64_t bytes = n * element_size;
+void with_access(int64_t n, int64_t element_size, std::initializer_list<const void*> latents, const F& f) {
   if (rows_take_vectors(n, element_size, latents))
-    f.template operator()<16>(grid_of(copy_blocks(bytes, 16), 2 * rows));
+    f.template operator()<16>();
   else if (element_size == 4)
-    f.template operator()<4>(grid_of(copy_blocks(bytes, 4), 2 * rows));
+    f.template operator()<4>();
   else
-    f.template operator()<2>(grid_of(copy_blocks(bytes, 2), 2 * rows));
+    f.template operator()<2>();
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

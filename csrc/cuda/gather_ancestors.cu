@@ -23,8 +23,10 @@ void gather_ancestors_(Tensor x, Tensor u, const Tensor& ancestors) {
   const auto size = static_cast<int64_t>(x.element_size());
   const GatherAncestors task{a, rows, n * size, x.mutable_data_ptr(), u.mutable_data_ptr()};
   const OnDevice on(device);
-  with_access(n, size, rows, {task.x, task.u},
-              [&]<int kBytes>(dim3 grid) { gather_ancestors_kernel<kBytes><<<grid, kThreads, 0, on.stream>>>(task); });
+  with_access(n, size, {task.x, task.u}, [&]<int kBytes>() {
+    const dim3 grid = grid_of(copy_blocks(task.bytes, kBytes), 2 * rows);
+    gather_ancestors_kernel<kBytes><<<grid, kThreads, 0, on.stream>>>(task);
+  });
 }
 
 }  // namespace

@@ -76,6 +76,7 @@ struct PairLanes {
   FF_HD static Word add(Word a, Word b) { return {a.a + b.a, a.b + b.b}; }
   FF_HD static Word subtract(Word a, Word b) { return {a.a - b.a, a.b - b.b}; }
   FF_HD static Word both(Word a, Word b) { return {a.a & b.a, a.b & b.b}; }
+  FF_HD static Word larger(Word a, Word b) { return {One::larger(a.a, b.a), One::larger(a.b, b.b)}; }
   template <int kBits>
   FF_HD static Word left(Word a) {
     return {a.a << kBits, a.b << kBits};

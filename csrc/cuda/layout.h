@@ -7,7 +7,8 @@
 
 namespace flowfast {
 
-constexpr int kThreads = 128;  // of a block
+constexpr int kThreads = 128;       // of a block
+constexpr int kBlockThreads = 256;  // of one that works together (cuda/block.h)
 
 FF_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -34,8 +34,10 @@ void promote_(Tensor x_store, Tensor u_store, const Tensor& x_lane, const Tensor
                      x_store.mutable_data_ptr(),
                      u_store.mutable_data_ptr()};
   const OnDevice on(device);
-  with_access(n, size, rows, {task.x_lane, task.u_lane, task.x_store, task.u_store},
-              [&]<int kBytes>(dim3 grid) { promote_kernel<kBytes><<<grid, kThreads, 0, on.stream>>>(task); });
+  with_access(n, size, {task.x_lane, task.u_lane, task.x_store, task.u_store}, [&]<int kBytes>() {
+    const dim3 grid = grid_of(copy_blocks(task.bytes, kBytes), 2 * rows);
+    promote_kernel<kBytes><<<grid, kThreads, 0, on.stream>>>(task);
+  });
 }
 
 }  // namespace

@@ -1,10 +1,5 @@
-// flowfast::resample on a GPU: a block of threads for each slot. Up to kSharedParticles everything between the steps
-// lies in shared memory; a larger slot takes it from torch's caching allocator.
+// flowfast::resample on a GPU: a block of threads for each slot.
 #include "cuda/resample.h"
-
-#include <torch/csrc/stable/ops.h>
-
-#include <optional>
 
 #include "core/log_weights.h"
 #include "cuda/block.h"
@@ -13,24 +8,16 @@
 namespace flowfast {
 namespace {
 
-constexpr int64_t kSharedParticles = 3072;  // 36 KiB; with the block's scratch below the 48 KiB that need no opt-in
-constexpr int64_t kScratchBytes = sizeof(int64_t) + sizeof(int32_t);
+constexpr int kTileParticles = 2048;  // 32 KiB; with the block's scratch below the 48 KiB that need no opt-in
 
-FF_HD ResampleScratch scratch_at(void* memory, int64_t n) {
-  auto* cumulative = static_cast<int64_t*>(memory);
-  return {cumulative, reinterpret_cast<int32_t*>(cumulative + n)};
-}
-
-// memory: nullptr, or scratch of every slot, each rounded up to 8 bytes.
 template <class scalar>
 __global__ void __launch_bounds__(kBlockThreads)
-    resample_kernel(const __grid_constant__ Resample<scalar> task, int64_t* memory, int64_t words_a_slot) {
-  __shared__ alignas(16) unsigned char block_scratch[Block::kScratchBytes];
-  extern __shared__ int64_t shared[];
-  const int64_t slot = row_of_grid();
-  if (slot >= task.slots) return;
-  Block block(block_scratch);
-  resample_block(block, task, slot, scratch_at(memory ? memory + slot * words_a_slot : shared, task.n));
+    resample_kernel(const __grid_constant__ Resample<scalar> task) {
+  __shared__ alignas(16) unsigned char scratch[Block::kScratchBytes];
+  __shared__ int64_t sums[kTileParticles], marks[kTileParticles];
+  if (row_of_grid() >= task.slots) return;
+  Block block(scratch);
+  resample_block(block, task, row_of_grid(), {sums, kTileParticles}, marks);
 }
 
 template <class scalar>
@@ -45,12 +32,7 @@ void launch(const Tensor& weights, const Tensor& key, const Tensor& row, const T
                               slots,
                               n,
                               ancestors.mutable_data_ptr<int64_t>()};
-  const int64_t words = ceil_div(n * kScratchBytes, sizeof(int64_t));
-  const bool fits = n <= kSharedParticles;
-  std::optional<Tensor> memory;
-  if (!fits) memory = torch::stable::new_empty(ancestors, {slots, words});
-  resample_kernel<<<grid_of(1, slots), kBlockThreads, fits ? words * sizeof(int64_t) : 0, on.stream>>>(
-      task, memory ? memory->mutable_data_ptr<int64_t>() : nullptr, words);
+  resample_kernel<<<grid_of(1, slots), kBlockThreads, 0, on.stream>>>(task);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -61,5 +61,6 @@ class Exact {
 void test_core();
 void test_simd();
 void test_cuda_threads();
+void test_cuda_rounds();
 
 }  // namespace flowfast

@@ -5,6 +5,7 @@ int main() {
   flowfast::test_core();
   flowfast::test_simd();
   flowfast::test_cuda_threads();
+  flowfast::test_cuda_rounds();
   if (flowfast::failures > 0) {
     std::printf("%d checks failed\n", flowfast::failures);
     return 1;

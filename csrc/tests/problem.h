@@ -1,7 +1,9 @@
 // Operands of the elementwise ops as exactly sized arrays, for the SIMD kernels and the CUDA thread bodies.
 #pragma once
 
+#include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "cpu/simd.h"
 #include "tests/check.h"
@@ -26,6 +28,42 @@ inline Exact<float> problem_table() {
                           {3, kDFrom}, {4, kB}, {4, kE}, {4, kG},     {5, kD},     {5, kA}, {5, kEFrom}};
   for (const auto& [row, column] : zeros) table[row * kColumns + column] = 0.0f;
   return table;
+}
+
+// A table whose only row gives x0 = x + u.
+inline Exact<float> sum_of_x_and_u() {
+  Exact<float> table(kColumns);
+  table[kD] = table[kE] = 1.0f;
+  return table;
+}
+
+template <class T>
+struct NotFinite {
+  const char* name;
+  T x, u;
+  bool stays_finite;
+};
+
+// Sums that are not finite, or not once they are stored, and one that just stays so.
+template <class T>
+std::vector<NotFinite<T>> not_finite() {
+  // The largest number and half the unit of its last place, as float32: their sum rounds to infinity.
+  const float largest = std::is_same_v<T, float> ? 0x1.fffffep127f : std::is_same_v<T, Half> ? 65504.0f : 0x1.fep127f;
+  const float half_unit = std::is_same_v<T, float> ? 0x1p103f : std::is_same_v<T, Half> ? 16.0f : 0x1p119f;
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const auto with = [](const char* name, float x, float u, bool stays_finite) {
+    NotFinite<T> value{name, {}, {}, stays_finite};
+    narrow(x, value.x);
+    narrow(u, value.u);
+    return value;
+  };
+  return {with("infinity", inf, 1.0f, false),
+          with("-infinity", 1.0f, -inf, false),
+          with("NaN", nan, 1.0f, false),
+          with("infinity - infinity", inf, -inf, false),
+          with("overflow", largest, half_unit, false),
+          with("-overflow", -largest, -half_unit, false),
+          with("largest", largest, half_unit / 2, true)};
 }
 
 inline Address problem_address(uint64_t seed, int64_t row) {

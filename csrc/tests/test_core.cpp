@@ -80,6 +80,16 @@ void sixteen_bit_numbers() {
   }
 }
 
+template <class T>
+void storage_overflows_at_first_infinite() {
+  for (uint32_t sign : {0u, 0x80000000u})
+    for (uint32_t past : {0u, 1u}) {
+      T value;
+      narrow(detail::float_of(sign | (first_infinite(T{}) - 1 + past)), value);
+      CHECK(std::isfinite(widen(value)) == (past == 0), "%zu bytes, sign %08x, past %u", sizeof(T), sign, past);
+    }
+}
+
 void log_weights() {
   // flowfast.ops.normalize_log_weights of linspace(-3, 2, 7), float32.
   const uint32_t golden[] = {0x3b7a66fd, 0x3c100adb, 0x3ca5b814, 0x3d3ea865, 0x3ddb5978, 0x3e7c5be4, 0x3f112aff};
@@ -186,6 +196,9 @@ void test_core() {
   normals_are_the_reference();
   normals_of_extreme_words();
   sixteen_bit_numbers();
+  storage_overflows_at_first_infinite<float>();
+  storage_overflows_at_first_infinite<BFloat16>();
+  storage_overflows_at_first_infinite<Half>();
   log_weights();
   resampling_bounds();
   rollover_rounds();

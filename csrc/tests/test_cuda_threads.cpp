@@ -16,6 +16,7 @@
 #include "cuda/resample.h"
 #include "cuda/rollover.h"
 #include "tests/problem.h"
+#include "tests/serial_block.h"
 
 namespace flowfast {
 namespace {
@@ -201,7 +202,8 @@ void means(int64_t n) {
   fill(uncond, 8);
   for (const bool guided : {false, true}) {
     Exact<T> u_out(kLanes * n), x0(kLanes * n), expected_u(kLanes * n), expected_x0(kLanes * n);
-    PosteriorMean task{row, table.get(), nullptr, 6, kLanes, n, x.get(), u.get(), nullptr, u_out.get(), x0.get()};
+    PosteriorMean task{row,     table.get(), nullptr, 6,           kLanes,   n,
+                       x.get(), u.get(),     nullptr, u_out.get(), x0.get(), nullptr};
     if (guided) task.guidance = guidance, task.u_uncond = uncond.get();
     for (int64_t lane = 0; lane < kLanes; ++lane)
       for_threads(ceil_div(n, kWidth), [&](int64_t thread) { posterior_mean_thread<T, kWidth>(task, lane, thread); });
@@ -218,6 +220,34 @@ void means(int64_t n) {
   }
 }
 
+// Lane 1 of three gets a mark, whichever element is not finite; lane 2 has one and keeps it.
+template <class T, int kWidth>
+void marks_of_broken_lanes(int64_t n) {
+  const Exact<float> table = sum_of_x_and_u();
+  const int64_t row[] = {0, 0, 0};
+  for (const NotFinite<T>& value : not_finite<T>()) {
+    for (int64_t place : {int64_t{0}, n / 2, n - 1}) {
+      Exact<T> x(3 * n), u(3 * n), u_out(3 * n), x0(3 * n);
+      Exact<bool> broken(3);
+      fill(x, 9);
+      x[n + place] = value.x;
+      u[n + place] = value.u;
+      broken[2] = true;
+      PosteriorMean task{row,     table.get(), nullptr, 1,           3,        n,
+                         x.get(), u.get(),     nullptr, u_out.get(), x0.get(), broken.get()};
+      for (T* out : {u_out.get(), static_cast<T*>(nullptr)}) {
+        task.u_out = out;
+        for (int64_t lane = 0; lane < 3; ++lane)
+          for_threads(ceil_div(n, kWidth),
+                      [&](int64_t thread) { posterior_mean_thread<T, kWidth>(task, lane, thread); });
+      }
+      CHECK(u_out.same_bits(u));
+      CHECK(!broken[0] && broken[1] == !value.stays_finite && broken[2], "%s at %ld of %ld", value.name, place, n);
+      CHECK(std::isfinite(widen(x0[n + place])) == value.stays_finite, "%s", value.name);
+    }
+  }
+}
+
 template <class T>
 void elementwise() {
   constexpr int kWide = kVector<T>;
@@ -225,11 +255,13 @@ void elementwise() {
     step_and_noise<T, 1>(n);
     step_in_place_and_out_of_range<T, 1>(n);
     means<T, 1>(n);
+    marks_of_broken_lanes<T, 1>(n);
   }
   for (int64_t n : {kWide, 7 * kWide, 256, 256 + kWide, 1024 - kWide, 4096}) {
     step_and_noise<T, kWide>(n);
     step_in_place_and_out_of_range<T, kWide>(n);
     means<T, kWide>(n);
+    marks_of_broken_lanes<T, kWide>(n);
   }
 }
 
@@ -285,34 +317,6 @@ void survivors_are_not_written() {
   munmap(x, 2 * rows * bytes);
 }
 
-// One thread in the part of a block of threads (cuda/block.h); elements come in a scrambled order.
-class SerialBlock {
- public:
-  template <class F>
-  void each(int64_t n, const F& f) {
-    for (int64_t k = 0; k < n; ++k) f(scrambled(k, n));
-  }
-  void barrier() {}
-  template <class F>
-  void once(const F& f) {
-    f();
-  }
-  template <class T, class F, class Combine>
-  T reduce(int64_t n, T identity, const F& f, const Combine& combine) {
-    T result = identity;
-    each(n, [&](int64_t i) { result = combine(result, f(i)); });
-    return result;
-  }
-  template <class Combine>
-  void scan(int64_t* data, int64_t n, const Combine& combine) {
-    for (int64_t i = 1; i < n; ++i) data[i] = combine(data[i - 1], data[i]);
-  }
-  static void increment(int32_t* count) { ++*count; }
-
- private:
-  static int64_t scrambled(int64_t k, int64_t n) { return n % 7919 == 0 ? n - 1 - k : (k * 7919 + 5) % n; }
-};
-
 template <class scalar>
 void slots(int64_t n) {
   SerialBlock block;
@@ -327,20 +331,22 @@ void slots(int64_t n) {
     normalize_log_weights_slot(logs.get(), n, expected.get(), &expected_ess, &expected_log);
     CHECK(weights.same_bits(expected) && ess[0] == expected_ess && log_normalizer[0] == expected_log, "n = %ld", n);
 
-    for (int64_t scheme = 0; scheme < kSchemes; ++scheme) {
-      for (const bool is_enabled : {true, false}) {
-        const int64_t key = static_cast<int64_t>(random.bits()), row = 17;
-        Exact<int64_t> ancestors(n), cumulative(n), serial(n), counts(n);
-        Exact<int32_t> counts32(n);
-        Exact<uint32_t> words(n);
-        const Resample<scalar> draw{weights.get(), &key, &row, &is_enabled, scheme, 1, n, ancestors.get()};
-        resample_block(block, draw, 0, {cumulative.get(), counts32.get()});
-        resampling_words(key, row, n, words.get());
-        for (int64_t i = 0; i < n; ++i) serial[i] = i;
-        Exact<int64_t> sums(n);
-        if (is_enabled && count_offspring(weights.get(), n, scheme, words.get(), sums.get(), counts.get()))
-          ancestors_from_counts(counts.get(), n, serial.get());
-        CHECK(ancestors.same_bits(serial), "scheme %ld, n = %ld", scheme, n);
+    for (int64_t run = 0; run < 3 * kSchemes; ++run) {
+      const int64_t scheme = run % kSchemes;
+      const bool is_enabled = run / kSchemes != 1;
+      if (run == 2 * kSchemes) weights[n / 2] = scalar(-1e-3);  // no weight, but the sum is hardly another
+      const int64_t key = static_cast<int64_t>(random.bits()), row = 17;
+      Exact<int64_t> ancestors(n), serial(n), counts(n), sums(n);
+      Exact<uint32_t> words(n);
+      resampling_words(key, row, n, words.get());
+      for (int64_t i = 0; i < n; ++i) serial[i] = i;
+      if (is_enabled && count_offspring(weights.get(), n, scheme, words.get(), sums.get(), counts.get()))
+        ancestors_from_counts(counts.get(), n, serial.get());
+      const Resample<scalar> draw{weights.get(), &key, &row, &is_enabled, scheme, 1, n, ancestors.get()};
+      for (int64_t tile : {n / 2 + 1, n > 1000 ? int64_t{600} : int64_t{3}, n + 1}) {
+        Exact<int64_t> tile_sums(tile), marks(tile);
+        resample_block(block, draw, 0, {tile_sums.get(), tile}, marks.get());
+        CHECK(ancestors.same_bits(serial), "scheme %ld, n = %ld, tiles of %ld", scheme, n, tile);
       }
     }
   }

@@ -1,4 +1,6 @@
 // The vector kernels against the scalar ones, to the last bit, on arrays with nothing behind their last element.
+#include <cmath>
+
 #include "tests/problem.h"
 
 namespace flowfast {
@@ -34,14 +36,37 @@ void compare(const Kernels& kernels, int64_t n) {
       CHECK(out.same_bits(expected) && x0.same_bits(expected_x0), "%s, n = %ld, row %ld", kernels.name, n, row);
     }
     for (float w : {0.0f, 1.0f, 3.5f}) {
-      kernels.posterior_mean[storage]({0, n, c, w, x.get(), u.get(), extra.get(), out.get(), x0.get()});
-      kScalarKernels.posterior_mean[storage](
-          {0, n, c, w, x.get(), u.get(), extra.get(), expected.get(), expected_x0.get()});
+      CHECK(kernels.posterior_mean[storage]({0, n, c, w, x.get(), u.get(), extra.get(), out.get(), x0.get()}));
+      CHECK(kScalarKernels.posterior_mean[storage](
+          {0, n, c, w, x.get(), u.get(), extra.get(), expected.get(), expected_x0.get()}));
       CHECK(out.same_bits(expected) && x0.same_bits(expected_x0), "%s, n = %ld, guidance %g", kernels.name, n, w);
     }
     kernels.normal[storage]({address, 0, n, out.get()});
     kScalarKernels.normal[storage]({address, 0, n, expected.get()});
     CHECK(out.same_bits(expected), "%s, n = %ld", kernels.name, n);
+  }
+}
+
+// Is x0 finite, with and without u_out; the scalar kernels are checked, too.
+template <class T>
+void compare_finiteness(const Kernels& kernels, int64_t n) {
+  const Exact<float> table = sum_of_x_and_u();
+  for (const NotFinite<T>& value : not_finite<T>()) {
+    for (int64_t place : {int64_t{0}, n / 3, n / 2, n - 1}) {
+      Exact<T> x(n), u(n), out(n), x0(n);
+      fill(x, 1);
+      x[place] = value.x;
+      u[place] = value.u;
+      for (T* u_out : {static_cast<T*>(nullptr), out.get()})
+        CHECK(kernels.posterior_mean[kStorageOf<T>](
+                  {0, n, table.get(), 1.0f, x.get(), u.get(), nullptr, u_out, x0.get()}) == value.stays_finite,
+              "%s, %s at %ld of %ld", kernels.name, value.name, place, n);
+      CHECK(out.same_bits(u) && std::isfinite(widen(x0[place])) == value.stays_finite, "%s, %s", kernels.name,
+            value.name);
+      if (place > 0)
+        CHECK(kernels.posterior_mean[kStorageOf<T>](
+            {0, place, table.get(), 1.0f, x.get(), u.get(), nullptr, nullptr, x0.get()}));
+    }
   }
 }
 
@@ -55,11 +80,19 @@ void compare_uniforms(const Kernels& kernels, int64_t n) {
 }  // namespace
 
 void test_simd() {
+  for (int64_t n : {1, 7, 123}) {
+    compare_finiteness<float>(kScalarKernels, n);
+    compare_finiteness<BFloat16>(kScalarKernels, n);
+    compare_finiteness<Half>(kScalarKernels, n);
+  }
   for (const Kernels* kernels : vector_kernels()) {
     for (int64_t n : {1, 7, 123, 1023, 4097}) {
       compare<float>(*kernels, n);
       compare<BFloat16>(*kernels, n);
       compare<Half>(*kernels, n);
+      compare_finiteness<float>(*kernels, n);
+      compare_finiteness<BFloat16>(*kernels, n);
+      compare_finiteness<Half>(*kernels, n);
       compare_uniforms(*kernels, n);
     }
   }
