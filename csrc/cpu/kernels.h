@@ -11,7 +11,7 @@ namespace {
 
 // Counters that go through Philox together: enough independent products to hide their latency.
 template <class V>
-constexpr int kGroups = V::kWidth == 1 ? 1 : 2;
+constexpr int kGroups = V::kWidth < 4 ? 1 : V::kWidth / 4;
 
 // The words of one block in element order. V::kHalves wide vectors (even and odd counters) make one vector of words.
 template <class V>

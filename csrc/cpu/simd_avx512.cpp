@@ -58,10 +58,10 @@ struct Lanes {
   static void store(uint32_t* data, Word value) { _mm512_storeu_si512(data, value); }
   static void store(float* data, Float value) { _mm512_storeu_ps(data, value); }
   static void store(BFloat16* data, Float value) {
-    const __mmask16 is_odd = _mm512_test_epi32_mask(bits(value), word(0x10000));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    Word rounded = add(bits(value), _mm512_mask_blend_epi32(is_odd, word(0x7fff), word(0x8000)));
-    rounded = _mm512_mask_mov_epi32(rounded, is_nan, word(0x7fc00000));
+    // Any NaN becomes this one, every other class (of eight) stays.
+    const Float sane = _mm512_fixupimm_ps(from_bits(word(0x7fc00000)), value, word(0x11111100), 0);
+    const Word rounding = add(both(right<16>(bits(sane)), word(1)), word(0x7fff));
+    const Word rounded = add(bits(sane), rounding);
     alignas(64) static constexpr uint16_t kUpper[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
     store16(data, _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(kUpper), rounded)));
   }
