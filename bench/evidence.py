@@ -78,7 +78,7 @@ def _noise(dtype: str) -> Case:
 
 def _mean(dtype: str) -> Case:
     latents = ("x_ptr", "u_ptr", "uncond_ptr", "u_out_ptr", "x0_out_ptr")
-    arguments = {"guidance_ptr": "*fp32", "row_ptr": COLUMN, "table_ptr": "*fp32", **SIZES}
+    arguments = {"guidance_ptr": "*fp32", "row_ptr": COLUMN, "table_ptr": "*fp32", "broken_ptr": "*i1", **SIZES}
     kernel, constants = posterior_mean._posterior_mean_kernel, {"CHUNK": posterior_mean.CHUNK}
     return Case(kernel, dtype, latents, arguments, constants, 3, 2, planar=False)
 
@@ -127,6 +127,7 @@ def compile_case(case: Case, target: GPUTarget) -> Any:
     constants = case.constants | {"EVEN": True, "PTX": target.backend == "cuda"}
     if case.planar:
         constants["BLOCKS"] = target.warp_size // 8
+    constants["THREADS"] = case.warps() * target.warp_size
     names = case.kernel.arg_names
     constants = {name: constants[name] for name in constants if name in names}
     full = {name: "constexpr" if name in constants else signature[name] for name in names}
@@ -254,7 +255,7 @@ def amd_row(name: str, case: Case, target_name: str) -> Row:
         return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # type: ignore[index]
 
     stores = {int(number or 1) * 32 for number in re.findall(r"(?:global|buffer)_store_dword(?:x(\d))?\b", text)}
-    stores |= {16} if re.search(r"_store_(short|byte)", text) else set()
+    stores |= {16} if "_store_short" in text else set()
     loads = {int(number or 1) * 32 for number in re.findall(r"(?:global|buffer)_load_dword(?:x(\d))?\b", text)}
     return Row(
         name,

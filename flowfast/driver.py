@@ -28,7 +28,7 @@ from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
-from flowfast.graphs import Graphs, recorder_for
+from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
 from flowfast.presets import resolve_path
 from flowfast.searcher.loop import Search
@@ -140,7 +140,8 @@ class Driver:
         if self.deadline is None:
             self._choose_sizes(self.plan)
         self.cuts: list[tuple[int, int, int]] = list(config.cuts)
-        self.groups = [self._group(self.plan, config.cuda_graphs) for _ in range(self.group_count)]
+        recorder = recorder_for(self.device, config.cuda_graphs)  # one pool of memory
+        self.groups = [self._group(self.plan, recorder) for _ in range(self.group_count)]
         plan, start = self.plan, self.plan.start or [True] * self.plan.chains
         self.limits = [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]
         self.linear_time, self.finished = setup.schedule.linear_time.tolist(), self.groups[0].engine.finished.tolist()
@@ -204,7 +205,7 @@ class Driver:
             self.pace_key = (pace_name, facts, self.slots, self.micro_batch, torch.get_num_threads())
             if self.pace_key in _BATCH_SECONDS.get(self.original, {}):
                 return statistics.median(_BATCH_SECONDS[self.original][self.pace_key])
-        group, times = self._group(plan, False), []
+        group, times = self._group(plan), []
         self.limits = [
             torch.tensor(values, device=self.device)
             for values in (plan.quota, plan.left, plan.start or [True] * plan.chains)
@@ -252,7 +253,7 @@ class Driver:
 
     # ---- groups ----
 
-    def _group(self, plan: Plan, cuda_graphs: bool) -> Group:
+    def _group(self, plan: Plan, recorder: Recorder | None = None) -> Group:
         config, setup = self.setup.config, self.setup
         engine = Search(
             self.flow,
@@ -273,7 +274,6 @@ class Driver:
             top=config.top_k,
             device=self.device,
         ).to(self.device)
-        recorder = recorder_for(self.device, cuda_graphs)
         engine.ahead = recorder is None
         return Group(engine, Graphs(recorder), Graphs(recorder), Mailbox(self.device, LAG + 1))
 

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decide import differing, problem
-from test_decide import run as run_round
+from ops.test_decide import differing, problem
+from ops.test_decide import run as run_round
 
 import flowfast.ops
 from flowfast.kernels import _rows
