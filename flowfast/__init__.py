@@ -10,11 +10,13 @@ from flowfast.version import __version__
 if TYPE_CHECKING:
     from flowfast.config import SearchConfig
     from flowfast.engine import flow_from, load, replay, search
+    from flowfast.models.diffusers import from_diffusers
     from flowfast.types import Candidate, Sample, SearchResult, Winner
 
 _HOMES = {
     "SearchConfig": "flowfast.config",
     "flow_from": "flowfast.engine",
+    "from_diffusers": "flowfast.models.diffusers",
     "load": "flowfast.engine",
     "replay": "flowfast.engine",
     "search": "flowfast.engine",
@@ -42,6 +44,7 @@ __all__ = [
     "Winner",
     "__version__",
     "flow_from",
+    "from_diffusers",
     "load",
     "replay",
     "search",

@@ -122,8 +122,11 @@ class Driver:
         self.null_cond = (
             flow.encode([config.negative_prompt]) if setup.passes == 2 else {k: v[:1] for k, v in self.cond.items()}
         )
-        self.reward_cond = {} if self.host_reward else scorer.encode(prompts)
         self.device = next(iter(self.cond.values())).device
+        if isinstance(scorer, nn.Module):
+            scorer.to(self.device)
+        asked = {} if self.host_reward else scorer.encode(prompts)
+        self.reward_cond = {name: value.to(self.device) for name, value in asked.items()}
         self.polls = bool(self.device.type == "cpu" or on_round or on_progress or config.until is not None)
         self.clock, self.pool = clock.Clock(self.device), cast(ThreadPoolExecutor | None, None)
         self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search

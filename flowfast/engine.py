@@ -18,14 +18,21 @@ from flowfast.types import Candidate, Flow, Sample, SearchResult
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
 
-def load(name: str) -> Flow:
-    """A flow by name. Raises OptionError for an unknown one, WeightError for damaged weights."""
+def load(name: str, **options: Any) -> Flow:
+    """A flow by name: "scenes", or the id or folder of a diffusers pipeline, for which options go to
+    `flowfast.models.diffusers.from_diffusers`. Raises OptionError for an unknown one, WeightError for damaged
+    weights."""
     if name == "scenes":
         from flowfast.models.scenes import load_scenes
 
         return load_scenes()
+    if "/" in name:
+        from flowfast.models.diffusers import from_diffusers
+
+        return from_diffusers(name, **options)
     raise OptionError(
-        f"unknown model {name!r}: choose one of {', '.join(MODELS)}, or build your own with flowfast.flow_from"
+        f"unknown model {name!r}: choose one of {', '.join(MODELS)}, the id or folder of a diffusers pipeline "
+        "(owner/name), or build your own with flowfast.flow_from"
     )
 
 
@@ -127,28 +134,29 @@ def replay(
     setup = Setup(flow, config)
     M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
-    x, u, x0 = (torch.zeros(M, math.prod(flow.shape)) for _ in range(3))
     cond = {k: v.expand(M, *v.shape[1:]).contiguous() for k, v in flow.encode([sample.prompt]).items()}
+    device = next(iter(cond.values())).device
     null = (
         {k: v.expand(M, *v.shape[1:]).contiguous() for k, v in flow.encode([config.negative_prompt]).items()}
         if setup.passes == 2
         else {}
     )
-    parent = torch.arange(M)
+    x, u, x0 = (torch.zeros(M, math.prod(flow.shape), device=device) for _ in range(3))
+    table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []
     for chain, row, candidate in winner.path:
-        rows = torch.full((M,), row)
+        rows = torch.full((M,), row, device=device)
         if row == 0 and latents is not None:
             x.copy_(latents.reshape(1, -1).expand_as(x))
         else:
-            address = (torch.full((M,), winner.key), torch.full((M,), candidate), torch.full((M,), chain))
+            address = (torch.full((M,), value, device=device) for value in (winner.key, candidate, chain))
             torch.ops.flowfast.branch_step(x, u, parent, rows, *address, table, x)
-        t = schedule.time.float()[rows]
+        t = time[rows]
         velocity = flow.velocity(x.view(shape), t, cond).reshape(M, -1)
         uncond = flow.velocity(x.view(shape), t, null).reshape(M, -1) if setup.passes == 2 else None
-        guidance = torch.full((M,), float(config.guidance or 1.0)) if setup.passes == 2 else None
+        guidance = torch.full((M,), float(config.guidance or 1.0), device=device) if setup.passes == 2 else None
         torch.ops.flowfast.posterior_mean(x, velocity, uncond, guidance, rows, table, u, x0)
-        image = flow.decode(x0[:1].view([1, *flow.shape]))[0].float().clone()  # decode may hand back x0 itself
+        image = flow.decode(x0[:1].view([1, *flow.shape]))[0].float().cpu().clone()  # decode may hand back x0 itself
         pictures.append((float(schedule.linear_time[row]), image))
     return pictures
 

@@ -34,6 +34,8 @@ def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, 
     chosen = {name: getattr(config, name) for name in PATH_OPTIONS if getattr(config, name) is not None}
     defaults = {**FALLBACK, **getattr(flow, "path_defaults", {})}
     defaults.update(method.path)
+    if hasattr(flow, "own_times") and method.path.get("diffusion") == "zero":  # the model's own path means its own times
+        defaults.update(grid="model", steps=None)
     if config.preset is not None:
         if config.preset not in PRESETS:
             raise OptionError(f"unknown preset {config.preset!r}: choose one of {', '.join(PRESETS)}")
@@ -45,4 +47,14 @@ def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, 
         defaults["diffusion"] = None
     if "grid" in chosen and "steps" not in chosen and chosen["grid"].startswith(("times:", "linear-times:")):
         defaults["steps"] = None  # as many as the times that were named
-    return {**defaults, **chosen}
+    return _own_times(flow, {**defaults, **chosen})
+
+
+def _own_times(flow: Flow, values: dict[str, Any]) -> dict[str, Any]:
+    """Grid "model" spelled out: the times at which the model's own sampler of so many steps evaluates it."""
+    if values["grid"] != "model":
+        return values
+    if not hasattr(flow, "own_times"):
+        raise OptionError('grid "model" needs a model that has a sampler of its own; choose another grid')
+    times = flow.own_times(values["steps"] or flow.own_steps)  # type: ignore[attr-defined]
+    return {**values, "grid": "linear-times:" + ",".join(map(repr, times)), "steps": None}

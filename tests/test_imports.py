@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "cli": {"engine", "config", "presets", "report", "models", "rewards", "searcher", "ops"},
 }
 HUGGING_FACE = {"diffusers", "transformers"}
+ON_DEMAND = {Path("models/diffusers/scheduler.py")}  # derives from diffusers' classes; imported when it is asked for
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "lib" not in path.relative_to(PACKAGE).parts)
 
 
@@ -88,7 +89,11 @@ def violations(part: str, source: str) -> list[str]:
             bad.append(name)
         if top in HUGGING_FACE and part not in {"models", "rewards"}:
             bad.append(name)
-    return bad + [name for name in imports_at_load(tree) if name.partition(".")[0] in HUGGING_FACE]
+    return bad + at_load(tree)
+
+
+def at_load(tree: ast.Module) -> list[str]:
+    return [name for name in imports_at_load(tree) if name.partition(".")[0] in HUGGING_FACE]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -96,7 +101,8 @@ def test_import_boundaries(path: Path) -> None:
     part = part_of(path)
     if part:
         assert part in MAY_IMPORT, f"new part {part!r}: say in MAY_IMPORT and docs/design.md what it may import"
-        assert violations(part, path.read_text()) == []
+        allowed = at_load(ast.parse(path.read_text())) if path.relative_to(PACKAGE) in ON_DEMAND else []
+        assert [name for name in violations(part, path.read_text()) if name not in allowed] == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""What all families of diffusers' flow pipelines share. A family says how its prompts, latents and velocity look.
+
+Latents and velocities between flowfast and an adapter are float32 with t = 1 noise and u = dx/dt = noise - data; a
+family translates to its own sign, scale of time and storage type. Conditions have one length per pipeline, padded to
+`max_sequence_length` the way the pipeline pads, so that prompts can share a batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfast.errors import OptionError
+from flowfast.types import Conditions
+
+
+class DiffusersFlow:
+    """A loaded pipeline as a `flowfast.types.Flow`. Families derive from it and carry `pipelines`.
+
+    Args:
+        pipe: the loaded pipeline; its modules stay where they are.
+        height, width: of the images, in pixels; default: the pipeline's own.
+        steps: evaluations of the pipeline's own sampler that `grid="model"` and `t_finish` refer to; default: its own.
+        guidance: its guidance scale. Two passes an evaluation where the pipeline runs the model twice, else embedded.
+        max_sequence_length: tokens of a prompt, padding included.
+    """
+
+    pipelines: tuple[str, ...] = ()
+    interpolant = "linear"
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        max_sequence_length: int | None = None,
+    ):
+        self.pipe, self.transformer = pipe, pipe.transformer
+        self.height, self.width = height or self.default_size(), width or self.default_size()
+        asked = {"num_inference_steps": None, "guidance_scale": guidance, "max_sequence_length": max_sequence_length}
+        signature = inspect.signature(type(pipe).__call__).parameters
+        own = {name: signature[name].default for name in asked if name in signature}
+        self.settings = own | {name: value for name, value in asked.items() if value is not None}
+        self.shape = self.latent_shape()
+        self.guidance = self.two_pass_guidance()
+        self.own_steps = steps or self.default_steps()
+        # The model's own sampler ends at its last time: what it hands out there is a finished sample.
+        self.t_finish = min(1.0, max(0.1, self.own_times(self.own_steps)[-1] + 1e-6))
+        self.path_defaults = {"grid": "model", "steps": None}
+
+    # ---- what a family says ----
+
+    def default_size(self) -> int:
+        """Pixels of the pipeline's default height and width."""
+        return int(self.pipe.default_sample_size * self.pipe.vae_scale_factor)
+
+    def default_steps(self) -> int:
+        """Steps of the pipeline's own sampler."""
+        return int(self.settings["num_inference_steps"])
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent as the transformer takes it, packed where it packs."""
+        raise NotImplementedError
+
+    def two_pass_guidance(self) -> float:
+        """The default scale of classifier-free guidance in two passes; 1 where guidance is embedded or distilled."""
+        return 1.0
+
+    def sampler_arguments(self, steps: int) -> dict[str, Any]:
+        """What the pipeline passes to its scheduler's set_timesteps."""
+        return {"num_inference_steps": steps}
+
+    def encode(self, prompts: list[str]) -> Conditions:
+        raise NotImplementedError
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, x0: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    # ---- what they share ----
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe._execution_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Storage type of the transformer's inputs."""
+        return self.transformer.dtype
+
+    def own_times(self, steps: int) -> list[float]:
+        """Linear times at which the pipeline's own sampler evaluates the model, for grid "model"."""
+        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+        scheduler.set_timesteps(**self.sampler_arguments(steps))
+        return [float(sigma) for sigma in scheduler.sigmas[:-1]]
+
+    def to_images(self, latents: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1], float32, of latents as the autoencoder takes them."""
+        decoded = self.pipe.vae.decode(latents.to(self.pipe.vae.dtype), return_dict=False)[0]
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Raises OptionError where a side is not a multiple."""
+    for name, value in (("height", height), ("width", width)):
+        if value <= 0 or value % multiple:
+            raise OptionError(f"{name} must be a positive multiple of {multiple} pixels for this model, got {value}")
+
+
+def padded(rows: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Rows (L_i, d) as (N, length, d) with zeros behind, and a mask (N, length) bool."""
+    out = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
+    mask = torch.zeros(len(rows), length, dtype=torch.bool, device=out.device)
+    for i, row in enumerate(rows):
+        if len(row) > length:
+            raise OptionError(f"a prompt has {len(row)} tokens, more than max_sequence_length = {length}: raise it")
+        out[i, : len(row)], mask[i, : len(row)] = row, True
+    return out, mask

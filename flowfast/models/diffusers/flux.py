@@ -1,0 +1,73 @@
+"""FLUX.1: schnell, dev (embedded guidance) and true classifier-free guidance in two passes (`true_cfg`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowfast.models.diffusers.base import DiffusersFlow, check_size
+from flowfast.types import Conditions
+
+
+class FluxFlow(DiffusersFlow):
+    """Latents are packed, (tokens, 4 C). guidance is embedded (dev) or ignored (schnell); true_cfg: two passes."""
+
+    pipelines = ("FluxPipeline",)
+
+    def __init__(self, pipe: Any, *, true_cfg: float = 1.0, **options: Any):
+        self.true_cfg = true_cfg
+        super().__init__(pipe, **options)
+        rows, columns = (size // (2 * pipe.vae_scale_factor) for size in (self.height, self.width))
+        self.image_ids = pipe._prepare_latent_image_ids(1, rows, columns, self.device, self.dtype)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        side = 2 * self.pipe.vae_scale_factor
+        check_size(self.height, self.width, side)
+        return (self.height // side) * (self.width // side), self.transformer.config.in_channels
+
+    def default_steps(self) -> int:
+        return super().default_steps() if self.transformer.config.guidance_embeds else 4  # schnell
+
+    def two_pass_guidance(self) -> float:
+        return self.true_cfg
+
+    def sampler_arguments(self, steps: int) -> dict[str, Any]:
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = self.pipe.scheduler.config
+        names = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        mu = calculate_shift(self.shape[0], *(config.get(name, default) for name, default in names.items()))
+        if config.get("use_flow_sigmas", False):
+            return {"num_inference_steps": steps, "mu": mu}
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditions:
+        length = self.settings["max_sequence_length"]
+        text, pooled, _ = self.pipe.encode_prompt(prompts, None, device=self.device, max_sequence_length=length)
+        return {"text": text, "pooled": pooled}
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        text = cond["text"].to(self.dtype)
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full_like(t, float(self.settings["guidance_scale"]))
+        answer = self.transformer(
+            hidden_states=x_t.to(self.dtype),
+            timestep=t.to(self.dtype),
+            guidance=guidance,
+            pooled_projections=cond["pooled"].to(self.dtype),
+            encoder_hidden_states=text,
+            txt_ids=text.new_zeros(text.shape[1], 3),
+            img_ids=self.image_ids,
+            return_dict=False,
+        )[0]
+        return answer.to(x_t.dtype)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        config = self.pipe.vae.config
+        latents = self.pipe._unpack_latents(x0, self.height, self.width, self.pipe.vae_scale_factor)
+        return self.to_images(latents / config.scaling_factor + config.shift_factor)

@@ -1,0 +1,170 @@
+"""Every family on a tiny random pipeline, saved and loaded again: its velocity is the pipeline's own, a plain ODE
+through flowfast ends at the pipeline's own latents. An upgrade of diffusers that changes a convention fails here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import flowfast
+from flowfast.errors import ModelError, OptionError, WeightError
+from flowfast.models.diffusers import FAMILIES, from_diffusers
+from tests.models.tiny import MODULES, Case
+from tests.models.tiny.flux import flux
+
+PROMPTS = ["a red cat", "two dogs on a blue sofa"]
+STEPS = 4
+
+
+CASES = {name: case for module in MODULES for name, case in module.CASES.items()}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def pipe(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The pipeline as `from_pretrained` loads it from a folder."""
+    from diffusers import DiffusionPipeline
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    built = case.build()
+    built.save_pretrained(folder, safe_serialization=True)
+    loaded = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded).__name__ in FAMILIES
+    yield loaded
+
+
+@pytest.fixture(scope="module")
+def flow(pipe: Any, case: Case) -> Any:
+    return from_diffusers(pipe, steps=STEPS, **case.size, **case.options)
+
+
+@pytest.fixture
+def latents(flow: Any) -> Tensor:
+    return torch.randn(len(PROMPTS), *flow.shape, generator=torch.Generator().manual_seed(3))
+
+
+class Watched:
+    """Notes what a pipeline's scheduler is given: latents, time, velocity."""
+
+    def __init__(self, pipe: Any, monkeypatch: pytest.MonkeyPatch):
+        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        step = pipe.scheduler.step
+
+        def watch(velocity: Tensor, time: Tensor, latents: Tensor, *more: Any, **rest: Any) -> Any:
+            self.steps.append((latents.clone(), time.clone(), velocity.clone()))
+            return step(velocity, time, latents, *more, **rest)
+
+        monkeypatch.setattr(pipe.scheduler, "step", watch)
+
+
+def run(pipe: Any, case: Case, latents: Tensor) -> Tensor:
+    """The pipeline's own final latents."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pipe(
+            PROMPTS, num_inference_steps=STEPS, latents=latents.clone(), output_type="latent", **case.size, **case.call
+        )[0]
+
+
+@torch.no_grad()
+def test_velocity_is_the_pipelines_own(
+    pipe: Any, flow: Any, case: Case, latents: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step, two prompts in a batch and each row at a time of its own."""
+    watched = Watched(pipe, monkeypatch)
+    run(pipe, case, latents)
+    assert len(watched.steps) == STEPS
+    cond, null = flow.encode(PROMPTS), flow.encode([case.negative] * len(PROMPTS))
+    times = flow.own_times(STEPS)
+    found = []
+    for (x, _, _), time in zip(watched.steps, times, strict=True):
+        t = torch.full((len(PROMPTS),), time)
+        u = flow.velocity(x, t, cond)
+        if flow.guidance != 1.0:
+            base = flow.velocity(x, t, null)
+            u = base + flow.guidance * (u - base)
+        found.append(u)
+    for u, (_, _, expected) in zip(found, watched.steps, strict=True):
+        torch.testing.assert_close(u, expected.to(u.dtype), rtol=1e-5, atol=1e-5)
+    assert max(float(u.std()) for u in found) > 1e-2, "the tiny model says nothing: the comparison would be empty"
+    # Rows at different times in one call are what they are alone.
+    x = torch.stack([watched.steps[0][0][0], watched.steps[2][0][1]])
+    t = torch.tensor([times[0], times[2]])
+    both = flow.velocity(x, t, cond)
+    for i in range(2):
+        alone = flow.velocity(x[i : i + 1], t[i : i + 1], {name: value[i : i + 1] for name, value in cond.items()})
+        torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_plain_ode_ends_at_the_pipelines_latents(pipe: Any, flow: Any, case: Case, latents: Tensor) -> None:
+    expected = run(pipe, case, latents)
+    result = flowfast.search(
+        flow, PROMPTS, reward=lambda images, prompts: images.flatten(1).mean(1), method="ode",
+        budget=STEPS * (2 if flow.guidance != 1.0 else 1), latents=latents, negative_prompt=case.negative,
+        micro_batch=2,
+    )  # fmt: skip
+    found = torch.stack([sample.latent for sample in result.samples])
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-4)
+    assert result.samples[0].nfe == STEPS * (2 if flow.guidance != 1.0 else 1)
+
+
+@torch.no_grad()
+def test_decoding_is_the_pipelines_own(pipe: Any, flow: Any, case: Case, latents: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = pipe(
+            PROMPTS, num_inference_steps=1, latents=latents.clone(), output_type="pt", **case.size, **case.call
+        )[0]
+        final = pipe(
+            PROMPTS, num_inference_steps=1, latents=latents.clone(), output_type="latent", **case.size, **case.call
+        )[0]
+    images = flow.decode(final)
+    assert images.dtype == torch.float32 and images.shape[-3:] == (3, case.size["height"], case.size["width"])
+    torch.testing.assert_close(images, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_search_runs_with_a_few_methods(flow: Any, case: Case) -> None:
+    for method in ("bon", "rbf"):
+        result = flowfast.search(
+            flow, PROMPTS[:1], reward=lambda images, prompts: images.flatten(1).mean(1), method=method,
+            budget=24 if flow.guidance == 1.0 else 48,
+        )  # fmt: skip
+        assert result.samples[0].image.shape[-3:] == (3, case.size["height"], case.size["width"])
+
+
+# ---- the door ----
+
+
+def test_a_folder_loads_by_name(tmp_path: Any) -> None:
+    flux().save_pretrained(tmp_path, safe_serialization=True)
+    flow = from_diffusers(tmp_path, local_files_only=True, device="cpu", height=16, width=24)
+    assert flow.shape == (6 * 4, 16)
+    assert flowfast.load(str(tmp_path)).shape[1] == 16
+
+
+def test_what_is_missing_or_wrong_is_named(tmp_path: Any) -> None:
+    with pytest.raises(WeightError, match="no/such-model.*hf download no/such-model"):
+        from_diffusers("no/such-model", local_files_only=True)
+    with pytest.raises(OptionError, match="multiple of 4 pixels"):
+        from_diffusers(flux(), height=18)
+    with pytest.raises(OptionError, match="unexpected keyword argument 'hight'"):
+        from_diffusers(flux(), hight=16)
+    with pytest.raises(OptionError, match="torch_dtype: only for an id"):
+        from_diffusers(flux(), torch_dtype=torch.float32)
+
+    class StableDiffusionPipeline:
+        unet = None
+        scheduler = type("Scheduler", (), {"config": {"prediction_type": "epsilon"}})()
+
+    with pytest.raises(ModelError, match="predicts epsilon, not a flow's velocity"):
+        from_diffusers(StableDiffusionPipeline())

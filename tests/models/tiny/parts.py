@@ -1,0 +1,72 @@
+"""What the pipelines are made of: tokenizers over bytes, text encoders and an autoencoder of a few thousand weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+PAD, END = 0, 1
+VOCABULARY = 260
+
+
+def tokenizer(length: int) -> PreTrainedTokenizerFast:
+    """A token a byte, an end, padding on the right."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": PAD, "</s>": END, "<unk>": 2} | {char: 3 + i for i, char in enumerate(alphabet)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
+    )
+
+
+def clip(projection: bool = False, hidden: int = 32) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=37, projection_dim=hidden, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=77, bos_token_id=END, eos_token_id=END, pad_token_id=PAD,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def t5(hidden: int = 32) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=hidden, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=PAD,
+        eos_token_id=END, decoder_start_token_id=PAD,
+    )  # fmt: skip
+    return T5EncoderModel(config).eval()
+
+
+def autoencoder(channels: int = 4, **more: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=32, in_channels=3, out_channels=3, block_out_channels=(4, 4), layers_per_block=1,
+        latent_channels=channels, norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        scaling_factor=1.5, shift_factor=0.06, **more,
+    ).eval()  # fmt: skip
+
+
+def seeded(seed: int = 0) -> None:
+    torch.manual_seed(seed)
+
+
+def spread(module: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
+    """Redraws all weights so that no part of the model is switched off by an initialisation with zeros."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    return module
