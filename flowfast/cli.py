@@ -22,6 +22,8 @@ from flowfast import engine, ops, rewards
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.memory import keep_memory
+from flowfast.prompts import prompt_of
+from flowfast.prompts import read_prompts as read_file
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -77,6 +79,10 @@ def generate(
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
     compile: Annotated[bool | None, typer.Option(help="Run model and decoder through torch.compile.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="More prompts: one a line, or JSONL with fields (prompt, seed, ...)."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the search to this file.")] = None,
     out: Out = Path("out"),
@@ -88,7 +94,7 @@ def generate(
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
     asked = read_config(config) if config else {}
-    texts = list(prompts or asked.pop("prompts", []))
+    texts = [*(prompts or []), *(read_file(prompt_file) if prompt_file else [])] or asked.get("prompts", [])
     asked.pop("prompts", None)
     asked |= given
     if "budget" in given and "seconds" not in given:
@@ -187,6 +193,18 @@ def compare(
     print(f"{out}/contact.png  {out}/curve.png  {out}/table.md  {out}/results.json")
 
 
+@app.command("reward-server")
+def reward_server(
+    reward: Annotated[str, typer.Option(help="See `flowfast rewards`.")] = "scenes",
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
+) -> None:
+    """Serve a reward over HTTP, for `--reward http:URL` of searches on other machines."""
+    from flowfast.rewards.server import serve
+
+    serve(reward, host, port)
+
+
 @app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Versions, devices, and which backend runs each op, and why."""
@@ -276,22 +294,15 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise OptionError(f"--config {path}: expected a mapping of options, got {type(found).__name__}")
     texts = found.get("prompts", [])
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str | dict) for text in texts):
         raise OptionError(f"--config {path}: expected prompts to be a list of texts, got {texts!r}")
-    return found
+    return {**found, "prompts": [prompt_of(entry, f"--config {path}") for entry in texts]}
 
 
 def read_prompts(path: Path | None, model: str, split: str) -> list[str]:
-    """The lines of a file, or a half of the model's hard prompts. Raises OptionError, PromptError."""
+    """The prompts of a file, or a half of the model's hard prompts. Raises OptionError, PromptError."""
     if path is not None:
-        try:
-            texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"cannot read --prompts {path}: {error}") from None
-        texts = [text for text in texts if text]
-        if not texts:
-            raise PromptError(f"--prompts {path} has no prompt: write one a line")
-        return texts
+        return read_file(path)
     if model != "scenes":
         raise OptionError(f"model {model!r} has no built-in prompts: give --prompts FILE")
     if split not in ("tuning", "heldout"):

@@ -31,6 +31,7 @@ from flowfast.flow.schedule import Schedule
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
 from flowfast.presets import resolve_path
+from flowfast.prompts import fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.methods import make_method
 from flowfast.searcher.plan import Method, Plan
@@ -304,7 +305,7 @@ class Driver:
             {k: v[index : index + 1] for k, v in self.cond.items()},
             self.null_cond,
             {k: v[index : index + 1] for k, v in self.reward_cond.items()},
-            noise_key(config.seed, self.prompts[index], config.repeat),
+            self._noise_key(index),
             quota,
             left,
             start,
@@ -313,6 +314,10 @@ class Driver:
             math.inf if config.until is None else config.until,
             given,
         )
+
+    def _noise_key(self, index: int) -> int:
+        prompt, config = self.prompts[index], self.setup.config
+        return noise_key(fields_of(prompt).get("seed", config.seed), prompt, config.repeat)
 
     # ---- one round of a group ----
 
@@ -525,14 +530,14 @@ class Driver:
                 continue
             row = int(row_of[k])
             path = tuple((int(chain_of[k, r]), r, int(candidate_of[k, r])) for r in range(row + 1))
-            winner = Winner(noise_key(config.seed, prompt, config.repeat), path[-1][0], row, path[-1][2], path)
+            winner = Winner(self._noise_key(index), path[-1][0], row, path[-1][2], path)
             top.append(Ranked(score, images[k], x0[k], x[k], winner))
         if not top:
             return None
         return Sample(
             prompt=prompt,
             method=config.method,
-            seed=config.seed,
+            seed=fields_of(prompt).get("seed", config.seed),
             top=tuple(top),
             budget_nfe=self.budget,
             nfe=nfe,

@@ -13,10 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "flowfast"
 
-LEAVES = {"errors", "memory", "spans", "types", "version"}  # everyone may import these
+LEAVES = {"errors", "memory", "prompts", "spans", "types", "version"}  # everyone may import these
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
+    "prompts": set(),
     "spans": set(),
     "types": set(),
     "version": {"ops"},

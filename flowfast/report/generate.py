@@ -15,6 +15,7 @@ from typing import Any
 
 from flowfast import engine
 from flowfast.config import SearchConfig
+from flowfast.prompts import Prompt
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import search_picture
 from flowfast.report.write import Lines, write_bytes, write_json, write_picture, write_yaml
@@ -70,7 +71,8 @@ class GenerateFiles:
             write_json(folder / "timing.json", timing)
             # Seconds became a budget in NFE and cuts; the rerun takes these, or it would measure anew and differ.
             resolved = config.model_copy(update={"budget": sample.budget_nfe, "seconds": None})
-            write_yaml(folder / "config.yaml", {"prompts": self.prompts, **resolved.model_dump()})
+            entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in self.prompts]
+            write_yaml(folder / "config.yaml", {"prompts": entries, **resolved.model_dump()})
             path = engine.replay(flow, sample, config)
             picture = search_picture(sample, path, self.candidates[index], scores[-1])
             write_bytes(folder / "search.png", picture)

@@ -193,3 +193,17 @@ def test_a_reward_error_of_the_engine_is_typed(tmp_path: Path) -> None:
     flow = engine.load("scenes")
     with pytest.raises(RewardError, match="expected shape"):
         engine.search(flow, PROMPTS, reward=lambda images, prompts: [1.0], method="bon", budget=20)
+
+
+def test_prompt_files_with_seeds_run_and_rerun(run: Run, tmp_path: Path) -> None:
+    """A line's own seed beats --seed, stands in config.yaml and gives the same picture again."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in [{"prompt": PROMPTS[0], "seed": 3}, {"prompt": PROMPTS[1]}]))
+    run("generate", "--prompts", path, *FAST, "--seed", "8", "--out", tmp_path / "a")
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders(tmp_path / "a")]
+    assert [result["seed"] for result in results] == [3, 8]
+    config = folders(tmp_path / "a")[0] / "config.yaml"
+    assert yaml.safe_load(config.read_text())["prompts"] == [{"prompt": PROMPTS[0], "seed": 3}, PROMPTS[1]]
+    run("generate", "--config", config, "--out", tmp_path / "b")
+    for one, other in zip(folders(tmp_path / "a"), folders(tmp_path / "b"), strict=True):
+        assert (one / "best.png").read_bytes() == (other / "best.png").read_bytes()

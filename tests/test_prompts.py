@@ -1,0 +1,77 @@
+"""Prompt files: a prompt a line or JSONL with fields; fields survive a rerun, a seed of its own moves its noise."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+import flowfast
+from flowfast.errors import OptionError, PromptError
+from flowfast.prompts import Prompt, fields_of, read_prompts
+from tests.searcher.toys import GaussianFlow, NearTarget
+
+
+def written(folder: Path, name: str, *lines: str) -> Path:
+    path = folder / name
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_lines_and_objects(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, "p.txt", "a cat", "", '  {"prompt": "x"} ')) == ["a cat", '{"prompt": "x"}']
+    lines = [
+        {"prompt": "three cats", "classes": ["cat"], "counts": [3], "seed": 7, "category": "animals"},
+        {"prompt": 'a sign that says "OPEN"', "text": "OPEN", "id": 12},
+        "a plain text",
+    ]
+    found = read_prompts(written(tmp_path, "p.jsonl", *map(json.dumps, lines)))
+    assert found == ["three cats", 'a sign that says "OPEN"', "a plain text"]
+    assert [fields_of(prompt) for prompt in found] == [
+        {"classes": ["cat"], "counts": [3], "seed": 7},
+        {"text": "OPEN"},
+        {},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{prompt", r"line 1: not JSON.*write an object a line"),
+        ('{"text": "x"}', 'line 1: expected an object with a text under "prompt"'),
+        ('{"prompt": " "}', 'text under "prompt"'),
+        ("3", 'text under "prompt"'),
+        ('{"prompt": "x", "seed": "7"}', "field 'seed' must be int, got '7'"),
+        ('{"prompt": "x", "seed": true}', "field 'seed' must be int"),
+        ('{"prompt": "x", "counts": [1.5], "classes": ["a"]}', "field 'counts' must be a list of int"),
+        ('{"prompt": "x", "counts": [1, 2], "classes": ["a"]}', "as many counts as classes"),
+        ("", "has no prompt"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        read_prompts(written(tmp_path, "p.jsonl", line))
+
+
+def test_a_missing_file_and_an_unknown_field_are_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="cannot read --prompts.*nowhere.txt"):
+        read_prompts(tmp_path / "nowhere.txt")
+    with pytest.raises(PromptError, match="unknown field 'sead'; choose of classes, counts, text, seed"):
+        Prompt("x", sead=1)
+
+
+def test_a_prompt_is_its_text_and_survives_copies() -> None:
+    prompt = Prompt("a cat", seed=3)
+    assert prompt == "a cat" and {prompt: 1}["a cat"] == 1 and isinstance(prompt, str)
+    assert fields_of(copy.deepcopy(prompt)) == {"seed": 3} == fields_of(copy.copy(prompt))
+
+
+def test_a_seed_of_its_own_is_the_seed_of_the_call() -> None:
+    def search(prompt: str, seed: int) -> flowfast.Sample:
+        options = {"reward": NearTarget(), "method": "rbf", "budget": 30, "steps": 6}
+        return flowfast.search(GaussianFlow(), [prompt, "other"], seed=seed, **options).samples[0]
+
+    own, plain, other = search(Prompt("a", seed=5), 1), search("a", 5), search("a", 1)
+    assert (own.winner, own.seed) == (plain.winner, 5) != (other.winner, other.seed)
