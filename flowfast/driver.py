@@ -39,6 +39,8 @@ from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
 _BATCH_SECONDS: MutableMapping[Any, dict[Any, deque[float]]] = WeakKeyDictionary()
+BATCH_CAPS: MutableMapping[Any, int] = WeakKeyDictionary()
+"""The micro-batch that fitted into memory, of flows for which the default did not."""
 STATUS = ("", "best", "accepted", "discarded")
 LAG = 2  # rounds that records may be behind the device
 
@@ -162,7 +164,8 @@ class Driver:
         slots = config.slots or min(len(self.prompts), 16)
         self.group_count = 2 if self.host_reward and config.overlap and slots > 1 else 1
         self.slots = -(-slots // self.group_count)  # of a group
-        self.micro_batch = config.micro_batch or min(32, 1 << (self.slots * max(plan.widths()) - 1).bit_length())
+        fitting = min(32, 1 << (self.slots * max(plan.widths()) - 1).bit_length(), BATCH_CAPS.get(self.original, 32))
+        self.micro_batch = config.micro_batch or fitting
 
     def _budget_of(self, seconds: float, pace_name: str | None) -> int:
         """The largest budget whose rounds fit into `seconds` a prompt, by the time that one micro-batch takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from flowfast import clock, rewards
 from flowfast.config import SearchConfig, make_config
-from flowfast.driver import Driver, Setup, noise_key
+from flowfast.driver import BATCH_CAPS, Driver, Setup, noise_key
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
+log = logging.getLogger("flowfast.engine")
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
 
@@ -102,6 +104,8 @@ def search(
     each prompt (of each chain).
     on_round gets every candidate, on_sample each prompt's result as soon as it is there, on_progress (NFE spent, NFE
     in all).
+    Where the first round runs out of the device's memory, it is tried again with half of the micro-batch, which the
+    result records and later calls with this flow start from.
     Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
     """
     started = clock.now()
@@ -117,8 +121,29 @@ def search(
     if not prompts:
         raise PromptError("expected at least one prompt, got none: give a list of texts")
     named = chosen if isinstance(chosen, str) else None
-    driver = Driver(flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress)
-    return driver.run(started)
+    while True:
+        driver = Driver(flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress)
+        try:
+            return driver.run(started)
+        except torch.OutOfMemoryError as error:
+            setup.config = _smaller(setup.config, driver, error)
+            BATCH_CAPS[flow] = setup.config.micro_batch or 1
+            del driver  # and its buffers
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _smaller(config: SearchConfig, driver: Driver, error: torch.OutOfMemoryError) -> SearchConfig:
+    """Half of the micro-batch that was too much. Raises ModelError where that does not help: rounds that were already
+    reported cannot be taken back."""
+    rows = driver.micro_batch
+    if driver.rounds or rows == 1:
+        raise ModelError(
+            f"out of memory with micro-batches of {rows} after {driver.rounds} rounds: choose a smaller micro_batch, "
+            "fewer slots or top_k, or load the model with offload or vae_tiling"
+        ) from error
+    log.warning("out of memory with micro-batches of %d: trying %d", rows, rows // 2)
+    return config.model_copy(update={"micro_batch": rows // 2})
 
 
 @torch.no_grad()
