@@ -4,7 +4,8 @@
 
 Every kernel is compiled ahead of time for sm_80, sm_90, sm_100 and gfx942 with the arguments of a FLUX latent (pointers
 and n divisible by 16, RUN chunks a program); ptxas, cuobjdump and nvdisasm come with triton. Exit code 1 if one of
-BOUNDS is exceeded; tests/test_evidence.py says the same.
+the bounds of `exceeded` is; tests/test_evidence.py says the same. Kernels that work on weights and on the state of a
+search may use shared memory and barriers; theirs are shown.
 
 Instructions an element are counted along the executed path, not in the listing. The listing is cut into basic blocks;
 of all ways through them, loops included, on which a program stores each of its elements once (and takes the square root
@@ -30,7 +31,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from flowfast.kernels import branch_step, gather_ancestors, noise, posterior_mean, promote
+from flowfast.kernels import (
+    assign_lanes,
+    branch_step,
+    decide,
+    gather_ancestors,
+    noise,
+    normalize_log_weights,
+    posterior_mean,
+    promote,
+    resample,
+    rollover,
+)
+from flowfast.ops import RESAMPLING
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)} | {
@@ -45,7 +58,11 @@ SIZES = {"n": "i32", "run": "i32"}
 
 
 class Case(NamedTuple):
-    """A kernel, its arguments but for the latents' type, and what a program of it reads and writes."""
+    """A kernel, its arguments but for the latents' type, and what a program of it reads and writes.
+
+    planar: BLOCKS * 256 elements a chunk and one warp; else CHUNK elements and four. copies: chunks are only moved, in
+    so many places of the kernel, beside work on the state of a search.
+    """
 
     kernel: Any
     dtype: str
@@ -54,8 +71,13 @@ class Case(NamedTuple):
     constants: dict[str, Any]
     loads: int  # latents read an element
     stores: int  # and written
-    planar: bool = True  # BLOCKS * 256 elements a chunk and one warp; else CHUNK elements and four
+    planar: bool = True
     normals: bool = False
+    copies: int = 0
+
+    def streams(self) -> bool:
+        """Whether it works on latents and nothing else: no shared memory, no barrier, instructions counted."""
+        return bool(self.latents) and not self.copies
 
     def chunk(self, target: GPUTarget) -> int:
         return target.warp_size // 8 * 256 if self.planar else int(self.constants["CHUNK"])
@@ -94,6 +116,33 @@ def _promote(dtype: str) -> Case:
     return Case(kernel, dtype, latents, {"source_ptr": COLUMN, **SIZES}, constants, 2, 2, planar=False)
 
 
+# Types of the state of a search by the names of the pointers to it; the others are columns of integers.
+_FLOATS = {"rewards_ptr", "bias_ptr", "score_ptr", "slot_real_ptr", "time_ptr", "linear_time_ptr", "lane_real_ptr"}
+_FLOATS |= {"top_reward_ptr", "dense_ptr", "threshold_ptr", "best_child_ptr", "temperature", "margin"}
+_FLOATS |= {"weights_ptr", "log_weights_ptr", "ess_ptr", "log_normalizer_ptr"}
+_BOOLS = {"alive_ptr", "given_ptr", "accept_ptr", "finished_ptr", "lane_live_ptr", "live_ptr", "broken_ptr"}
+_BOOLS |= {"enabled_ptr"}
+
+
+def _state(kernel: Any, latents: tuple[str, ...] = (), copies: int = 0, **constants: Any) -> Case:
+    arguments = {}
+    for name in kernel.arg_names:
+        kind = "fp32" if name in _FLOATS else "i1" if name in _BOOLS else "i64" if name.endswith("_ptr") else "i32"
+        arguments[name] = "*" * name.endswith("_ptr") + ("i32" if name == "ticket_ptr" else kind)
+    return Case(kernel, "bf16", latents, arguments, constants, copies, copies, planar=False, copies=copies)
+
+
+def _decide() -> Case:
+    """Chains of 4 lanes and the 4 best samples: moved in six places, between lanes, store and samples."""
+    latents = ("x_lane_ptr", "u_lane_ptr", "x0_lane_ptr", "x_ptr", "u_ptr", "top_x_ptr", "top_x0_ptr")
+    constants = {"CARRY": True, "PLACES": 4, "CHUNK": decide.CHUNK, "COLUMNS": 4}
+    return _state(decide._decide_kernel, latents, 6, **constants)
+
+
+def _resample(scheme: str) -> Case:
+    return _state(resample._resample_kernel, SCHEME=RESAMPLING[scheme], SIZE=1024, LOG=10)
+
+
 CASES = {
     "branch_step bf16": _step("bf16", False),
     "branch_step bf16 grad": _step("bf16", True),
@@ -103,12 +152,22 @@ CASES = {
     "posterior_mean bf16": _mean("bf16"),
     "gather_ancestors_ bf16": _gather("bf16"),
     "promote_ bf16": _promote("bf16"),
+    "decide bf16": _decide(),
+    "assign_lanes": _state(assign_lanes._assign_lanes_kernel, COLUMNS=4),
+    "rollover": _state(rollover._rollover_kernel, CARRY=True, CHAINS=rollover.CHAINS),
+    "normalize_log_weights": _state(
+        normalize_log_weights._normalize_log_weights_kernel, CHUNK=normalize_log_weights.CHUNK
+    ),
+    "resample systematic": _resample("systematic"),
+    "resample residual": _resample("residual"),
+    "resample ssp": _resample("ssp"),
 }
 
 
 @dataclass
 class Row:
-    """One line of the table. Widths in bits; instructions an element are None where they are not counted (gfx942)."""
+    """One line of the table. Widths, in bits, are those of latents, 0: it has none; instructions an element are None
+    where they are not counted (gfx942, and kernels that do more than to work on latents)."""
 
     kernel: str
     target: str
@@ -121,17 +180,31 @@ class Row:
     instructions: float | None
 
 
-def compile_case(case: Case, target: GPUTarget) -> Any:
-    """The compiled kernel with the specialisation that a launch on a FLUX latent would get."""
-    signature = case.arguments | dict.fromkeys(case.latents, f"*{case.dtype}")
-    constants = case.constants | {"EVEN": True, "PTX": target.backend == "cuda"}
+def compile_case(case: Case, target: GPUTarget, ones: bool = False, guarded: bool = True) -> Any:
+    """The compiled kernel with the specialisation that a launch on a FLUX latent would get.
+
+    ones: that of a launch whose integers are all 1, which Triton makes constants, but for those that the kernel guards
+    by do_not_specialize; guarded=False: those too.
+    """
+    names = case.kernel.arg_names
+    constants = case.constants | {"EVEN": not ones, "PTX": target.backend == "cuda"}
     if case.planar:
         constants["BLOCKS"] = target.warp_size // 8
-    constants["THREADS"] = case.warps() * target.warp_size
-    names = case.kernel.arg_names
+    constants["THREADS"] = threads = case.warps() * target.warp_size
+    if "COLUMNS" in constants:
+        constants["CHAINS"] = threads // constants["COLUMNS"]  # as `tile` in kernels/assign_lanes.py
+    signature = case.arguments | dict.fromkeys(case.latents, f"*{case.dtype}")
+    if ones:
+        for parameter in case.kernel.params:
+            if signature.get(parameter.name) == "i32" and not (guarded and parameter.do_not_specialize):
+                constants.setdefault(parameter.name, 1)
     constants = {name: constants[name] for name in constants if name in names}
     full = {name: "constexpr" if name in constants else signature[name] for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if full[name][0] == "*" or name == "n"}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if full[name][0] == "*" or (name == "n" and case.latents and full[name] == "i32")
+    }
     source = ASTSource(case.kernel, full, {(names.index(k),): v for k, v in constants.items()}, aligned)
     return triton.compile(source, target=target, options={"num_warps": case.warps(), "enable_fp_fusion": False})
 
@@ -221,12 +294,33 @@ def nvidia_row(name: str, case: Case, target_name: str) -> Row:
         listing = _tool("nvdisasm", "-c", file.name)
     used = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     instructions, labels = parse_sass(listing)
+    local = sum(one.opcode.startswith(("LDL", "STL")) for one in instructions)
+    loads, stores, count = _streamed(case, target, instructions, labels) if case.streams() else (0, 0, None)
+    if case.copies:
+        opcodes = [one.opcode for one in instructions]
+        loads, stores = (_copied(case, target, [_bits(o) for o in opcodes if o.startswith(k)]) for k in ("LDG", "STG"))
+    return Row(
+        name,
+        target_name,
+        used["REG"],
+        local + used["STACK"] + used["LOCAL"],
+        used["SHARED"] if target_name == "sm_80" and case.streams() else compiled.metadata.shared,
+        sum(one.opcode.startswith("BAR") for one in instructions),
+        loads,
+        stores,
+        count,
+    )
+
+
+def _streamed(
+    case: Case, target: GPUTarget, instructions: list[Instruction], labels: dict[str, int]
+) -> tuple[int, int, float]:
+    """Widths of loads and stores along the executed path, and its instructions an element."""
     item = {"fp32": 4}.get(case.dtype, 2)
     elements = RUN * case.chunk(target) // (case.warps() * target.warp_size)
-    stores = {one.opcode: _bits(one.opcode) // 8 for one in instructions if one.opcode.startswith("STG")}
+    widths = {one.opcode: _bits(one.opcode) // 8 for one in instructions if one.opcode.startswith("STG")}
     roots = elements // 2 if case.normals else 0
-    path = executed(instructions, labels, elements * item * case.stores, stores, roots)
-    local = sum(one.opcode.startswith(("LDL", "STL")) for one in instructions)
+    path = executed(instructions, labels, elements * item * case.stores, widths, roots)
     # Columns and coefficients are 32 or 64 bits wide and read once a program: RUN chunks of latents in narrower loads
     # would leave the wide ones short of what has to be read.
     read = Counter[int]()
@@ -234,17 +328,18 @@ def nvidia_row(name: str, case: Case, target_name: str) -> Row:
         if opcode.startswith("LDG"):
             read[_bits(opcode)] += count
     wide = read[128] * 16 + read[256] * 32 >= elements * item * case.loads
-    return Row(
-        name,
-        target_name,
-        used["REG"],
-        local + used["STACK"] + used["LOCAL"],
-        used["SHARED"] if target_name == "sm_80" else compiled.metadata.shared,
-        sum(one.opcode.startswith("BAR") for one in instructions),
+    return (
         128 if wide else max((bits for bits in read if bits < 128), default=0),
         min(_bits(opcode) for opcode in path if opcode.startswith("STG")),
         round(path.total() / elements, 2),
     )
+
+
+def _copied(case: Case, target: GPUTarget, widths: list[int]) -> int:
+    """128 if there are wide accesses enough for every place of the kernel that moves a chunk, and none of 16 bits:
+    what else the kernel reads and writes has 8, 32 or 64."""
+    needed = case.copies * case.chunk(target) * 2 // (case.warps() * target.warp_size * 16)
+    return 128 if sum(width >= 128 for width in widths) >= needed and 16 not in widths else min(widths)
 
 
 def amd_row(name: str, case: Case, target_name: str) -> Row:
@@ -254,9 +349,16 @@ def amd_row(name: str, case: Case, target_name: str) -> Row:
     def field(key: str) -> int:
         return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # type: ignore[index]
 
-    stores = {int(number or 1) * 32 for number in re.findall(r"(?:global|buffer)_store_dword(?:x(\d))?\b", text)}
-    stores |= {16} if "_store_short" in text else set()
-    loads = {int(number or 1) * 32 for number in re.findall(r"(?:global|buffer)_load_dword(?:x(\d))?\b", text)}
+    def widths(kind: str) -> list[int]:
+        """Of accesses to latents, 16 bits and more: marks are bytes."""
+        found = re.findall(rf"(?:global|buffer)_{kind}_(?:dword(?:x(\d))?\b|(u?short))", text)
+        return [16 if short else int(number or 1) * 32 for number, short in found]
+
+    if case.copies:
+        target = TARGETS[target_name]
+        loads, stores = _copied(case, target, widths("load")), _copied(case, target, widths("store"))
+    else:
+        loads, stores = max(widths("load"), default=0) * case.streams(), min(widths("store")) * case.streams()
     return Row(
         name,
         target_name,
@@ -264,8 +366,8 @@ def amd_row(name: str, case: Case, target_name: str) -> Row:
         field("vgpr_spill_count") + field("sgpr_spill_count"),
         compiled.metadata.shared,
         len(re.findall(r"\bs_barrier\b", text)),
-        max(loads, default=0),
-        min(stores),
+        loads,
+        stores,
         None,
     )
 
@@ -281,19 +383,20 @@ INSTRUCTIONS = {
     "branch_step fp16": (41.5, 41.0, 34.5),
     "branch_step fp32": (39.5, 39.0, 39.0),
     "normal_ bf16": (32.5, 32.5, 27.5),
-    "posterior_mean bf16": (11.5, 12.0, 12.0),
+    "posterior_mean bf16": (13.5, 13.0, 12.0),
     "gather_ancestors_ bf16": (3.5, 3.0, 3.0),
     "promote_ bf16": (3.5, 3.0, 3.0),
 }
-# Shared memory and barriers: none; loads and stores of latents: 128 bits; spills: none but these.
-SPILLS = {("branch_step bf16 grad", "gfx942"): 3}  # scalar registers, kept in lanes of vector ones, not in memory
+# Spills: none but these: scalar registers of gfx942, kept in lanes of vector ones, not in memory.
+SPILLS = {("branch_step bf16 grad", "gfx942"): 3, ("decide bf16", "gfx942"): 41, ("resample ssp", "gfx942"): 2}
 
 
 def exceeded(row: Row) -> list[str]:
-    """What breaks a bound; empty if nothing does."""
-    wrong = [f"{what} {getattr(row, what)}" for what in ("shared", "barriers") if getattr(row, what)]
+    """What breaks a bound; empty if nothing does. Kernels on latents alone: no shared memory, no barrier."""
+    case = CASES[row.kernel]
+    wrong = [f"{what} {getattr(row, what)}" for what in ("shared", "barriers") if case.streams() and getattr(row, what)]
     wrong += [f"spills {row.spills}"] if row.spills > SPILLS.get((row.kernel, row.target), 0) else []
-    if row.store_bits != 128 or (row.load_bits != 128 and CASES[row.kernel].loads):
+    if case.latents and (row.store_bits != 128 or (row.load_bits != 128 and case.loads)):
         wrong.append(f"load_bits {row.load_bits}, store_bits {row.store_bits}")
     bound = dict(zip(TARGETS, INSTRUCTIONS.get(row.kernel, ()), strict=False)).get(row.target)
     if row.instructions is not None and bound is not None and row.instructions > bound:

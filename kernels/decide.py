@@ -167,8 +167,26 @@ def _book_chains(
         b, inside, rewards_ptr, bias_ptr, chain_ptr, score_ptr, accept_ptr, live_ptr, position_ptr, broken_ptr,
         temperature, margin, R, B, K, T, COLUMNS,
     )  # fmt: skip
+    k = tl.arange(0, COLUMNS)[None, :]
+    wins = k == winner[:, None]
+    status = tl.where(wins, 1 + (advance == 1).to(tl.int64)[:, None], 0)
+    status = tl.where(live & (k >= used[:, None]), 3, status)
+    cell, exists = b[:, None].to(tl.int64) * K + k, inside[:, None] & (k < K)
+    tl.store(dense_ptr + cell, reward, mask=exists)
+    tl.store(status_ptr + cell, status, mask=exists)
+    tl.store(advance_ptr + b, advance.to(tl.int64), mask=inside)
+    lane_won = tl.max(tl.where(wins, lane, -1), 1)
+    reward_won = tl.max(tl.where(wins, reward, NONE), 1)
+    spent = tl.sum(live.to(tl.int64), 1)
+    nans = tl.sum(unsound.to(tl.int64), 1)
     C = B // S
     s = b // C
+    counts = inside & (spent > 0)
+    tl.atomic_add(slot_ptr + NFE * S + s, spent * passes, mask=counts, sem="relaxed")
+    tl.atomic_add(slot_ptr + NFE_SPECULATIVE * S + s, (spent - used) * passes, mask=counts, sem="relaxed")
+    tl.atomic_add(slot_ptr + REWARD_CALLS * S + s, spent, mask=counts, sem="relaxed")
+    tl.atomic_add(slot_ptr + NAN_REWARDS * S + s, nans, mask=counts, sem="relaxed")
+
     active = tl.load(chain_ptr + ACTIVE * B + b, mask=inside, other=0)
     row = tl.load(chain_ptr + ROW * B + b, mask=inside, other=0)
     quota = tl.load(chain_ptr + QUOTA * B + b, mask=inside, other=0) - used
@@ -183,31 +201,19 @@ def _book_chains(
     until = tl.load(slot_real_ptr + UNTIL * S + s, mask=inside, other=0.0)
     next_quota = tl.load(quota_table_ptr + b.to(tl.int64) * T + tl.minimum(row + 1, T - 1), mask=inside, other=0)
 
-    k = tl.arange(0, COLUMNS)[None, :]
-    wins = k == winner[:, None]
     won = winner >= 0
-    lane_won = tl.max(tl.where(wins, lane, -1), 1)
     child = tl.where(won, tried + winner, child)
-    child_reward = tl.where(won, tl.max(tl.where(wins, reward, NONE), 1), child_reward)
+    child_reward = tl.where(won, reward_won, child_reward)
     stepped = (advance == 1) | (advance == 2)
-    spent = tl.sum(live.to(tl.int64), 1)
-    nans = tl.sum(unsound.to(tl.int64), 1)
     quota = tl.where(stepped, quota + next_quota if CARRY else next_quota, quota)
     threshold = tl.where(stepped & (child_reward > threshold), child_reward, threshold)
     alive = alive & (advance != 3) & (row + stepped.to(tl.int64) < T) & (best_sample < until)
-    status = tl.where(wins, 1 + (advance == 1).to(tl.int64)[:, None], 0)
-    status = tl.where(live & (k >= used[:, None]), 3, status)
-
-    tl.debug_barrier()  # threads that hold the same chain have read it before one of them writes it
-    cell, exists = b[:, None].to(tl.int64) * K + k, inside[:, None] & (k < K)
-    tl.store(dense_ptr + cell, reward, mask=exists)
-    tl.store(status_ptr + cell, status, mask=exists)
-    tl.store(advance_ptr + b, advance.to(tl.int64), mask=inside)
     tl.store(store_source_ptr + 2 * b + 1 - active, tl.where(won, lane_won, -1), mask=inside)
     tl.store(store_source_ptr + 2 * b + active, tl.full(active.shape, -1, tl.int64), mask=inside)
     path = b.to(tl.int64) * T + row
     tl.store(path_chain_ptr + path, (b % C).to(tl.int64), mask=inside & stepped)
     tl.store(path_candidate_ptr + path, child, mask=inside & stepped)
+    tl.debug_barrier()  # threads that hold the same chain have read it before one of them writes it
     tl.store(chain_ptr + ACTIVE * B + b, tl.where(stepped, 1 - active, active), mask=inside)
     tl.store(chain_ptr + ROW * B + b, tl.where(stepped, row + 1, row), mask=inside)
     tl.store(chain_ptr + QUOTA * B + b, quota, mask=inside)
@@ -219,11 +225,6 @@ def _book_chains(
     tl.store(score_ptr + CHILD_REWARD * B + b, tl.where(stepped, NONE, child_reward), mask=inside)
     tl.store(score_ptr + REWARD * B + b, tl.where(stepped, child_reward, parent_reward), mask=inside)
     tl.store(alive_ptr + b, alive, mask=inside)
-    counts = inside & (spent > 0)
-    tl.atomic_add(slot_ptr + NFE * S + s, spent * passes, mask=counts, sem="relaxed")
-    tl.atomic_add(slot_ptr + NFE_SPECULATIVE * S + s, (spent - used) * passes, mask=counts, sem="relaxed")
-    tl.atomic_add(slot_ptr + REWARD_CALLS * S + s, spent, mask=counts, sem="relaxed")
-    tl.atomic_add(slot_ptr + NAN_REWARDS * S + s, nans, mask=counts, sem="relaxed")
 
 
 # One kernel, whatever the sizes of a search; n and run decide how latents are read.

@@ -1,6 +1,7 @@
 """The Triton kernels in Triton's interpreter against the reference. Collected by test_triton.py only, in a process of
 its own; the behaviour that all backends share is tested by the other files of this folder, with backend "triton"."""
 
+import functools
 import importlib.util
 import sys
 import warnings
@@ -194,11 +195,12 @@ def same_decision(kernels, seed, bias=True, width=10, seen=12, sizes=None, optio
     for call in (decide.reference, kernels.decide):
         p = laid(assign_lanes.reference, seed, width, **(sizes or {}))
         rewards, bias_column = p["rewards"][:seen].clone(), p["bias"][:seen].clone() if bias else None
-        call(**p | {"rewards": rewards, "bias": bias_column}, temperature=0.7, **(options or OPTIONS))
+        call(**p | {"rewards": rewards, "bias": bias_column}, temperature=1.1, **(options or OPTIONS))
         results.append(p)
     return set(differing(*results)) <= set(but)
 
 
+@functools.cache  # of the kernel that is right, for all mutants
 def same_decisions(kernels, but=()):
     """States in which every rule counts: a mutant of one must be seen in one of them."""
     return all(same_decision(kernels, seed, bias=seed % 2 == 0, but=but) for seed in range(24))
@@ -320,11 +322,11 @@ def test_rollover_is_that_of_the_reference(chains, lanes, carry, seed):
     assert same_rollover(rollover_kernel, chains, lanes, carry, seed)
 
 
-# 70 lanes a chain: a chain fills a tile. 70 lanes in all and 200: several tiles.
+# 70 or 130 lanes a chain: a chain fills a tile. 200 lanes in all, or slots by rows: several tiles.
 SIZES_OF_A_SEARCH = {
     "slots": st.integers(1, 3),
     "chains": st.integers(1, 5),
-    "lanes": st.sampled_from([1, 2, 3, 4, 70]),
+    "lanes": st.sampled_from([1, 2, 3, 4, 70, 130]),
     "rows": st.sampled_from([1, 2, 5, 80]),
     "widest": st.sampled_from([1, 16, 70, 200]),
 }
@@ -397,11 +399,11 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
     ("rollover", "reward > threshold", "reward >= threshold", (same_rollover, 300, 5, True, 0)),
     ("rollover", "spent = active & (quota == 0)", "spent = quota == 0", (same_rollover, 300, 5, True, 0)),
     ("gather_ancestors", "if ancestor == slot:", "if ancestor != slot:", (same_gather, 7)),
-    ("posterior_mean", "& 0x7FFFFFFF", "& 0x3FFFFFFF", (same_mean, 7, torch.bfloat16, False, torch.inf)),
+    ("posterior_mean", "& 0x7FFFFFFF", "& 0x3FFFFFFF", (same_mean, 7, torch.bfloat16, False, 1.7e38, 2.0)),
     ("posterior_mean", "tl.where(mask, magnitude, 0)", "magnitude ^ 0x7F800000", (same_mean, 7, FP32, False)),
-    ("assign_lanes", "(i < width)", "(i <= width)", (same_lanes, 1, 3)),
-    ("assign_lanes", "tl.minimum(taken, width)", "taken", (same_lanes, 1, 3)),
-    ("assign_lanes", "tl.where(live, i, 0)", "i", (same_lanes, 1, 3)),
+    ("assign_lanes", "(i < width)", "(i <= width)", (same_lanes, 0, 3)),
+    ("assign_lanes", "tl.minimum(taken, width)", "taken", (same_lanes, 0, 3)),
+    ("assign_lanes", "tl.where(live, i, 0)", "i", (same_lanes, 0, 3)),
     # Books in the first program: the others then read the new state.
     ("decide", "if ticket == tl.num_programs(0) * tl.num_programs(1) - 1:", "if ticket == 0:", (same_decisions,)),
     (
