@@ -29,4 +29,4 @@ def fma32(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
     part = total - product
     error = (product - (total - part)) + (c - part)  # Knuth's TwoSum: total + error is exact
     bits = total.view(torch.int64) - (error * total.sign() < 0).long()
-    return round32((bits | (error != 0).long()).view(torch.float64))
+    return round32((bits | (error.abs() > 0).long()).view(torch.float64))  # a NaN, beside infinity, marks nothing

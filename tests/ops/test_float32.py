@@ -1,5 +1,7 @@
 """fma32 against exact arithmetic (mpmath), on both of its ways."""
 
+import math
+
 import mpmath
 import torch
 
@@ -36,3 +38,11 @@ def test_ties_are_rounded_once():
     assert torch.equal(fma32(a, b, c), expected)
     mutant = (a * b + c).float().double()  # two roundings
     assert not torch.equal(mutant[:3], expected[:3]) and torch.equal(mutant[3:], expected[3:])
+
+
+def test_fma_of_the_reference_keeps_infinity_and_nan_beside_a_tie():
+    """One element on a tie sends all of them down the long way."""
+    b = torch.tensor([1 + 2.0**-12, math.inf, -math.inf, math.nan, 3.0], dtype=torch.float64)
+    found = fma32(1 + 2.0**-12, b, 0.0)
+    assert found[:3].tolist() == [1 + 2.0**-11, math.inf, -math.inf]  # (1 + 2^-12)^2 is a tie; to even
+    assert bool(found[3].isnan()) and found[4] == 3 + 3 * 2.0**-12
