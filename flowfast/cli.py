@@ -90,6 +90,7 @@ def generate(
     """Search for the best picture of each PROMPT; writes pictures, result and every candidate to --out."""
     from flowfast.report.generate import GenerateFiles
     from flowfast.report.tables import markdown
+    from flowfast.report.video import FPS
     from flowfast.report.write import check_writable
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
@@ -112,7 +113,7 @@ def generate(
     if profile:
         check_writable(profile.parent)
     flow = engine.load(resolved.model)
-    files = GenerateFiles(out, texts, resolved.model)
+    files = GenerateFiles(out, texts, resolved.model, getattr(flow, "fps", FPS))
     with progress() as advance, chrome_trace(profile):
         result = engine.search(
             flow,

@@ -18,6 +18,7 @@ from flowfast.config import SearchConfig
 from flowfast.prompts import Prompt
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import search_picture
+from flowfast.report.video import FPS, strip, write_video
 from flowfast.report.write import Lines, write_bytes, write_json, write_picture, write_yaml
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
@@ -30,8 +31,9 @@ def folder_name(index: int, prompt: str) -> str:
 class GenerateFiles:
     """`on_round` and `on_sample` of one search, then `finish`."""
 
-    def __init__(self, out: Path, prompts: Sequence[str], model: str) -> None:
-        self.model, self.prompts = model, list(prompts)
+    def __init__(self, out: Path, prompts: Sequence[str], model: str, fps: float = FPS) -> None:
+        """fps: of videos, frames a second."""
+        self.model, self.prompts, self.fps = model, list(prompts), fps
         self.folders = [out / folder_name(i, prompt) for i, prompt in enumerate(prompts)]
         self.candidates: list[list[Candidate]] = [[] for _ in prompts]
         self._lines: dict[int, Lines] = {}
@@ -51,7 +53,10 @@ class GenerateFiles:
         if index in self._lines:
             self._lines[index].close()
         for place, ranked in enumerate(sample.top):
-            write_picture(self.folders[index] / (f"best-{place + 1:02d}.png" if place else "best.png"), ranked.image)
+            path = self.folders[index] / (f"best-{place + 1:02d}.png" if place else "best.png")
+            write_picture(path, strip(ranked.image) if ranked.image.dim() == 4 else ranked.image)
+            if ranked.image.dim() == 4:
+                write_video(path.with_suffix(".mp4"), ranked.image, self.fps)
         self._write_result(index, sample, {})
 
     def finish(self, flow: Flow, result: SearchResult) -> list[float | None]:

@@ -160,6 +160,9 @@ def _errorbar(axes: Any, rows: Sequence[dict[str, Any]], x: list[float], what: s
 
 
 def _array(image: Tensor) -> np.ndarray:
+    """(H, W, 3); of a video the frame in the middle."""
+    if image.dim() == 4:
+        image = image[len(image) // 2]
     return image.detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
