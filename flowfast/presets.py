@@ -34,7 +34,7 @@ def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, 
     chosen = {name: getattr(config, name) for name in PATH_OPTIONS if getattr(config, name) is not None}
     defaults = {**FALLBACK, **getattr(flow, "path_defaults", {})}
     defaults.update(method.path)
-    if hasattr(flow, "own_times") and method.path.get("diffusion") == "zero":  # the model's own path means its own times
+    if hasattr(flow, "own_times") and method.path.get("diffusion") == "zero":  # the model's own path: its own times
         defaults.update(grid="model", steps=None)
     if config.preset is not None:
         if config.preset not in PRESETS:

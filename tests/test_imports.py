@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "ops": {"kernels"},
     "flow": {"ops"},
     "searcher": {"flow", "ops"},
-    "models": {"flow"},
+    "models": {"flow", "ops"},
     "rewards": {"flow", "models"},
     "config": set(),
     "clock": set(),

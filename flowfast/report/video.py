@@ -26,7 +26,7 @@ def write_video(path: Path, frames: Tensor, fps: float = FPS) -> bool:
     """H.264. False, with a line in the log, where what it needs is missing."""
     try:
         import imageio.v3 as imageio
-        import imageio_ffmpeg  # noqa: F401
+        import imageio_ffmpeg  # type: ignore[import-untyped] # noqa: F401
     except ImportError as error:
         log.warning("%s: not written, %s is missing: pip install 'flowfast[diffusers]'", path, error.name)
         return False

@@ -4,8 +4,9 @@ other callable runs on the host. What happens to a reward that misbehaves: polic
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,32 +16,46 @@ from flowfast.rewards.host import CallableReward
 from flowfast.rewards.policy import guarded
 from flowfast.types import Flow
 
-NAMES = ("scenes", "sharpness")
-"""A reward is a module of this package with ONE_LINE, what `flowfast rewards` prints, and load()."""
+NAMES = {
+    "scenes": "scenes",
+    "sharpness": "sharpness",
+    "aesthetic": "aesthetic",
+    "clipscore": "clip_score",
+    "compressibility": "compressibility",
+    "counting": "counting",
+    "frames": "frames",
+    "http": "http",
+    "ocr": "ocr",
+    "pickscore": "pick_score",
+    "vqascore": "vqa_score",
+}
+"""Name: module of this package with ONE_LINE, what `flowfast rewards` prints, and load() or load(argument | None)."""
 
 
 def available() -> dict[str, str]:
     """Name and one line of every built-in reward."""
-    return {name: _module(name).ONE_LINE for name in NAMES}
+    return {name: module_of(name).ONE_LINE for name in NAMES}
 
 
 def load(reward: Any, flow: Flow | None = None, deadline: float | None = None) -> Any:
     """A reward that is ready to score.
 
     Args:
-        reward: a name, a weighted sum of names ("scenes*0.7+sharpness*0.3"), a module of the Reward protocol, or a
-            plain callable (images, prompts) -> N scores.
+        reward: a name, a name with what it needs ("clipscore:FOLDER_OR_ID", "http://HOST:PORT/PATH"), a weighted sum
+            ("clipscore:FOLDER*0.7+sharpness*0.3"), a module of the Reward protocol, or a plain callable
+            (images, prompts) -> N scores.
         flow: the model it will score, for rewards that depend on one.
         deadline: seconds one call of a host reward may take; None: no limit.
 
     Raises:
-        OptionError: unknown name. RewardError: not a reward. WeightError: its weights are damaged.
+        OptionError: unknown name. RewardError: not a reward. WeightError: its weights are missing or damaged.
     """
     if isinstance(reward, str):
-        terms = [_term(text, reward) for text in reward.split("+")]
-        if terms == [(reward.strip(), 1.0)]:
-            return _module(terms[0][0]).load()
-        return weighted_sum([_module(name).load() for name, _ in terms], [weight for _, weight in terms], deadline)
+        terms = parse(reward)
+        members = [_load(term, deadline) for term in terms]
+        if len(terms) == 1 and not terms[0].weighted:
+            return members[0]
+        return weighted_sum(members, [term.weight for term in terms], deadline)
     if isinstance(reward, CallableReward):
         return reward
     if isinstance(reward, nn.Module):
@@ -65,23 +80,75 @@ def score(reward: Any, call: Callable[[], Any], count: int) -> Tensor:
     return guarded(str(getattr(reward, "name", type(reward).__name__)), call, count)
 
 
-def _term(text: str, whole: str) -> tuple[str, float]:
-    """Name and weight of one term, "scenes*0.7" or "scenes"."""
-    name, times, weight = (part.strip() for part in text.partition("*"))
+class Term(NamedTuple):
+    """One term of a reward's text: "name", "name:argument" or either with "*weight"."""
+
+    name: str
+    argument: str | None
+    weight: float
+    weighted: bool
+
+
+def parse(text: str) -> list[Term]:
+    """The terms of "name:argument*weight+name". A URL is an argument of `http`, with or without "http:" before it.
+
+    An argument may hold ":", "/" and, where no reward's name follows, "+"; what stands behind its last "*" is a weight.
+
+    Raises:
+        OptionError: unknown name, a weight that is no number, or an argument for a reward without one.
+    """
+    pieces: list[str] = []
+    for piece in text.split("+"):
+        if pieces and ":" in pieces[-1] and _split(piece)[0] not in NAMES:
+            pieces[-1] += "+" + piece
+        else:
+            pieces.append(piece)
+    return [_term(piece, text) for piece in pieces]
+
+
+def module_of(name: str) -> Any:
+    """The module of a built-in reward. Raises OptionError for an unknown name."""
+    if name not in NAMES:
+        raise OptionError(
+            f"unknown reward {name!r}: choose one of {', '.join(NAMES)}, or a sum such as scenes*0.7+sharpness*0.3"
+        )
+    return importlib.import_module(f"flowfast.rewards.{NAMES[name]}")
+
+
+def _split(piece: str) -> tuple[str, str | None, str | None]:
+    """Name, argument and weight of one term, as text."""
+    term, times, weight = piece.rpartition("*")
+    term = (term if times else piece).strip()
+    if term.startswith(("http://", "https://")):
+        term = "http:" + term
+    name, colon, argument = (part.strip() for part in term.partition(":"))
+    return name, argument if colon else None, weight.strip() if times else None
+
+
+def _term(piece: str, whole: str) -> Term:
+    name, argument, weight = _split(piece)
+    takes_one = bool(inspect.signature(module_of(name).load).parameters)
+    if argument is not None and not (takes_one and argument):
+        raise OptionError(
+            f"reward {whole!r}: expected something after {name + ':'!r}, or {name!r} alone"
+            if takes_one
+            else f"reward {whole!r}: {name!r} takes nothing after ':', got {argument!r}; write {name!r} alone"
+        )
     try:
-        return name, float(weight) if times else 1.0
+        return Term(name, argument, 1.0 if weight is None else float(weight), weight is not None)
     except ValueError:
         raise OptionError(
             f"reward {whole!r}: expected a weight after '*', got {weight!r}; write scenes*0.7+sharpness*0.3"
         ) from None
 
 
-def _module(name: str) -> Any:
-    if name not in NAMES:
-        raise OptionError(
-            f"unknown reward {name!r}: choose one of {', '.join(NAMES)}, or a sum such as scenes*0.7+sharpness*0.3"
-        )
-    return importlib.import_module(f"flowfast.rewards.{name}")
+def _load(term: Term, deadline: float | None) -> Any:
+    """One term, ready to score; one on the host keeps the deadline."""
+    module = module_of(term.name)
+    found = module.load() if term.argument is None else module.load(term.argument)
+    if isinstance(found, CallableReward) and found.deadline is None:
+        found.deadline = deadline
+    return found
 
 
 __all__ = ["CallableReward", "available", "load", "on_host", "rank_ensemble", "score", "weighted_sum"]

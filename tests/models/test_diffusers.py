@@ -16,6 +16,8 @@ from flowfast.errors import ModelError, OptionError, WeightError
 from flowfast.models.diffusers import FAMILIES, from_diffusers
 from tests.models.tiny import MODULES, Case
 from tests.models.tiny.flux import flux
+from tests.models.tiny.ltx import ltx
+from tests.models.tiny.wan import wan
 
 PROMPTS = ["a red cat", "two dogs on a blue sofa"]
 STEPS = 4
@@ -123,10 +125,10 @@ def test_decoding_is_the_pipelines_own(pipe: Any, flow: Any, case: Case, latents
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = pipe(
-            PROMPTS, num_inference_steps=1, latents=latents.clone(), output_type="pt", **case.size, **case.call
+            PROMPTS, num_inference_steps=2, latents=latents.clone(), output_type="pt", **case.size, **case.call
         )[0]
         final = pipe(
-            PROMPTS, num_inference_steps=1, latents=latents.clone(), output_type="latent", **case.size, **case.call
+            PROMPTS, num_inference_steps=2, latents=latents.clone(), output_type="latent", **case.size, **case.call
         )[0]
     images = flow.decode(final)
     assert images.dtype == torch.float32 and images.shape[-3:] == (3, case.size["height"], case.size["width"])
@@ -168,3 +170,27 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Any) -> None:
 
     with pytest.raises(ModelError, match="predicts epsilon, not a flow's velocity"):
         from_diffusers(StableDiffusionPipeline())
+
+
+def test_videos_say_what_is_wrong() -> None:
+    with pytest.raises(OptionError, match=r"frames must be 1 \+ a multiple of 4 for this model, got 6"):
+        from_diffusers(wan(), frames=6, height=16, width=32)
+    assert from_diffusers(wan(), frames=1, height=16, width=32).shape == (4, 1, 2, 4)
+    with pytest.raises(OptionError, match="height must be a positive multiple of 16 pixels"):
+        from_diffusers(wan(), frames=5, height=24, width=32)
+    half = wan(boundary=0.8)
+    half.register_modules(transformer_2=None)
+    with pytest.raises(ModelError, match="no transformer_2, which its boundary_ratio asks for"):
+        from_diffusers(half)
+
+
+@torch.no_grad()
+def test_noise_of_a_decoder_is_the_same_for_every_video() -> None:
+    """LTX hands the last step to its decoder: the pipeline draws noise for that, a search must not."""
+    size = {"frames": 9, "height": 32, "width": 64}
+    flow = from_diffusers(ltx(True), decode_timestep=0.05, decode_noise_scale=0.3, **size)
+    x0 = torch.randn(1, *flow.shape, generator=torch.Generator().manual_seed(3)).expand(2, -1, -1)
+    videos = flow.decode(x0)
+    assert videos.shape == (2, 9, 3, 32, 64) and torch.equal(videos[0], videos[1])
+    assert torch.equal(videos, flow.decode(x0))
+    assert not torch.allclose(videos, from_diffusers(ltx(True), **size).decode(x0), atol=1e-4)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast.errors import FlowfastError, OptionError, PromptError, RewardError
-from flowfast.rewards import CallableReward, available, load, on_host, score
+from flowfast.rewards import NAMES, CallableReward, available, load, on_host, score
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c"]
@@ -124,7 +124,7 @@ def test_device_rewards_obey_the_same_policy() -> None:
 
 
 def test_load() -> None:
-    assert set(available()) == {"scenes", "sharpness"}
+    assert set(available()) == set(NAMES) > {"scenes", "sharpness"}
     assert all(line and "\n" not in line for line in available().values())
     assert not on_host(load("sharpness"))
     assert on_host(load(len))

@@ -17,6 +17,17 @@ from flowfast.models.diffusers.base import DiffusersFlow
 
 FAMILIES = {
     "FluxPipeline": "flux.FluxFlow",
+    "HunyuanVideoPipeline": "hunyuan_video.HunyuanVideoFlow",
+    "LTXPipeline": "ltx.LTXFlow",
+    "WanPipeline": "wan.WanFlow",
+    "StableDiffusion3Pipeline": "sd3.StableDiffusion3Flow",
+    "QwenImagePipeline": "qwen_image.QwenImageFlow",
+    "ZImagePipeline": "z_image.ZImageFlow",
+    "SanaPipeline": "sana.SanaFlow",
+    "Lumina2Pipeline": "lumina2.Lumina2Flow",
+    "AuraFlowPipeline": "aura_flow.AuraFlowFlow",
+    "Flux2Pipeline": "flux2.Flux2Flow",
+    "Flux2KleinPipeline": "flux2.Flux2KleinFlow",
 }
 """Pipeline class: file and class of its adapter."""
 LOADING = ("torch_dtype", "device_map", "quantization_config", "local_files_only", "revision", "cache_dir", "token")

@@ -125,3 +125,10 @@ def padded(rows: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
             raise OptionError(f"a prompt has {len(row)} tokens, more than max_sequence_length = {length}: raise it")
         out[i, : len(row)], mask[i, : len(row)] = row, True
     return out, mask
+
+
+def resolution_shift(config: Any, tokens: int, max_shift: float = 1.15) -> float:
+    """mu of a scheduler with `use_dynamic_shifting`: linear in the number of tokens of an image (SD 3 paper, 5.3.2)."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base_shift, max_shift = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    return float(base_shift + (max_shift - base_shift) * (tokens - low) / (high - low))

@@ -70,3 +70,78 @@ def spread(module: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
         for weight in module.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
     return module
+
+
+def umt5(hidden: int = 32) -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=VOCABULARY, d_model=hidden, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=PAD,
+        eos_token_id=END, decoder_start_token_id=PAD,
+    )  # fmt: skip
+    return UMT5EncoderModel(config).eval()
+
+
+def llama(hidden: int = 32) -> Any:
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=37, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=1024, bos_token_id=END, eos_token_id=END, pad_token_id=PAD,
+    )  # fmt: skip
+    return LlamaModel(config).eval()
+
+
+DECODER = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 4096,
+    "pad_token_id": PAD, "bos_token_id": END, "eos_token_id": END,
+}  # fmt: skip
+"""What the configs of language models have in common."""
+
+
+def gemma2() -> Any:
+    from transformers import Gemma2Config, Gemma2Model
+
+    return Gemma2Model(Gemma2Config(**DECODER, sliding_window=64)).eval()
+
+
+def qwen3(layers: int = 2, head: bool = False) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    return (Qwen3ForCausalLM if head else Qwen3Model)(Qwen3Config(**DECODER | {"num_hidden_layers": layers})).eval()
+
+
+def qwen2_5_vl() -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = DECODER | {"rope_scaling": {"type": "default", "mrope_section": [1, 1, 2]}}
+    vision = {
+        "depth": 1, "hidden_size": 32, "intermediate_size": 37, "num_heads": 4, "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+
+
+def mistral3(layers: int = 2) -> Any:
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    vision = {
+        "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "head_dim": 8, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    text = DECODER | {"model_type": "mistral", "num_hidden_layers": layers}
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=2)
+    return Mistral3ForConditionalGeneration(config).eval()
+
+
+def chat_tokenizer(length: int) -> PreTrainedTokenizerFast:
+    """With a template for conversations: the role, then the text. Once is enough: ZImagePipeline writes into the list
+    of prompts that it is given."""
+    made = tokenizer(length)
+    made.chat_template = (
+        "{% for message in messages %}{% set text = message.content if message.content is string else "
+        "message.content[0].text %}{% set role = message.role + ': ' %}"
+        "{{ '' if text.startswith(role) else role }}{{ text }}{% endfor %}"
+    )
+    return made

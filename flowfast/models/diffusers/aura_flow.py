@@ -1,0 +1,49 @@
+"""AuraFlow: guidance in two passes; padding of a prompt is zeroed, not masked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowfast.models.diffusers.base import DiffusersFlow, check_size
+from flowfast.types import Conditions
+
+
+class AuraFlowFlow(DiffusersFlow):
+    """Latents (C, H / 8, W / 8). guidance: two passes above 1."""
+
+    pipelines = ("AuraFlowPipeline",)
+
+    def default_size(self) -> int:
+        return 1024
+
+    def latent_shape(self) -> tuple[int, ...]:
+        scale = self.pipe.vae_scale_factor
+        check_size(self.height, self.width, scale * self.transformer.config.patch_size)
+        return self.transformer.config.in_channels, self.height // scale, self.width // scale
+
+    def two_pass_guidance(self) -> float:
+        return max(1.0, float(self.settings["guidance_scale"]))
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditions:
+        text, _, _, _ = self.pipe.encode_prompt(
+            prompts, do_classifier_free_guidance=False, device=self.device,
+            max_sequence_length=self.settings["max_sequence_length"],
+        )  # fmt: skip
+        return {"text": text}
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        answer = self.transformer(
+            x_t.to(self.dtype),
+            encoder_hidden_states=cond["text"].to(self.dtype),
+            timestep=t.to(self.dtype),
+            return_dict=False,
+        )[0]
+        return answer.to(x_t.dtype)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        if vae.dtype == torch.float16 and vae.config.force_upcast:
+            vae.to(torch.float32)
+        return self.to_images(x0 / vae.config.scaling_factor)

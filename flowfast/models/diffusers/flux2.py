@@ -1,0 +1,85 @@
+"""FLUX.2: dev (embedded guidance) and Klein (distilled, or guidance in two passes)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowfast.models.diffusers.base import DiffusersFlow, check_size
+from flowfast.types import Conditions
+
+
+class Flux2Flow(DiffusersFlow):
+    """Latents are packed and normalised, (tokens, 4 C). guidance is embedded."""
+
+    pipelines = ("Flux2Pipeline",)
+
+    def __init__(self, pipe: Any, **options: Any):
+        super().__init__(pipe, **options)
+        text, image = torch.empty(1, self.settings["max_sequence_length"], 1), torch.empty(1, 1, *self.grid())
+        self.text_ids = pipe._prepare_text_ids(text)[0].to(self.device)
+        self.image_ids = pipe._prepare_latent_ids(image)[0].to(self.device)
+
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        side = 2 * self.pipe.vae_scale_factor
+        check_size(self.height, self.width, side)
+        return self.height // side, self.width // side
+
+    def latent_shape(self) -> tuple[int, ...]:
+        rows, columns = self.grid()
+        return rows * columns, self.transformer.config.in_channels
+
+    def embedded_guidance(self) -> float | None:
+        return float(self.settings["guidance_scale"])
+
+    def sampler_arguments(self, steps: int) -> dict[str, Any]:
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+        mu = compute_empirical_mu(image_seq_len=self.shape[0], num_steps=steps)
+        if self.pipe.scheduler.config.get("use_flow_sigmas", False):
+            return {"num_inference_steps": steps, "mu": mu}
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditions:
+        length = self.settings["max_sequence_length"]
+        text, _ = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=length)
+        return {"text": text}
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        scale = self.embedded_guidance()
+        answer = self.transformer(
+            hidden_states=x_t.to(self.dtype),
+            timestep=t.to(self.dtype),
+            guidance=None if scale is None else torch.full_like(t, scale),
+            encoder_hidden_states=cond["text"].to(self.dtype),
+            txt_ids=self.text_ids,
+            img_ids=self.image_ids,
+            return_dict=False,
+        )[0]
+        return answer.to(x_t.dtype)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+        latents = x0 * std.to(x0) + vae.bn.running_mean.to(x0)
+        return self.to_images(self.pipe._unpatchify_latents(latents.mT.unflatten(2, self.grid())))
+
+
+class Flux2KleinFlow(Flux2Flow):
+    """guidance: two passes above 1, none where the model is distilled."""
+
+    pipelines = ("Flux2KleinPipeline",)
+
+    def default_steps(self) -> int:
+        return 4 if self.pipe.config.is_distilled else super().default_steps()
+
+    def two_pass_guidance(self) -> float:
+        return 1.0 if self.pipe.config.is_distilled else max(1.0, float(self.settings["guidance_scale"]))
+
+    def embedded_guidance(self) -> float | None:
+        return None

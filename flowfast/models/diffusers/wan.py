@@ -1,0 +1,71 @@
+"""Wan 2.1 and 2.2, text to video: classifier-free guidance in two passes; 2.2 has a transformer for low noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfast.errors import ModelError
+from flowfast.models.diffusers.video import VideoFlow
+from flowfast.types import Conditions
+
+
+class WanFlow(VideoFlow):
+    """Latents are (C, frames, rows, columns). Below t = boundary_ratio Wan 2.2 changes to its second transformer: each
+    row of a batch takes its own. Both have one guidance (the pipeline's guidance_scale_2 is left out)."""
+
+    pipelines = ("WanPipeline",)
+
+    def __init__(self, pipe: Any, **options: Any):
+        self.boundary = pipe.config.boundary_ratio
+        needed = ("transformer",) if self.boundary is None else ("transformer", "transformer_2")
+        for name in needed:
+            if getattr(pipe, name) is None:
+                raise ModelError(f"this WanPipeline has no {name}, which its boundary_ratio asks for: load it whole")
+        super().__init__(pipe, **options)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        config = self.transformer.config
+        time, space = self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
+        return config.in_channels, *self.latent_grid(time, space, config.patch_size[1])
+
+    def two_pass_guidance(self) -> float:
+        return max(1.0, float(self.settings["guidance_scale"]))  # up to 1 the pipeline runs one pass
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditions:
+        length = self.settings["max_sequence_length"]
+        text, _ = self.pipe.encode_prompt(
+            prompts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
+        )
+        return {"text": text}
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        time = t * self.pipe.scheduler.config.num_train_timesteps
+        if self.boundary is None:
+            return self._answer(self.transformer, x_t, time, cond["text"])
+        early = time >= self.boundary * self.pipe.scheduler.config.num_train_timesteps
+        u = torch.empty_like(x_t)
+        for model, rows in ((self.transformer, early), (self.pipe.transformer_2, ~early)):
+            if bool(rows.any()):
+                u[rows] = self._answer(model, x_t[rows], time[rows], cond["text"][rows])
+        return u
+
+    def _answer(self, model: Any, x_t: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        answer = model(
+            hidden_states=x_t.to(self.dtype),
+            timestep=time,
+            encoder_hidden_states=text.to(self.dtype),
+            return_dict=False,
+        )[0]
+        return answer.to(x_t.dtype)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        config, dtype = self.pipe.vae.config, self.pipe.vae.dtype
+        mean, std = (
+            torch.tensor(values, device=x0.device, dtype=dtype).view(-1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return self.to_videos(x0.to(dtype) * std + mean)
