@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flowfast.errors import FlowfastError, OptionError, PromptError, RewardError, WeightError
+from flowfast.prompts import fields_of
 from flowfast.rewards.host import CallableReward
 from flowfast.rewards.pixels import to_pixels
 
@@ -73,7 +74,7 @@ class CountingReward(CallableReward):
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Scores (N,). Raises PromptError: a prompt without a count. WeightError: the model is not there."""
-        asked = [dict(self.counts) if self.counts else parse_counts(prompt) for prompt in prompts]
+        asked = [dict(self.counts) if self.counts else asked_counts(prompt) for prompt in prompts]
         pixels, found = to_pixels(images), [0.0] * len(prompts)
         # Images that are asked for the same kinds share a call; so no text is padded to the length of another.
         for kinds in dict.fromkeys(tuple(counts) for counts in asked):
@@ -120,6 +121,14 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
 
 
 # ---- what the prompt asks for ----
+
+
+def asked_counts(prompt: str) -> dict[str, int]:
+    """What the prompt's fields say (`flowfast.prompts.Prompt`), else its text."""
+    fields = fields_of(prompt)
+    if "classes" in fields and "counts" in fields:
+        return dict(zip(fields["classes"], fields["counts"], strict=True))
+    return parse_counts(prompt)
 
 
 def parse_counts(prompt: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from flowfast.errors import OptionError, PromptError, RewardError
+from flowfast.prompts import fields_of
 from flowfast.rewards.host import CallableReward
 from flowfast.rewards.pixels import to_pixels
 
@@ -59,6 +60,13 @@ def load(argument: str | None = None) -> TextReward:
 
 
 def asked_texts(prompt: str) -> list[str]:
+    """The texts to read: the prompt's own field (`flowfast.prompts.Prompt`), else what stands in quotes."""
+    if "text" in fields_of(prompt):
+        return [fields_of(prompt)["text"]]
+    return quoted_texts(prompt)
+
+
+def quoted_texts(prompt: str) -> list[str]:
     """What stands in quotes. Raises PromptError where there is nothing."""
     texts = [text for groups in QUOTED.findall(prompt) for text in groups if plain(text)]
     if not texts:

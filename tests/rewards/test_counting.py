@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from flowfast.errors import OptionError, PromptError, RewardError, WeightError
+from flowfast.prompts import Prompt
 from flowfast.rewards import on_host
-from flowfast.rewards.counting import CountingReward, ZeroShotDetector, count, load, parse_counts, suppress
+from flowfast.rewards.counting import (
+    CountingReward,
+    ZeroShotDetector,
+    asked_counts,
+    count,
+    load,
+    parse_counts,
+    suppress,
+)
 
 KINDS = ("red circle", "cat")
 
@@ -283,3 +292,8 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(WeightError, match="cannot load"):
         ZeroShotDetector(str(tmp_path))
+
+
+def test_a_prompts_own_counts_stand_before_its_text() -> None:
+    assert asked_counts(Prompt("some pets", classes=["cat", "dog"], counts=[3, 0])) == {"cat": 3, "dog": 0}
+    assert asked_counts(Prompt("two cats", seed=1)) == {"cat": 2}

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from flowfast.errors import OptionError, PromptError, RewardError
+from flowfast.prompts import Prompt
 from flowfast.rewards import ocr, on_host
 from flowfast.rewards.ocr import TextReward, asked_texts, load
 
@@ -151,3 +152,7 @@ def test_without_the_package_the_extra_is_named(module: str, monkeypatch: pytest
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(OptionError, match="unknown mode 'fuzzy', choose one of levenshtein, exact"):
         load("fuzzy")
+
+
+def test_a_prompts_own_text_stands_before_its_quotes() -> None:
+    assert asked_texts(Prompt('a sign saying "SHUT"', text="OPEN")) == ["OPEN"]

@@ -273,7 +273,7 @@ def test_missing_weights_are_named() -> None:
 
 
 def test_a_prompt_with_the_models_image_token_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(PromptError, match="to the model '<image>' is an image"):
+    with pytest.raises(PromptError, match="takes '<image>' for an image"):
         load(f"vqascore:{folders['llava']}").encode(["a cat", "an <image> of a cat"])
 
 
