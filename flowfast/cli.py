@@ -78,6 +78,9 @@ def generate(
     until: Annotated[float | None, typer.Option(help="Stop a prompt at this reward.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
     compile: Annotated[bool | None, typer.Option(help="Run model and decoder through torch.compile.")] = None,
+    model_option: Annotated[
+        list[str] | None, typer.Option("--model-option", help="NAME=VALUE for a diffusers pipeline: height=512, ...")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
     prompt_file: Annotated[
         Path | None,
@@ -106,13 +109,15 @@ def generate(
         asked["budget"] = DEFAULT_BUDGET
     if option:
         asked["method_options"] = {**asked.get("method_options", {}), **parse_options(option)}
+    if model_option:
+        asked["model_options"] = {**asked.get("model_options", {}), **parse_options(model_option)}
     resolved = make_config(asked)
     if not texts:
         raise PromptError("expected at least one PROMPT, got none: flowfast generate 'two red circles'")
     check_writable(out)
     if profile:
         check_writable(profile.parent)
-    flow = engine.load(resolved.model)
+    flow = engine.load(resolved.model, **resolved.model_options)
     files = GenerateFiles(out, texts, resolved.model, getattr(flow, "fps", FPS))
     with progress() as advance, chrome_trace(profile):
         result = engine.search(

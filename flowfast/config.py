@@ -16,6 +16,8 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
     model: str = "scenes"
+    model_options: dict[str, Any] = {}
+    """For a diffusers pipeline: options of `flowfast.from_diffusers` (height, width, steps, torch_dtype, ...)."""
     reward: str = "scenes"
     method: str = "rbf"
     method_options: dict[str, Any] = {}

@@ -25,6 +25,8 @@ def load(name: str, **options: Any) -> Flow:
     `flowfast.models.diffusers.from_diffusers`. Raises OptionError for an unknown one, WeightError for damaged
     weights."""
     if name == "scenes":
+        if options:
+            raise OptionError(f"model 'scenes' takes no options, got {', '.join(options)}")
         from flowfast.models.scenes import load_scenes
 
         return load_scenes()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, timing
+from bench import gpu, table, timing
 from bench.e2e import rbf_evaluation
 from bench.e2e.latency import latencies, percentile
 from bench.e2e.public_code import PublicRBF
@@ -359,3 +359,12 @@ def test_compile_is_measured_too(tmp_path):
     for name in ("step_x0", "posterior_mean"):
         rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         assert "compile" in {row["peer"] for row in rows}
+
+
+# ---- the README's table ----
+
+
+def test_the_readme_shows_the_results_that_lie_beside_it():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table.written(readme) == readme, "python -m bench.table --write"
+    assert "public code" in table.table() and table.table().count("not measured") >= 12

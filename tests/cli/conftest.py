@@ -30,9 +30,9 @@ def velocity(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str) -> Any:
+    def load(name: str, **options: Any) -> Any:
         if name != "scenes":
-            return real(name)
+            return real(name, **options)
         return engine.flow_from(velocity, (3, 32, 32), decode=lambda x: x.mul(0.1).add(0.5).clamp(0, 1), encode=encode)
 
     real = engine.load

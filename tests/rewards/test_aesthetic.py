@@ -34,17 +34,20 @@ def named(layers: nn.Sequential) -> dict[str, Tensor]:
     return {f"layers.{name}": value.detach() for name, value in layers.state_dict().items()}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_aesthetic(place: Path) -> Path:
     """Tower and head in one file, as the default id has them."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    place = tmp_path_factory.mktemp("aesthetic")
     tower = parts.spread(CLIPVisionModelWithProjection(CLIPVisionConfig(**tiny.VISION)).eval())
     tower.save_pretrained(place)  # type: ignore[operator]
     tiny.image_processor().save_pretrained(place)
     save_file(tower.state_dict() | named(head()), place / "model.safetensors", metadata={"format": "pt"})
     return place
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_aesthetic(tmp_path_factory.mktemp("aesthetic"))
 
 
 @pytest.fixture

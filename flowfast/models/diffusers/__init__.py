@@ -57,6 +57,8 @@ def from_diffusers(
             that are not on this machine, or not safetensors.
     """
     loading = {name: options.pop(name) for name in LOADING if name in options}
+    if isinstance(loading.get("torch_dtype"), str):
+        loading["torch_dtype"] = dtype_of(loading["torch_dtype"])
     if isinstance(pipe, str | Path):
         pipe = load_pipeline(str(pipe), loading)
         if offload is None and "device_map" not in loading:
@@ -78,6 +80,14 @@ def from_diffusers(
         return family(pipe, **options)
     except TypeError as error:
         raise OptionError(f"{family.__name__}: {error}; see its docstring for the options") from None
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """A storage type by its name, for command lines and files. Raises OptionError."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise OptionError(f"unknown torch_dtype {name!r}: choose bfloat16, float16 or float32")
+    return found
 
 
 def load_pipeline(name: str, loading: dict[str, Any]) -> Any:

@@ -1,0 +1,87 @@
+"""Every recipe of docs/cookbook.md runs: its own words, with a tiny random pipeline or checkpoint for each id."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+
+COOKBOOK = Path(__file__).resolve().parents[2] / "docs" / "cookbook.md"
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", COOKBOOK.read_text(encoding="utf-8"), re.DOTALL)
+COMMANDS = [text.replace("\\\n", " ") for language, text in BLOCKS if not language]
+SMALL = ["--model-option", "height=16", "--model-option", "width=32", "--model-option", "steps=3"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Words of the recipes: what stands in for them."""
+    from tests.models.tiny.flux import flux
+    from tests.models.tiny.sd3 import CASES as SD3
+    from tests.models.tiny.wan import CASES as WAN
+    from tests.rewards.test_aesthetic import save_aesthetic
+    from tests.rewards.test_counting import grounding_dino
+    from tests.rewards.test_vqa_score import save_llava
+    from tests.rewards.tiny import save_clip
+
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def saved(name: str, pipe: Any) -> str:
+        pipe.save_pretrained(folder / name, safe_serialization=True)
+        return str(folder / name)
+
+    clip = save_clip(folder / "clip")
+    grounding_dino(folder / "dino")
+    return {
+        "black-forest-labs/FLUX.1-schnell": saved("flux", flux(guidance_embeds=False, dynamic_shift=False)),
+        "stabilityai/stable-diffusion-3.5-medium": saved("sd3", next(iter(SD3.values())).build()),
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": saved("wan", next(iter(WAN.values())).build()),
+        "IDEA-Research/grounding-dino-tiny": str(folder / "dino"),
+        "clipscore": f"clipscore:{clip}",
+        "aesthetic": f"aesthetic:{save_aesthetic(folder / 'aesthetic')}",
+        "vqascore": f"vqascore:{save_llava(folder / 'vlm')}",
+    }
+
+
+def stand_in(word: str, tiny: dict[str, str]) -> str:
+    for name in sorted(tiny, key=len, reverse=True):
+        word = word.replace(name, tiny[name])
+    return word
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda text: re.sub(r"\W+", "-", text)[18:50])
+def test_a_recipe_runs(command: str, tiny: dict[str, str], run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    program, *words = [stand_in(word, tiny) for word in shlex.split(command)]
+    assert program == "flowfast"
+    words[words.index("--out") + 1] = str(tmp_path / "out")
+    words[words.index("--budget") + 1] = "60"
+    lines = [{"prompt": "two cats", "classes": ["cat"], "counts": [2], "seed": 3}, {"prompt": "one dog"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.chdir(tmp_path)
+    video = "wan" in command.lower()
+    run(*words, *SMALL, *(["--model-option", "frames=5"] if video else []))
+    folders = sorted((tmp_path / "out").iterdir())
+    assert len(folders) == (2 if "--prompts" in words else 1)
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        assert result["nfe"] > 0 and result["reward"] == pytest.approx(result["reward"])  # a number, not null
+        assert {"best.png", "search.png", "config.yaml"} <= {path.name for path in folder.iterdir()}
+        assert (folder / "best.mp4").exists() == video
+
+
+def test_the_recipe_in_python_runs_and_search_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [text for language, text in BLOCKS if language == "python"]
+    assert "flowfast.search(" in code
+    names: dict[str, Any] = {}
+    exec(compile(code, str(COOKBOOK), "exec"), names)
+    rewards = [sample.reward for sample in names["result"].samples]
+    plain = names["flowfast"].search(
+        names["flow"], ["first", "second"], reward=names["score"], method="ode", budget=120
+    )
+    assert capsys.readouterr().out.startswith("[(")
+    assert sum(rewards) >= sum(sample.reward for sample in plain.samples)
