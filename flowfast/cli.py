@@ -87,16 +87,21 @@ def generate(
         typer.Option("--prompts", help="More prompts: one a line, or JSONL with fields (prompt, seed, ...)."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of a call that was stopped: goes on there.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the search to this file.")] = None,
     out: Out = Path("out"),
 ) -> None:
     """Search for the best picture of each PROMPT; writes pictures, result and every candidate to --out."""
-    from flowfast.report.generate import GenerateFiles
+    from flowfast.report.generate import CALL, GenerateFiles
     from flowfast.report.tables import markdown
     from flowfast.report.video import FPS
     from flowfast.report.write import check_writable
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
+    if resume is not None:
+        out, config = resume, resume / CALL
+        if not config.exists():
+            raise OptionError(f"nothing to resume in {resume}: no {CALL} there (a call that finished leaves none)")
     asked = read_config(config) if config else {}
     texts = [*(prompts or []), *(read_file(prompt_file) if prompt_file else [])] or asked.get("prompts", [])
     asked.pop("prompts", None)
@@ -118,7 +123,10 @@ def generate(
     if profile:
         check_writable(profile.parent)
     flow = engine.load(resolved.model, **resolved.model_options)
-    files = GenerateFiles(out, texts, resolved.model, getattr(flow, "fps", FPS))
+    files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None)
+    checkpoint = out / "checkpoint.safetensors"
+    if resume is None:
+        checkpoint.unlink(missing_ok=True)  # of an earlier call into the same folder
     with progress() as advance, chrome_trace(profile):
         result = engine.search(
             flow,
@@ -127,8 +135,11 @@ def generate(
             on_round=files.on_round,
             on_sample=files.on_sample,
             on_progress=lambda nfe, whole: advance(nfe, whole, f"{resolved.method} (NFE)"),
+            checkpoint=None if resolved.seconds is not None else checkpoint,
         )
     scores = files.finish(flow, result)
+    for path in (out / CALL, checkpoint):
+        path.unlink(missing_ok=True)
     found = zip(result.samples, scores, files.folders, strict=True)
     rows = [
         [f"{sample.reward:.3f}", "" if score is None else f"{score:g}", str(sample.nfe), str(folder)]

@@ -17,7 +17,7 @@ class SearchConfig(BaseModel):
 
     model: str = "scenes"
     model_options: dict[str, Any] = {}
-    """For a diffusers pipeline: options of `flowfast.from_diffusers` (height, width, steps, torch_dtype, ...)."""
+    """For a diffusers pipeline: options of `flowfast.from_diffusers` (height, width, steps, dtype, ...)."""
     reward: str = "scenes"
     method: str = "rbf"
     method_options: dict[str, Any] = {}

@@ -8,6 +8,7 @@ take turns, so that the host scores the images of one while the device runs the 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 from collections import deque
@@ -16,12 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards, spans
 from flowfast.compiled import compiled
 from flowfast.config import SearchConfig
@@ -31,7 +34,7 @@ from flowfast.flow.schedule import Schedule
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
 from flowfast.presets import resolve_path
-from flowfast.prompts import fields_of
+from flowfast.prompts import Prompt, fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.methods import make_method
 from flowfast.searcher.plan import Method, Plan
@@ -42,6 +45,7 @@ _BATCH_SECONDS: MutableMapping[Any, dict[Any, deque[float]]] = WeakKeyDictionary
 BATCH_CAPS: MutableMapping[Any, int] = WeakKeyDictionary()
 """The micro-batch that fitted into memory, of flows for which the default did not."""
 STATUS = ("", "best", "accepted", "discarded")
+CHECKPOINT_SECONDS = 30.0
 LAG = 2  # rounds that records may be behind the device
 
 
@@ -116,10 +120,14 @@ class Driver:
         on_round: Callable[[list[Candidate]], None] | None,
         on_sample: Callable[[int, Sample], None] | None,
         on_progress: Callable[[int, int], None] | None,
+        checkpoint: Path | None = None,
+        checkpoint_seconds: float | None = None,
     ):
         config, self.prompts, self.scorer, self.setup = setup.config, prompts, scorer, setup
         self.original, self.flow = flow, cast(Flow, compiled(cast(Any, flow))) if config.compile else flow
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
+        self.checkpoint, self.saved = checkpoint, clock.now()
+        self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self.latents, self.host_reward = latents, rewards.on_host(scorer)
         self.cond = flow.encode(prompts)
         self.null_cond = (
@@ -415,7 +423,7 @@ class Driver:
             self.deadline.start(started + self.measuring, self.device)
         with ThreadPoolExecutor(1) as pool:
             self.pool = pool if len(self.groups) > 1 else None
-            self._run_all()
+            self._run_all(self._resume())
         failed = [prompt for prompt, sample in zip(self.prompts, self.samples, strict=True) if sample is None]
         if failed:
             raise ModelError(
@@ -442,19 +450,78 @@ class Driver:
             versions=versions(),
         )
 
-    def _run_all(self) -> None:
-        waiting = deque(range(len(self.prompts)))
-        while waiting or any(group.index_of for group in self.groups):
+    def _run_all(self, waiting: deque[int]) -> None:
+        for group in self.groups:
+            self._fill_and_start(group, waiting)
+        while any(group.index_of for group in self.groups):
             for group in self.groups:
                 if group.index_of:
                     self._finish(group)
                     self._after_round(group, len(waiting))
-                for slot in range(self.slots):
-                    if waiting and slot not in group.index_of:
-                        group.index_of[slot] = waiting.popleft()
-                        self._admit(group, self.plan, slot, group.index_of[slot])
-                if group.index_of:
-                    self._start(group)
+                    if self.checkpoint and clock.now() - self.saved >= self.checkpoint_seconds:
+                        self._save(waiting)
+                    self._fill_and_start(group, waiting)
+        if self.checkpoint:
+            self._save(waiting)
+
+    def _fill_and_start(self, group: Group, waiting: deque[int]) -> None:
+        for slot in range(self.slots):
+            if waiting and slot not in group.index_of:
+                group.index_of[slot] = waiting.popleft()
+                self._admit(group, self.plan, slot, group.index_of[slot])
+        if group.index_of:
+            self._start(group)
+
+    # ---- checkpoints ----
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a search to go on where another one stopped."""
+        latents = self.latents
+        return {
+            "prompts": [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in self.prompts],
+            "config": json.loads(self.setup.config.model_dump_json(exclude={"micro_batch", "slots"})),
+            "micro_batch": self.micro_batch,
+            "slots": self.slots * len(self.groups),
+            "latents": None if latents is None else hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
+            "threads": torch.get_num_threads(),
+            "noise_stream": versions()["noise_stream"],
+        }
+
+    def _save(self, waiting: deque[int]) -> None:
+        """What all groups remember between two rounds; a round that is under way will be run again."""
+        assert self.checkpoint
+        tensors: dict[str, Tensor] = {}
+        groups = []
+        for g, group in enumerate(self.groups):
+            self._read_reports(group, all_of_them=True)
+            tensors |= {f"group{g}.{name}": tensor for name, tensor in checkpoints.state_of(group.engine).items()}
+            index_of = {str(slot): index for slot, index in group.index_of.items()}
+            groups.append({"plans": group.engine.plans, "rounds": group.engine.rounds, "index_of": index_of})
+        done = {str(i): checkpoints.pack_sample(i, sample, tensors) for i, sample in enumerate(self.samples) if sample}
+        counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards", "spent")}
+        facts = {**self._identity(), "groups": groups, "waiting": list(waiting), "samples": done, "counts": counts}
+        checkpoints.write(self.checkpoint, tensors, facts)
+        self.saved = clock.now()
+
+    def _resume(self) -> deque[int]:
+        """The prompts that wait; where there is a checkpoint, goes back to it."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return deque(range(len(self.prompts)))
+        tensors, facts = checkpoints.read(self.checkpoint)
+        checkpoints.check_same(self.checkpoint, facts, self._identity())
+        for g, (group, found) in enumerate(zip(self.groups, facts["groups"], strict=True)):
+            for slot, index in found["index_of"].items():
+                group.index_of[int(slot)] = index
+                self._admit(group, self.plan, int(slot), index)
+            checkpoints.load_into(group.engine, tensors, f"group{g}.")
+            group.engine.plans, group.engine.rounds = found["plans"], found["rounds"]
+        for index, sample in facts["samples"].items():
+            self.samples[int(index)] = checkpoints.unpack_sample(int(index), sample, tensors)
+        for name, value in facts["counts"].items():
+            setattr(self, name, value)
+        return deque(facts["waiting"])
+
+    # ---- after a round ----
 
     def _after_round(self, group: Group, waiting: int) -> None:
         """Records, the deadline, and the prompts that are done."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowfast import clock, rewards
+from flowfast.checkpoint import read
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import BATCH_CAPS, Driver, Setup, noise_key
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
@@ -96,6 +98,8 @@ def search(
     on_round: Callable[[list[Candidate]], None] | None = None,
     on_sample: Callable[[int, Sample], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float | None = None,
     **options: Any,
 ) -> SearchResult:
     """Searches for the best sample of each prompt within a budget.
@@ -106,6 +110,9 @@ def search(
     each prompt (of each chain).
     on_round gets every candidate, on_sample each prompt's result as soon as it is there, on_progress (NFE spent, NFE
     in all).
+    checkpoint: a file that holds the search, written every checkpoint_seconds (30) and at the end; the same call with
+    it goes on where it was killed and gives the same samples at equal micro-batch and threads (budgets in NFE only).
+    on_sample is not told again of prompts that were done.
     Where the first round runs out of the device's memory, it is tried again with half of the micro-batch, which the
     result records and later calls with this flow start from.
     Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
@@ -123,8 +130,17 @@ def search(
     if not prompts:
         raise PromptError("expected at least one prompt, got none: give a list of texts")
     named = chosen if isinstance(chosen, str) else None
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None:
+        if setup.config.seconds is not None:
+            raise OptionError("a search with a budget in seconds cannot be resumed: give a budget in NFE")
+        if path.exists() and setup.config.micro_batch is None:
+            setup.config = setup.config.model_copy(update={"micro_batch": read(path)[1]["micro_batch"]})
     while True:
-        driver = Driver(flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress)
+        driver = Driver(
+            flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress, path,
+            checkpoint_seconds,
+        )  # fmt: skip
         try:
             return driver.run(started)
         except torch.OutOfMemoryError as error:

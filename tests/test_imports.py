@@ -13,9 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "flowfast"
 
-LEAVES = {"errors", "memory", "prompts", "spans", "types", "version"}  # everyone may import these
+LEAVES = {"errors", "files", "memory", "prompts", "spans", "types", "version"}  # everyone may import these
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
+    "checkpoint": {"searcher"},
     "memory": set(),
     "prompts": set(),
     "spans": set(),
@@ -33,8 +35,8 @@ MAY_IMPORT = {
     "graphs": set(),
     "mail": set(),
     "presets": {"config", "flow", "searcher"},
-    "driver": {"clock", "compiled", "config", "graphs", "mail", "presets", "flow", "searcher", "rewards"},
-    "engine": {"clock", "config", "driver", "models", "rewards"},
+    "driver": {"checkpoint", "clock", "compiled", "config", "graphs", "mail", "presets", "flow", "searcher", "rewards"},
+    "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {"engine", "config", "presets", "report", "models", "rewards", "searcher", "ops"},
 }

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import flowfast
+from flowfast.config import SearchConfig
 from flowfast.report.generate import GenerateFiles
 from flowfast.report.video import strip, write_video
 
@@ -62,14 +63,14 @@ def test_a_search_over_videos_leaves_strip_video_and_picture_of_the_search(tmp_p
         return x_t - 0.5
 
     flow = flowfast.flow_from(velocity, (4, 3, 8, 8), decode=lambda x0: x0.clamp(0, 1))
-    files = GenerateFiles(tmp_path, ["waves"], "none", fps=8)
+    files = GenerateFiles(tmp_path, ["waves"], SearchConfig(model="none"), fps=8)
     result = flowfast.search(
         flow, ["waves"], reward=lambda images, prompts: images.mean((1, 2, 3, 4)), method="rbf", budget=40, steps=6,
         on_round=files.on_round, on_sample=files.on_sample,
     )  # fmt: skip
     files.finish(flow, result)
     assert result.samples[0].image.shape == (4, 3, 8, 8)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     names: set[Any] = {path.name for path in folder.iterdir()}
     assert {"best.png", "best.mp4", "search.png", "result.json"} <= names
     assert Image.open(folder / "best.png").size == (32, 8)

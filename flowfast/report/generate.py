@@ -3,10 +3,13 @@
 candidates.jsonl  every candidate, as rounds come        best.png     the winner (best-02.png, ... with --top-k)
 result.json       what was found and what it cost        search.png   the winner's path, and reward against NFE
 timing.json       seconds of the call, by parts          config.yaml  reruns the call: --config config.yaml
+
+While it runs, call.yaml and checkpoint.safetensors lie beside the folders: `--resume` goes on from them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +22,7 @@ from flowfast.prompts import Prompt
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import search_picture
 from flowfast.report.video import FPS, strip, write_video
-from flowfast.report.write import Lines, write_bytes, write_json, write_picture, write_yaml
+from flowfast.report.write import Lines, read_lines, write_bytes, write_json, write_picture, write_yaml
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
 
@@ -28,25 +31,46 @@ def folder_name(index: int, prompt: str) -> str:
     return f"{index:02d}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:48].rstrip('-')}"
 
 
+CALL = "call.yaml"
+
+
 class GenerateFiles:
     """`on_round` and `on_sample` of one search, then `finish`."""
 
-    def __init__(self, out: Path, prompts: Sequence[str], model: str, fps: float = FPS) -> None:
-        """fps: of videos, frames a second."""
-        self.model, self.prompts, self.fps = model, list(prompts), fps
+    def __init__(
+        self, out: Path, prompts: Sequence[str], config: SearchConfig, fps: float = FPS, resumed: bool = False
+    ) -> None:
+        """fps: of videos, frames a second. resumed: the folders hold what an earlier, stopped call wrote."""
+        self.out, self.config, self.model, self.prompts, self.fps = out, config, config.model, list(prompts), fps
         self.folders = [out / folder_name(i, prompt) for i, prompt in enumerate(prompts)]
         self.candidates: list[list[Candidate]] = [[] for _ in prompts]
+        self.entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+        self.resumed = resumed
         self._lines: dict[int, Lines] = {}
 
     def on_round(self, candidates: list[Candidate]) -> None:
+        if not self._lines and not self.resumed:  # now there is something to resume
+            write_yaml(self.out / CALL, {"prompts": self.entries, **self.config.model_dump()})
         for index in sorted({candidate.prompt for candidate in candidates}):
             of_prompt = [candidate for candidate in candidates if candidate.prompt == index]
             if index not in self._lines:
-                path = self.folders[index] / "candidates.jsonl"
-                path.unlink(missing_ok=True)  # of an earlier run into the same folder
-                self._lines[index] = Lines(path)
+                self._open(index, before=of_prompt[0].round)
             self._lines[index].add(*(candidate._asdict() for candidate in of_prompt))
             self.candidates[index] += of_prompt
+
+    def _open(self, index: int, before: int) -> None:
+        """The candidates' file; of an earlier call only the rounds before stay, and those only where this one resumes
+        it."""
+        path = self.folders[index] / "candidates.jsonl"
+        kept = self._earlier(index, before) if self.resumed else []
+        path.unlink(missing_ok=True)
+        self._lines[index] = Lines(path)
+        self._lines[index].add(*(candidate._asdict() for candidate in kept))
+        self.candidates[index] = kept
+
+    def _earlier(self, index: int, before: float) -> list[Candidate]:
+        lines = read_lines(self.folders[index] / "candidates.jsonl")
+        return [Candidate(**{**line, "prompt": index}) for line in lines if line["round"] < before]
 
     def on_sample(self, index: int, sample: Sample) -> None:
         """A prompt is done: its pictures and result are on disk even if a later prompt fails."""
@@ -76,8 +100,9 @@ class GenerateFiles:
             write_json(folder / "timing.json", timing)
             # Seconds became a budget in NFE and cuts; the rerun takes these, or it would measure anew and differ.
             resolved = config.model_copy(update={"budget": sample.budget_nfe, "seconds": None})
-            entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in self.prompts]
-            write_yaml(folder / "config.yaml", {"prompts": entries, **resolved.model_dump()})
+            write_yaml(folder / "config.yaml", {"prompts": self.entries, **resolved.model_dump()})
+            if self.resumed and index not in self._lines:  # it was done before
+                self.candidates[index] = self._earlier(index, math.inf)
             path = engine.replay(flow, sample, config)
             picture = search_picture(sample, path, self.candidates[index], scores[-1])
             write_bytes(folder / "search.png", picture)

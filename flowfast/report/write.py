@@ -1,14 +1,12 @@
-"""Files that are there whole or not at all: written beside their place, synced, then renamed into it."""
+"""What results are written as; every file is there whole or not at all (flowfast/files.py)."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowfast.errors import OutputError
-
-
-@contextlib.contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError on `path` into an OutputError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; choose another --out or free the disk"
-        ) from error
+from flowfast.files import output_errors, write_bytes
 
 
 def check_writable(folder: Path) -> None:
@@ -42,23 +30,6 @@ def check_writable(folder: Path) -> None:
         finally:
             for path in missing:
                 path.rmdir()
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`, making its folder. A reader or a crash sees the old file or the new one, whole."""
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from flowfast import engine
+from flowfast import driver, engine
 from flowfast.errors import RewardError
 from tests.cli.conftest import PROMPTS, Run, lines_of
 
@@ -19,7 +19,7 @@ FILES = {"best.png", "search.png", "result.json", "timing.json", "candidates.jso
 
 
 def folders(out: Path) -> list[Path]:
-    return sorted(path for path in out.iterdir())
+    return sorted(path for path in out.iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("method", ["rbf", "bon", "svdd"])
@@ -207,3 +207,40 @@ def test_prompt_files_with_seeds_run_and_rerun(run: Run, tmp_path: Path) -> None
     run("generate", "--config", config, "--out", tmp_path / "b")
     for one, other in zip(folders(tmp_path / "a"), folders(tmp_path / "b"), strict=True):
         assert (one / "best.png").read_bytes() == (other / "best.png").read_bytes()
+
+
+@pytest.mark.parametrize("rounds", [2, 5, 8, 11])
+def test_a_call_that_was_stopped_resumes_to_the_same_files(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    """The call dies at some round; --resume leaves the files of a call that was never stopped."""
+    options = (*PROMPTS[:3], *FAST, "--method", "rbf", "--seed", "4", "--micro-batch", "4")
+    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    run("generate", *options, "--out", tmp_path / "whole")
+    count = [0]
+    decide = driver.Driver._decide
+
+    def dies(self: Any, group: Any, found: Any) -> None:
+        count[0] += 1
+        if count[0] == rounds:
+            raise RewardError("killed")
+        decide(self, group, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.Driver, "_decide", dies)
+        run("generate", *options, "--out", tmp_path / "out", expect=2)
+    assert (tmp_path / "out" / "call.yaml").exists()
+    run("generate", "--resume", tmp_path / "out")
+    for one, other in zip(folders(tmp_path / "whole"), folders(tmp_path / "out"), strict=True):
+        assert one.name == other.name and {path.name for path in other.iterdir()} == FILES
+        for name in ("best.png", "config.yaml"):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        assert lines_of(one / "candidates.jsonl") == lines_of(other / "candidates.jsonl")
+        assert (
+            json.loads((one / "result.json").read_text())["winner"]
+            == json.loads((other / "result.json").read_text())["winner"]
+        )
+
+
+def test_a_folder_without_a_stopped_call_is_named(run: Run, tmp_path: Path) -> None:
+    assert "nothing to resume" in run.refused("generate", "--resume", tmp_path)

@@ -161,7 +161,7 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Any) -> None:
         from_diffusers(flux(), height=18)
     with pytest.raises(OptionError, match="unexpected keyword argument 'hight'"):
         from_diffusers(flux(), hight=16)
-    with pytest.raises(OptionError, match="torch_dtype: only for an id"):
+    with pytest.raises(OptionError, match="dtype: only for an id"):
         from_diffusers(flux(), torch_dtype=torch.float32)
 
     class StableDiffusionPipeline:

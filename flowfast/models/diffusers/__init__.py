@@ -30,7 +30,16 @@ FAMILIES = {
     "Flux2KleinPipeline": "flux2.Flux2KleinFlow",
 }
 """Pipeline class: file and class of its adapter."""
-LOADING = ("torch_dtype", "device_map", "quantization_config", "local_files_only", "revision", "cache_dir", "token")
+LOADING = (
+    "dtype",
+    "torch_dtype",
+    "device_map",
+    "quantization_config",
+    "local_files_only",
+    "revision",
+    "cache_dir",
+    "token",
+)
 
 
 def from_diffusers(
@@ -49,7 +58,7 @@ def from_diffusers(
         device: where an id's pipeline goes; default: CUDA where there is one. Not with device_map or offload.
         offload: "model" or "sequential": parts go to the device only while they run (accelerate).
         vae_tiling, vae_slicing: decode in pieces, for large images and many of them.
-        options: torch_dtype, device_map, quantization_config, local_files_only, revision, cache_dir, token for an id;
+        options: dtype, device_map, quantization_config, local_files_only, revision, cache_dir, token for an id;
             the rest goes to the family's adapter (height, width, steps, guidance, ...).
 
     Raises:
@@ -57,8 +66,10 @@ def from_diffusers(
             that are not on this machine, or not safetensors.
     """
     loading = {name: options.pop(name) for name in LOADING if name in options}
-    if isinstance(loading.get("torch_dtype"), str):
-        loading["torch_dtype"] = dtype_of(loading["torch_dtype"])
+    if "torch_dtype" in loading:  # the older name of the same
+        loading["dtype"] = loading.pop("torch_dtype")
+    if isinstance(loading.get("dtype"), str):
+        loading["dtype"] = dtype_of(loading["dtype"])
     if isinstance(pipe, str | Path):
         pipe = load_pipeline(str(pipe), loading)
         if offload is None and "device_map" not in loading:
@@ -86,7 +97,7 @@ def dtype_of(name: str) -> torch.dtype:
     """A storage type by its name, for command lines and files. Raises OptionError."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise OptionError(f"unknown torch_dtype {name!r}: choose bfloat16, float16 or float32")
+        raise OptionError(f"unknown dtype {name!r}: choose bfloat16, float16 or float32")
     return found
 
 
