@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowfast
 from flowfast.errors import ModelError, OptionError, WeightError
-from flowfast.models.diffusers import FAMILIES, from_diffusers
+from flowfast.models.diffusers import FAMILIES, base, from_diffusers
 from tests.models.tiny import MODULES, Case
 from tests.models.tiny.flux import flux
 from tests.models.tiny.ltx import ltx
@@ -142,6 +142,26 @@ def test_search_runs_with_a_few_methods(flow: Any, case: Case) -> None:
             budget=24 if flow.guidance == 1.0 else 48,
         )  # fmt: skip
         assert result.samples[0].image.shape[-3:] == (3, case.size["height"], case.size["width"])
+
+
+def test_a_prompt_is_encoded_once_and_alone(flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its conditions have the same bits whatever stands beside it; the oldest of many texts are let go."""
+    asked: list[str] = []
+    plain = type(flow).encode_texts
+
+    def watch(self: Any, texts: list[str]) -> Any:
+        asked.extend(texts)
+        return plain(self, texts)
+
+    monkeypatch.setattr(type(flow), "encode_texts", watch)
+    flow._encoded.clear()
+    alone = flow.encode([PROMPTS[1]])
+    both = flow.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]])
+    assert asked == [PROMPTS[1], PROMPTS[0]]
+    for name, value in alone.items():
+        assert torch.equal(both[name][1:2], value) and torch.equal(both[name][0], both[name][2])
+    monkeypatch.setattr(base, "KEPT_TEXTS", 1)
+    assert len(flow.encode(PROMPTS)["text"]) == 2 and list(flow._encoded) == [PROMPTS[1]]
 
 
 # ---- the door ----

@@ -26,9 +26,9 @@ class AuraFlowFlow(DiffusersFlow):
         return max(1.0, float(self.settings["guidance_scale"]))
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         text, _, _, _ = self.pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=self.device,
+            texts, do_classifier_free_guidance=False, device=self.device,
             max_sequence_length=self.settings["max_sequence_length"],
         )  # fmt: skip
         return {"text": text}

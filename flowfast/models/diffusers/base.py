@@ -17,6 +17,8 @@ from torch import Tensor
 from flowfast.errors import OptionError
 from flowfast.types import Conditions
 
+KEPT_TEXTS = 32  # encoded prompts a flow keeps, for the next search and for replays
+
 
 class DiffusersFlow:
     """A loaded pipeline as a `flowfast.types.Flow`. Families derive from it and carry `pipelines`.
@@ -43,6 +45,7 @@ class DiffusersFlow:
         max_sequence_length: int | None = None,
     ):
         self.pipe, self.transformer = pipe, pipe.transformer
+        self._encoded: dict[str, Conditions] = {}
         self.height, self.width = height or self.default_size(), width or self.default_size()
         asked = {"num_inference_steps": None, "guidance_scale": guidance, "max_sequence_length": max_sequence_length}
         signature = inspect.signature(type(pipe).__call__).parameters
@@ -77,7 +80,8 @@ class DiffusersFlow:
         """What the pipeline passes to its scheduler's set_timesteps."""
         return {"num_inference_steps": steps}
 
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
+        """Conditions (N, ...) of N texts, without gradients."""
         raise NotImplementedError
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
@@ -87,6 +91,16 @@ class DiffusersFlow:
         raise NotImplementedError
 
     # ---- what they share ----
+
+    def encode(self, prompts: list[str]) -> Conditions:
+        """Each text alone, so that a prompt's conditions do not depend on its neighbours; the last ones are kept."""
+        for text in dict.fromkeys(map(str, prompts)):
+            found = self._encoded.pop(text) if text in self._encoded else self.encode_texts([text])
+            self._encoded[text] = found  # as the last one
+        rows = [self._encoded[str(prompt)] for prompt in prompts]
+        for text in list(self._encoded)[:-KEPT_TEXTS]:
+            del self._encoded[text]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     @property
     def device(self) -> torch.device:

@@ -45,9 +45,9 @@ class FluxFlow(DiffusersFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, pooled, _ = self.pipe.encode_prompt(prompts, None, device=self.device, max_sequence_length=length)
+        text, pooled, _ = self.pipe.encode_prompt(texts, None, device=self.device, max_sequence_length=length)
         return {"text": text, "pooled": pooled}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:

@@ -45,9 +45,9 @@ class Flux2Flow(DiffusersFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, _ = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=length)
+        text, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
         return {"text": text}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:

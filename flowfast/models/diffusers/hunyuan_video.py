@@ -36,9 +36,9 @@ class HunyuanVideoFlow(VideoFlow):
         return {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]}
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, pooled, mask = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=length)
+        text, pooled, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
         return {"text": text, "pooled": pooled, "mask": mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:

@@ -51,10 +51,10 @@ class LTXFlow(VideoFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, mask, _, _ = self.pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
+            texts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
         )
         return {"text": text, "mask": mask}
 

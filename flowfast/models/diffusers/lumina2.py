@@ -36,10 +36,10 @@ class Lumina2Flow(DiffusersFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         system = f"{self.pipe.system_prompt} <Prompt Start> "
         text, mask = self.pipe._get_gemma_prompt_embeds(
-            [system + prompt if prompt else "" for prompt in prompts], self.device, self.settings["max_sequence_length"]
+            [system + prompt if prompt else "" for prompt in texts], self.device, self.settings["max_sequence_length"]
         )
         return {"text": text, "mask": mask}
 

@@ -40,9 +40,9 @@ class QwenImageFlow(DiffusersFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, mask = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=length)
+        text, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
         if mask is None:
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         text, mask = padded([row[real.bool()] for row, real in zip(text, mask, strict=True)], length)

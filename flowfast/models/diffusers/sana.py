@@ -33,18 +33,18 @@ class SanaFlow(DiffusersFlow):
         return max(1.0, float(self.settings["guidance_scale"]))
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         instruction = inspect.signature(type(self.pipe).__call__).parameters["complex_human_instruction"].default
-        texts, masks = [], []
-        for prompt in prompts:
+        rows, masks = [], []
+        for prompt in texts:
             text, mask, _, _ = self.pipe.encode_prompt(
                 prompt, do_classifier_free_guidance=False, device=self.device,
                 max_sequence_length=self.settings["max_sequence_length"],
                 complex_human_instruction=instruction if prompt else None,
             )  # fmt: skip
-            texts.append(text)
+            rows.append(text)
             masks.append(mask)
-        return {"text": torch.cat(texts), "mask": torch.cat(masks)}
+        return {"text": torch.cat(rows), "mask": torch.cat(masks)}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         answer = self.transformer(

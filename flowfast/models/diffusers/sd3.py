@@ -32,9 +32,9 @@ class StableDiffusion3Flow(DiffusersFlow):
         return {"num_inference_steps": steps, "mu": resolution_shift(config, tokens, max_shift=1.16)}
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         text, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, None, None, device=self.device, do_classifier_free_guidance=False,
+            texts, None, None, device=self.device, do_classifier_free_guidance=False,
             max_sequence_length=self.settings["max_sequence_length"],
         )  # fmt: skip
         return {"text": text, "pooled": pooled}

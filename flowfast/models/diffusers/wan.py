@@ -35,10 +35,10 @@ class WanFlow(VideoFlow):
         return max(1.0, float(self.settings["guidance_scale"]))  # up to 1 the pipeline runs one pass
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, _ = self.pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
+            texts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
         )
         return {"text": text}
 

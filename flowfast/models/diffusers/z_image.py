@@ -41,10 +41,10 @@ class ZImageFlow(DiffusersFlow):
         }  # fmt: skip
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
         rows, _ = self.pipe.encode_prompt(
-            list(prompts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
+            list(texts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
         )
         text, mask = padded(rows, length)
         return {"text": text, "length": mask.sum(1)}
