@@ -9,6 +9,7 @@ namespace {
 struct Lanes {
   static constexpr int kWidth = 8;
   static constexpr int kHalves = 2;
+  static constexpr bool kPairs = true;
   using Wide = __m256i;
   using Word = __m256i;
   using Float = __m256;
@@ -17,8 +18,10 @@ struct Lanes {
   static Wide product(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
   static Wide high(Wide a) { return _mm256_srli_epi64(a, 32); }
   static Wide xor3(Wide a, Wide b, Wide c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
+  template <int kStride>
   static Wide counters(uint32_t first) {
-    return _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 0, 2, 0, 4, 0, 6, 0));
+    constexpr int k = kStride;
+    return _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 0, k, 0, 2 * k, 0, 3 * k, 0));
   }
   static Word join(Wide even, Wide odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa); }
 
@@ -64,6 +67,19 @@ struct Lanes {
     const Word packed = _mm256_permute4x64_epi64(upper, 0x08);
     store16(data, _mm256_castsi256_si128(packed));
   }
+  static void load_pair(const BFloat16* data, Float (&pair)[2]) {  // even elements, odd elements
+    const Word words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data));
+    pair[0] = from_bits(left<16>(words));
+    pair[1] = from_bits(both(words, word(0xffff0000u)));
+  }
+  static void store_pair(BFloat16* data, const Word (&pair)[2]) {
+    const Word packed = _mm256_blend_epi16(right<16>(pair[0]), pair[1], 0xaa);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(data), packed);
+  }
+  static Word round16(Word a) {  // to the nearest multiple of 2^16, to even
+    return add(a, add(both(right<16>(a), word(1)), word(0x7fff)));
+  }
+  static bool any_nan(Float a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
   static void store(Half* data, Float value) { store16(data, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
 };
 

@@ -9,6 +9,7 @@ namespace {
 struct Lanes {
   static constexpr int kWidth = 16;
   static constexpr int kHalves = 2;
+  static constexpr bool kPairs = true;
   using Wide = __m512i;
   using Word = __m512i;
   using Float = __m512;
@@ -17,9 +18,11 @@ struct Lanes {
   static Wide product(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
   static Wide high(Wide a) { return _mm512_srli_epi64(a, 32); }
   static Wide xor3(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  template <int kStride>
   static Wide counters(uint32_t first) {
+    constexpr int k = kStride;
     return _mm512_add_epi32(_mm512_set1_epi32(first),
-                            _mm512_setr_epi32(0, 0, 2, 0, 4, 0, 6, 0, 8, 0, 10, 0, 12, 0, 14, 0));
+                            _mm512_setr_epi32(0, 0, k, 0, 2 * k, 0, 3 * k, 0, 4 * k, 0, 5 * k, 0, 6 * k, 0, 7 * k, 0));
   }
   static Word join(Wide even, Wide odd) { return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32)); }
 
@@ -65,6 +68,19 @@ struct Lanes {
     alignas(64) static constexpr uint16_t kUpper[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
     store16(data, _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(kUpper), rounded)));
   }
+  static void load_pair(const BFloat16* data, Float (&pair)[2]) {  // even elements, odd elements
+    const Word words = _mm512_loadu_si512(data);
+    pair[0] = from_bits(left<16>(words));
+    pair[1] = from_bits(both(words, word(0xffff0000u)));
+  }
+  static void store_pair(BFloat16* data, const Word (&pair)[2]) {
+    _mm512_storeu_si512(data, _mm512_mask_blend_epi16(0xaaaaaaaau, right<16>(pair[0]), pair[1]));
+  }
+  static Word round16(Word a) {  // to the nearest multiple of 2^16, to even
+    const __mmask16 odd = _mm512_test_epi32_mask(a, word(0x10000));
+    return add(a, _mm512_mask_blend_epi32(odd, word(0x7fff), word(0x8000)));
+  }
+  static bool any_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static void store(Half* data, Float value) { store16(data, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
 };
 

@@ -6,7 +6,9 @@ namespace {
 
 struct Lanes : ScalarLanes {
   static constexpr int kHalves = 1;
+  static constexpr bool kPairs = false;
 
+  template <int kStride>
   static Wide counters(uint32_t first) { return first; }
   static Word join(Wide even, Wide) { return static_cast<Word>(even); }
   static Word load(const uint32_t* data) { return *data; }

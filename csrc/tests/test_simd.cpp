@@ -47,6 +47,36 @@ void compare(const Kernels& kernels, int64_t n) {
   }
 }
 
+// bfloat16 of any bits, and coefficients whose sums often lie in the middle between two numbers that it holds;
+// NaN everywhere, in one block of three, or nowhere; beside x and in its place.
+void compare_all_bits(const Kernels& kernels) {
+  constexpr int64_t n = 3 * kBlock + 37;
+  Exact<float> table = problem_table();
+  for (int column : {kA, kB, kDFrom, kEFrom}) table[kColumns + column] = column == kB || column == kEFrom ? -0.9f : 1.0f;
+  for (uint64_t seed = 0; seed < 30; ++seed) {
+    Random random(seed);
+    Exact<BFloat16> x(n), u(n), out(n), x0(n), expected(n), expected_x0(n);
+    fill(x, seed + 40);
+    fill(u, seed + 80);
+    const int64_t wild_begin = seed % 3 ? kBlock : 0, wild_end = seed % 3 == 2 ? kBlock : seed % 3 ? 2 * kBlock : n;
+    for (int64_t i = wild_begin; i < wild_end; ++i) {
+      x[i].bits = static_cast<uint16_t>(random.bits());
+      if (i % 3 == 0) u[i].bits = static_cast<uint16_t>(random.bits());
+    }
+    const Address address = problem_address(seed, 1);
+    const float* c = table.get() + kColumns;
+    for (bool mean : {true, false}) {
+      kernels.branch_step[kBFloat16](
+          {address, 0, n, c, x.get(), u.get(), nullptr, out.get(), mean ? x0.get() : nullptr});
+      kScalarKernels.branch_step[kBFloat16](
+          {address, 0, n, c, x.get(), u.get(), nullptr, expected.get(), mean ? expected_x0.get() : nullptr});
+      CHECK(out.same_bits(expected) && x0.same_bits(expected_x0), "%s, seed %lu", kernels.name, seed);
+    }
+    kernels.branch_step[kBFloat16]({address, 0, n, c, x.get(), u.get(), nullptr, x.get(), x0.get()});
+    CHECK(x.same_bits(expected) && x0.same_bits(expected_x0), "%s in place, seed %lu", kernels.name, seed);
+  }
+}
+
 // Is x0 finite, with and without u_out; the scalar kernels are checked, too.
 template <class T>
 void compare_finiteness(const Kernels& kernels, int64_t n) {
@@ -95,6 +125,7 @@ void test_simd() {
       compare_finiteness<Half>(*kernels, n);
       compare_uniforms(*kernels, n);
     }
+    compare_all_bits(*kernels);
   }
 }
 
