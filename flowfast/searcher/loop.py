@@ -143,7 +143,8 @@ class Search(nn.Module):
         # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
         rows = M if slots == 1 else slots
         self.cond = {name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in cond.items()}
-        self.null_cond = {name: torch.zeros_like(value) for name, value in self.cond.items()}
+        guided = self.cond if passes == 2 else {}
+        self.null_cond = {name: torch.zeros_like(value) for name, value in guided.items()}
         self.reward_cond = {
             name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in reward_cond.items()
         }
@@ -180,8 +181,9 @@ class Search(nn.Module):
         rows = self.micro_batch if self.slots == 1 else 1
         for name, value in cond.items():
             self.cond[name].narrow(0, slot, rows).copy_(value)
-        for name, value in null_cond.items():
-            self.null_cond[name].narrow(0, slot, rows).copy_(value)
+        if self.passes == 2:
+            for name, value in null_cond.items():
+                self.null_cond[name].narrow(0, slot, rows).copy_(value)
         for name, value in reward_cond.items():
             self.reward_cond[name].narrow(0, slot, rows).copy_(value)
         if latents is not None:
