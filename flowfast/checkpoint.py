@@ -64,7 +64,14 @@ def pack_sample(index: int, sample: Sample, tensors: dict[str, Tensor]) -> dict[
     for k, ranked in enumerate(sample.top):
         for name in ("image", "latent", "x_t"):
             tensors[f"sample{index}.{k}.{name}"] = getattr(ranked, name)
-    top = [{"reward": ranked.reward, "winner": list(ranked.winner.__dict__.values())} for ranked in sample.top]
+    top = [
+        {
+            "reward": ranked.reward,
+            "preview_reward": ranked.preview_reward,
+            "winner": list(ranked.winner.__dict__.values()),
+        }
+        for ranked in sample.top
+    ]
     return {**{name: value for name, value in sample.__dict__.items() if name != "top"}, "top": top}
 
 
@@ -74,7 +81,8 @@ def unpack_sample(index: int, found: dict[str, Any], tensors: dict[str, Tensor])
         key, chain, row, candidate, path = entry["winner"]
         image, latent, x_t = (tensors[f"sample{index}.{k}.{name}"] for name in ("image", "latent", "x_t"))
         steps = tuple((step[0], step[1], step[2]) for step in path)
-        top.append(Ranked(entry["reward"], image, latent, x_t, Winner(key, chain, row, candidate, steps)))
+        winner = Winner(key, chain, row, candidate, steps)
+        top.append(Ranked(entry["reward"], image, latent, x_t, winner, entry["preview_reward"]))
     return Sample(**{**found, "top": tuple(top)})
 
 

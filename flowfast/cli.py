@@ -75,6 +75,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Names the noise [default: 0].")] = None,
     repeat: Annotated[int | None, typer.Option(help="Another sample of the same prompt and seed.")] = None,
     top_k: Annotated[int | None, typer.Option(help="How many of the best samples to keep.")] = None,
+    finalists: Annotated[
+        int | None, typer.Option(help="With a preview decoder: samples to decode in full and score again [default: 4].")
+    ] = None,
     until: Annotated[float | None, typer.Option(help="Stop a prompt at this reward.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
     compile: Annotated[bool | None, typer.Option(help="Run model and decoder through torch.compile.")] = None,

@@ -1,25 +1,40 @@
-"""A flow whose velocity and decoder go through torch.compile: shapes never change, so each compiles once."""
+"""A flow as a search runs it: with its preview for a decoder, or through torch.compile."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowfast.types import Flow
 
 
-class CompiledFlow:
-    """Everything else is the flow's own."""
+def preview_of(flow: Flow) -> Callable[[Tensor], Tensor] | None:
+    """Its cheap decoder, where it has one."""
+    return getattr(flow, "preview", None)
+
+
+class PreviewFlow:
+    """Decodes with the flow's preview; everything else is the flow's own."""
 
     def __init__(self, flow: Flow):
         self._flow = flow
-        self.velocity = torch.compile(flow.velocity, dynamic=False)
-        self.decode = torch.compile(flow.decode, dynamic=False)
+        self.decode = preview_of(flow) or flow.decode
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._flow, name)
+
+
+class CompiledFlow(PreviewFlow):
+    """Velocity and decoder go through torch.compile: shapes never change, so each compiles once."""
+
+    def __init__(self, flow: Flow):
+        super().__init__(flow)
+        self.velocity = torch.compile(flow.velocity, dynamic=False)
+        self.decode = torch.compile(self.decode, dynamic=False)
 
 
 compiled = functools.lru_cache(maxsize=1)(CompiledFlow)

@@ -56,6 +56,9 @@ class SearchConfig(BaseModel):
     """With a reward on the host: two groups of slots take turns, so that the host scores one while the device runs the
     other; at equal micro-batch results are the same without."""
     top_k: int = 1
+    finalists: int | None = None
+    """With a preview decoder: how many of the best samples by the preview are decoded in full, scored again and ranked
+    anew; default: 4, or top_k where that is more. `until` looks at previews."""
     until: float | None = None
     """Stop a prompt as soon as a finished sample has this reward."""
     reward_deadline: float | None = None

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards, spans
-from flowfast.compiled import compiled
+from flowfast.compiled import PreviewFlow, compiled, preview_of
 from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
 from flowfast.flow import ScheduleSpec
@@ -62,9 +62,9 @@ class Setup:
         preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
         self.method: Method = make_method(config.method, {**preferred, **config.method_options})
         path = resolve_path(flow, config, self.method)
-        self.config = config.model_copy(
-            update={**path, "guidance": flow.guidance if config.guidance is None else config.guidance}
-        )
+        guidance = flow.guidance if config.guidance is None else config.guidance
+        finalists = _finalists(flow, config)
+        self.config = config.model_copy(update={**path, "guidance": guidance, "finalists": finalists})
         spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, **path)
         self.schedule: Schedule = self.method.schedule(spec)
         self.passes = 1 if self.config.guidance == 1.0 else 2
@@ -124,7 +124,10 @@ class Driver:
         checkpoint_seconds: float | None = None,
     ):
         config, self.prompts, self.scorer, self.setup = setup.config, prompts, scorer, setup
-        self.original, self.flow = flow, cast(Flow, compiled(cast(Any, flow))) if config.compile else flow
+        self.original, self.previews = flow, config.finalists is not None
+        seen = compiled(cast(Any, flow)) if config.compile else PreviewFlow(flow) if self.previews else flow
+        self.flow = cast(Flow, seen)
+        self.decode = flow.decode if self.previews else self.flow.decode
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
         self.checkpoint, self.saved = checkpoint, clock.now()
         self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
@@ -286,7 +289,7 @@ class Driver:
             finished=torch.tensor(plan.finished) if plan.finished else setup.schedule.finished,
             cond={k: v[:1] for k, v in self.cond.items()},
             reward_cond={k: v[:1] for k, v in self.reward_cond.items()},
-            top=config.top_k,
+            top=config.finalists or config.top_k,
             device=self.device,
         ).to(self.device)
         engine.ahead = recorder is None
@@ -587,21 +590,35 @@ class Driver:
         """What a prompt got; the only wait of a request."""
         config, prompt, shape = self.setup.config, self.prompts[index], tuple(self.flow.shape)
         x0, x = (found[name].view(-1, *shape) for name in ("x0", "x"))
-        images = torch.cat([self.flow.decode(x0[k : k + 1]).float() for k in range(len(x0))])
+        t = group.engine.linear_time.index_select(0, found["row"])
+        self.clock.mark()
+        images = torch.cat([self.decode(x0[k : k + 1]).float() for k in range(len(x0))])
+        self.clock.mark("decode")
+        on_device = self.previews and not self.host_reward
+        reward = self._rewards_in_full(index, images, t) if on_device else found["reward"]
         names = ("reward", "row", "chain", "candidate", "cost")
-        letter = group.mail.send([images, x0, x, *(found[name] for name in names)])
-        images, x0, x, reward, row_of, chain_of, candidate_of, cost = (tensor.clone() for tensor in letter.read())
+        letter = group.mail.send([images, x0, x, t, reward, *(found[name] for name in names)])
+        images, x0, x, t, reward, seen, row_of, chain_of, candidate_of, cost = (each.clone() for each in letter.read())
         nfe, speculative, calls, nan = cost.tolist()
+        if self.previews:
+            live = seen > -math.inf  # there may be fewer finished samples than finalists
+            if self.host_reward and live.any():
+                work = partial(self.scorer, images[live], [prompt] * int(live.sum()), t[live])
+                reward[live] = (self.pool.submit(work) if self.pool else _done(work)).result()  # never two at once
+            calls += int(live.sum())
+            nan += int(reward[live].isnan().sum())
+            reward = torch.where(live, reward, -math.inf).nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
         self.nan_rewards += nan
         self.spent[index] = nfe
         top = []
-        for k, score in enumerate(reward.tolist()):
-            if score == -math.inf:
+        for k in reward.argsort(descending=True, stable=True).tolist()[: config.top_k]:
+            if reward[k] == -math.inf:
                 continue
             row = int(row_of[k])
             path = tuple((int(chain_of[k, r]), r, int(candidate_of[k, r])) for r in range(row + 1))
             winner = Winner(self._noise_key(index), path[-1][0], row, path[-1][2], path)
-            top.append(Ranked(score, images[k], x0[k], x[k], winner))
+            preview = float(seen[k]) if self.previews else None
+            top.append(Ranked(float(reward[k]), images[k], x0[k], x[k], winner, preview))
         if not top:
             return None
         return Sample(
@@ -616,6 +633,27 @@ class Driver:
             reward_calls=calls,
             unspent=self.budget - nfe,
         )
+
+    def _rewards_in_full(self, index: int, images: Tensor, t: Tensor) -> Tensor:
+        """Device-side rewards (K,) of a prompt's images (K, ...) by the full decoder, at linear times t (K,)."""
+        cond = {name: value[index : index + 1] for name, value in self.reward_cond.items()}
+        parts = [
+            rewards.score(self.scorer, partial(self.scorer, image, time, cond), 1)
+            for image, time in zip(images.split(1), t.split(1), strict=True)
+        ]
+        return torch.cat(parts)
+
+
+def _finalists(flow: Flow, config: SearchConfig) -> int | None:
+    """How many samples are decoded in full and scored again; None: the search sees full images all along."""
+    if preview_of(flow) is None:
+        if config.finalists is not None:
+            raise OptionError("finalists are for a model with a preview decoder: give it preview_decoder, or leave it")
+        return None
+    count = max(4, config.top_k) if config.finalists is None else config.finalists
+    if count < max(1, config.top_k):
+        raise OptionError(f"finalists must be at least top_k, {config.top_k}, got {count}")
+    return count
 
 
 def _done(work: Callable[[], Tensor]) -> Future[Tensor]:

@@ -52,6 +52,7 @@ class FunctionFlow:
         self.interpolant: str = facts["interpolant"]
         self.t_finish: float = facts["t_finish"]
         self.guidance: float = facts["guidance"]
+        self.preview: Callable[[Tensor], Tensor] | None = facts["preview"]
         self._velocity, self._decode, self._encode = velocity, decode, encode
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -78,14 +79,17 @@ def flow_from(
     interpolant: str = "linear",
     t_finish: float = 0.1,
     guidance: float = 1.0,
+    preview: Callable[[Tensor], Tensor] | None = None,
 ) -> Flow:
     """An own model: velocity(x_t (N, *shape), t (N,), cond) -> u_t (N, *shape), t = 1 noise.
 
     decode turns x0 into what the reward sees (default: x0 itself); encode turns prompts into tensors (N, ...);
     t_finish is the linear-equivalent time
-    at or below which a posterior mean counts as a finished sample.
+    at or below which a posterior mean counts as a finished sample. preview: a cheaper decode for the search to look
+    through; its finalists are decoded in full and scored again.
     """
-    return FunctionFlow(velocity, shape, decode, encode, interpolant=interpolant, t_finish=t_finish, guidance=guidance)
+    facts = {"interpolant": interpolant, "t_finish": t_finish, "guidance": guidance, "preview": preview}
+    return FunctionFlow(velocity, shape, decode, encode, **facts)
 
 
 def search(

@@ -43,7 +43,8 @@ class Flow(Protocol):
         """u_t (N, *shape) at x_t (N, *shape) and model times t (N,)."""
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] of latents x0 (N, *shape)."""
+        """Images (N, 3, H, W) in [0, 1] of latents x0 (N, *shape). A flow may also have `preview`, the same with a
+        cheaper decoder: a search then looks through that, and decodes only its finalists in full."""
 
 
 @runtime_checkable
@@ -101,6 +102,7 @@ class Ranked:
     """One finished sample with its reward."""
 
     reward: float
+    """Of the image, which is the full decoder's."""
     image: Tensor
     """(3, H, W) float32 in [0, 1], on the CPU."""
     latent: Tensor
@@ -108,6 +110,8 @@ class Ranked:
     x_t: Tensor
     """The state (*shape) at which the last evaluation stood."""
     winner: Winner
+    preview_reward: float | None = None
+    """What the search saw, where it looked through a preview decoder."""
 
 
 @dataclass(frozen=True)

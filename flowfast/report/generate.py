@@ -122,6 +122,7 @@ class GenerateFiles:
             "unspent": sample.unspent,
             "reward_calls": sample.reward_calls,
             "reward": sample.reward,
+            "preview_reward": sample.top[0].preview_reward,
             "heldout": score,
             "winner": asdict(sample.winner),
             "top": [{"reward": ranked.reward, "winner": asdict(ranked.winner)} for ranked in sample.top[1:]],

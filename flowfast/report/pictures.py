@@ -58,7 +58,7 @@ def search_picture(
             [c.nfe for c in finite], np.where(np.isfinite(best), best, np.nan), "k", where="post", label="best so far"
         )
     axes.set_xlabel("NFE (model evaluations x passes)")
-    axes.set_ylabel("reward")
+    axes.set_ylabel("reward" if sample.top[0].preview_reward is None else "reward of previews")
     axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
     axes.spines[["top", "right"]].set_visible(False)
     verdict = "" if heldout is None else f", held-out verifier {heldout:g}"

@@ -21,6 +21,7 @@ SMALL = ["--model-option", "height=16", "--model-option", "width=32", "--model-o
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Words of the recipes: what stands in for them."""
+    from tests.models.test_preview_decoder import tiny_decoder
     from tests.models.tiny.flux import flux
     from tests.models.tiny.sd3 import CASES as SD3
     from tests.models.tiny.wan import CASES as WAN
@@ -41,6 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "black-forest-labs/FLUX.1-schnell": saved("flux", flux(guidance_embeds=False, dynamic_shift=False)),
         "stabilityai/stable-diffusion-3.5-medium": saved("sd3", next(iter(SD3.values())).build()),
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": saved("wan", next(iter(WAN.values())).build()),
+        "madebyollin/taef1": saved("taef1", tiny_decoder()),
         "IDEA-Research/grounding-dino-tiny": str(folder / "dino"),
         "clipscore": f"clipscore:{clip}",
         "aesthetic": f"aesthetic:{save_aesthetic(folder / 'aesthetic')}",

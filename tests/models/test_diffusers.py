@@ -174,6 +174,23 @@ def test_a_folder_loads_by_name(tmp_path: Any) -> None:
     assert flowfast.load(str(tmp_path)).shape[1] == 16
 
 
+def test_memory_options_reach_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, called = flux(), []
+    for name in ("model", "sequential"):
+        monkeypatch.setattr(type(pipe), f"enable_{name}_cpu_offload", lambda self, name=name: called.append(name))
+        from_diffusers(pipe, offload=name, height=16, width=24)
+    assert called == ["model", "sequential"]
+    plain = from_diffusers(pipe, height=16, width=24)
+    assert not pipe.vae.use_tiling and not pipe.vae.use_slicing
+    x0 = torch.randn(2, *plain.shape, generator=torch.Generator().manual_seed(3))
+    expected = plain.decode(x0)
+    found = from_diffusers(pipe, vae_tiling=True, vae_slicing=True, height=16, width=24).decode(x0)
+    assert pipe.vae.use_tiling and pipe.vae.use_slicing
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # one tile holds all of it
+    with pytest.raises(OptionError, match="unknown offload 'disk': choose model or sequential"):
+        from_diffusers(pipe, offload="disk", height=16, width=24)
+
+
 def test_what_is_missing_or_wrong_is_named(tmp_path: Any) -> None:
     with pytest.raises(WeightError, match="no/such-model.*hf download no/such-model"):
         from_diffusers("no/such-model", local_files_only=True)

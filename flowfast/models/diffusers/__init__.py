@@ -49,6 +49,7 @@ def from_diffusers(
     offload: str | None = None,
     vae_tiling: bool = False,
     vae_slicing: bool = False,
+    preview_decoder: Any = None,
     **options: Any,
 ) -> DiffusersFlow:
     """A diffusers pipeline as a Flow.
@@ -58,6 +59,8 @@ def from_diffusers(
         device: where an id's pipeline goes; default: CUDA where there is one. Not with device_map or offload.
         offload: "model" or "sequential": parts go to the device only while they run (accelerate).
         vae_tiling, vae_slicing: decode in pieces, for large images and many of them.
+        preview_decoder: an `AutoencoderTiny` of diffusers, or the id or folder of one: the search scores what it
+            decodes, and the best few samples (`finalists`) are decoded in full, scored again and ranked anew.
         options: dtype, device_map, quantization_config, local_files_only, revision, cache_dir, token for an id;
             the rest goes to the family's adapter (height, width, steps, guidance, ...).
 
@@ -87,8 +90,10 @@ def from_diffusers(
     for wanted, name in ((vae_tiling, "enable_tiling"), (vae_slicing, "enable_slicing")):
         if wanted:
             getattr(pipe.vae, name)()
+    if isinstance(preview_decoder, str | Path):
+        preview_decoder = load_tiny(str(preview_decoder), pipe, loading)
     try:
-        return family(pipe, **options)
+        return family(pipe, preview_decoder=preview_decoder, **options)
     except TypeError as error:
         raise OptionError(f"{family.__name__}: {error}; see its docstring for the options") from None
 
@@ -110,10 +115,24 @@ def load_pipeline(name: str, loading: dict[str, Any]) -> Any:
     try:
         return DiffusionPipeline.from_pretrained(name, use_safetensors=True, **loading)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightError(
-            f"cannot load {name!r}: {reason}; where there is a network, `hf download {name}` gets it"
-        ) from error
+        raise missing(repr(name), name, error) from error
+
+
+def load_tiny(name: str, pipe: Any, loading: dict[str, Any]) -> Any:
+    """An AutoencoderTiny beside a pipeline's own autoencoder. Raises WeightError."""
+    from diffusers import AutoencoderTiny
+
+    access = {key: loading[key] for key in ("local_files_only", "cache_dir", "token") if key in loading}
+    try:
+        tiny = AutoencoderTiny.from_pretrained(name, use_safetensors=True, **access)
+    except (OSError, ValueError) as error:
+        raise missing(f"preview_decoder {name!r}", name, error) from error
+    return tiny.to(pipe._execution_device, pipe.vae.dtype).eval()
+
+
+def missing(what: str, name: str, error: Exception) -> WeightError:
+    reason = str(error).splitlines()[0]
+    return WeightError(f"cannot load {what}: {reason}; where there is a network, `hf download {name}` gets it")
 
 
 def adapter_of(pipe: Any) -> type[DiffusersFlow]:

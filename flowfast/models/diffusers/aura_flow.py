@@ -13,6 +13,7 @@ class AuraFlowFlow(DiffusersFlow):
     """Latents (C, H / 8, W / 8). guidance: two passes above 1."""
 
     pipelines = ("AuraFlowPipeline",)
+    tiny_decoder = "madebyollin/taesdxl"
 
     def default_size(self) -> int:
         return 1024

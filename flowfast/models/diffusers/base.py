@@ -8,7 +8,7 @@ family translates to its own sign, scale of time and storage type. Conditions ha
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +29,14 @@ class DiffusersFlow:
         steps: evaluations of the pipeline's own sampler that `grid="model"` and `t_finish` refer to; default: its own.
         guidance: its guidance scale. Two passes an evaluation where the pipeline runs the model twice, else embedded.
         max_sequence_length: tokens of a prompt, padding included.
+        preview_decoder: a diffusers `AutoencoderTiny` for this family's latents: a search looks through it, and only
+            its finalists are decoded in full. It stays where it is.
     """
 
     pipelines: tuple[str, ...] = ()
     interpolant = "linear"
+    tiny_decoder: str | None = None
+    """The `AutoencoderTiny` that was made for this family's latents; None: none that is known here."""
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class DiffusersFlow:
         steps: int | None = None,
         guidance: float | None = None,
         max_sequence_length: int | None = None,
+        preview_decoder: Any = None,
     ):
         self.pipe, self.transformer = pipe, pipe.transformer
         self._encoded: dict[str, Conditions] = {}
@@ -57,6 +62,8 @@ class DiffusersFlow:
         # The model's own sampler ends at its last time: what it hands out there is a finished sample.
         self.t_finish = min(1.0, max(0.1, self.own_times(self.own_steps)[-1] + 1e-6))
         self.path_defaults = {"grid": "model", "steps": None}
+        self.preview_decoder = preview_decoder
+        self.preview = None if preview_decoder is None else self._checked_preview()
 
     # ---- what a family says ----
 
@@ -90,6 +97,10 @@ class DiffusersFlow:
     def decode(self, x0: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def unpacked(self, x0: Tensor) -> Tensor:
+        """(N, C, h, w) in the model's own scale, as tiny autoencoders take latents."""
+        return x0
+
     # ---- what they share ----
 
     def encode(self, prompts: list[str]) -> Conditions:
@@ -117,10 +128,29 @@ class DiffusersFlow:
         scheduler.set_timesteps(**self.sampler_arguments(steps))
         return [float(sigma) for sigma in scheduler.sigmas[:-1]]
 
-    def to_images(self, latents: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1], float32, of latents as the autoencoder takes them."""
-        decoded = self.pipe.vae.decode(latents.to(self.pipe.vae.dtype), return_dict=False)[0]
+    def to_images(self, latents: Tensor, vae: Any = None) -> Tensor:
+        """(N, 3, H, W) in [0, 1], float32, of latents as the autoencoder (default: the pipeline's) takes them."""
+        vae = vae or self.pipe.vae
+        decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    def _checked_preview(self) -> Callable[[Tensor], Tensor]:
+        """x0 to images by the tiny decoder, as the pipeline would with it for its autoencoder. Raises OptionError."""
+        family, tiny = type(self.pipe).__name__, self.preview_decoder
+        if self.tiny_decoder is None:
+            raise OptionError(f"{family}: no AutoencoderTiny is known for its latents; leave out preview_decoder")
+        if type(tiny).__name__ != "AutoencoderTiny":
+            raise OptionError(f"preview_decoder must be a diffusers AutoencoderTiny, got {type(tiny).__name__}")
+        config = tiny.config
+        channels, rows = self.unpacked(torch.zeros(1, *self.shape)).shape[1:3]
+        enlarged = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
+        if (config.latent_channels, enlarged) != (channels, self.height // rows):
+            raise OptionError(
+                f"preview_decoder: {family} has {channels} latent channels at 1/{self.height // rows} of the size, "
+                f"this decoder takes {config.latent_channels} and enlarges {enlarged} times; {self.tiny_decoder} was "
+                "made for it"
+            )
+        return lambda x0: self.to_images(self.unpacked(x0) / config.scaling_factor + config.shift_factor, tiny)
 
 
 def check_size(height: int, width: int, multiple: int) -> None:

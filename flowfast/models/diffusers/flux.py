@@ -16,6 +16,7 @@ class FluxFlow(DiffusersFlow):
     """Latents are packed, (tokens, 4 C). guidance is embedded (dev) or ignored (schnell); true_cfg: two passes."""
 
     pipelines = ("FluxPipeline",)
+    tiny_decoder = "madebyollin/taef1"
 
     def __init__(self, pipe: Any, *, true_cfg: float = 1.0, **options: Any):
         self.true_cfg = true_cfg
@@ -67,7 +68,9 @@ class FluxFlow(DiffusersFlow):
         )[0]
         return answer.to(x_t.dtype)
 
+    def unpacked(self, x0: Tensor) -> Tensor:
+        return self.pipe._unpack_latents(x0, self.height, self.width, self.pipe.vae_scale_factor)
+
     def decode(self, x0: Tensor) -> Tensor:
         config = self.pipe.vae.config
-        latents = self.pipe._unpack_latents(x0, self.height, self.width, self.pipe.vae_scale_factor)
-        return self.to_images(latents / config.scaling_factor + config.shift_factor)
+        return self.to_images(self.unpacked(x0) / config.scaling_factor + config.shift_factor)

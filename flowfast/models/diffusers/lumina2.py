@@ -21,6 +21,7 @@ class Lumina2Flow(DiffusersFlow):
     """
 
     pipelines = ("Lumina2Pipeline",)
+    tiny_decoder = "madebyollin/taef1"
 
     def latent_shape(self) -> tuple[int, ...]:
         scale = self.pipe.vae_scale_factor

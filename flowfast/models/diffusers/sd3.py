@@ -15,6 +15,7 @@ class StableDiffusion3Flow(DiffusersFlow):
     """Latents (C, H / 8, W / 8). guidance: two passes above 1."""
 
     pipelines = ("StableDiffusion3Pipeline",)
+    tiny_decoder = "madebyollin/taesd3"
 
     def latent_shape(self) -> tuple[int, ...]:
         scale = self.pipe.vae_scale_factor

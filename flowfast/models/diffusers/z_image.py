@@ -19,6 +19,7 @@ class ZImageFlow(DiffusersFlow):
     """
 
     pipelines = ("ZImagePipeline",)
+    tiny_decoder = "madebyollin/taef1"
 
     def default_size(self) -> int:
         return 1024
