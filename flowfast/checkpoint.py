@@ -2,12 +2,14 @@
 
 One safetensors file: the tensors of every group's state, of the method and of the samples that are done, and as its
 metadata one JSON text with what the host knows. It is written whole, between rounds; a round that was under way then
-is run again, from the same state, with the same noise.
+is run again, from the same state, with the same noise. It is also written before a finished prompt is decoded, so that
+a decoder that fails takes nothing with it.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,15 @@ from flowfast.searcher.loop import Search
 from flowfast.searcher.state import State
 from flowfast.types import Ranked, Sample, Winner
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Held:
+    """A search between two rounds: the tensors of its state, and what the host knows."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
 
 
 def state_of(engine: Search) -> dict[str, Tensor]:
@@ -30,13 +40,13 @@ def state_of(engine: Search) -> dict[str, Tensor]:
     return state | {f"method.{name}": buffer for name, buffer in engine.method.named_buffers()}
 
 
-def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def write(path: Path, held: Held) -> None:
     """Raises OutputError."""
-    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(host, metadata={"flowfast": json.dumps({"format": FORMAT, **facts})}))
+    host = {name: tensor.detach().cpu().contiguous() for name, tensor in held.tensors.items()}
+    write_bytes(path, save(host, metadata={"flowfast": json.dumps({"format": FORMAT, **held.facts})}))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path) -> Held:
     """Raises OptionError: it is not a checkpoint, or one of another version."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -46,7 +56,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise OptionError(f"cannot resume from {path}: {error}; remove it to start anew") from None
     if facts.get("format") != FORMAT:
         raise OptionError(f"cannot resume from {path}: not a checkpoint of this version; remove it to start anew")
-    return tensors, facts
+    return Held(tensors, facts)
 
 
 def check_same(path: Path, facts: dict[str, Any], now: dict[str, Any]) -> None:

@@ -138,7 +138,7 @@ def generate(
             on_round=files.on_round,
             on_sample=files.on_sample,
             on_progress=lambda nfe, whole: advance(nfe, whole, f"{resolved.method} (NFE)"),
-            checkpoint=None if resolved.seconds is not None else checkpoint,
+            checkpoint=checkpoint,
         )
     scores = files.finish(flow, result)
     for path in (out / CALL, checkpoint):

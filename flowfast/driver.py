@@ -47,6 +47,8 @@ BATCH_CAPS: MutableMapping[Any, int] = WeakKeyDictionary()
 STATUS = ("", "best", "accepted", "discarded")
 CHECKPOINT_SECONDS = 30.0
 LAG = 2  # rounds that records may be behind the device
+MEMORY_OPTIONS = {"device", "offload", "vae_slicing", "vae_tiling"}
+"""Options of a model that a search may be resumed with where it ran out of memory."""
 
 
 def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
@@ -105,6 +107,9 @@ class Group:
         self.scores = host.pin_memory() if pinned else host
         self.rewards = torch.empty_like(self.scores, device=e.lane.device)
 
+    def is_done(self, slot: int) -> bool:
+        return self.engine.rounds[slot] >= len(self.engine.plans[slot]) or slot in self.over
+
 
 class Driver:
     """One call of `flowfast.search`. pace_name: names the reward if its pace may be kept for later calls, else None."""
@@ -122,6 +127,7 @@ class Driver:
         on_progress: Callable[[int, int], None] | None,
         checkpoint: Path | None = None,
         checkpoint_seconds: float | None = None,
+        held: checkpoints.Held | None = None,
     ):
         config, self.prompts, self.scorer, self.setup = setup.config, prompts, scorer, setup
         self.original, self.previews = flow, config.finalists is not None
@@ -129,7 +135,8 @@ class Driver:
         self.flow = cast(Flow, seen)
         self.decode = flow.decode if self.previews else self.flow.decode
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
-        self.checkpoint, self.saved = checkpoint, clock.now()
+        self.checkpoint, self.saved, self.held = checkpoint, clock.now(), held
+        self.seconds = held.facts["seconds"] if held else config.seconds
         self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self.latents, self.host_reward = latents, rewards.on_host(scorer)
         self.cond = flow.encode(prompts)
@@ -426,7 +433,8 @@ class Driver:
             self.deadline.start(started + self.measuring, self.device)
         with ThreadPoolExecutor(1) as pool:
             self.pool = pool if len(self.groups) > 1 else None
-            self._run_all(self._resume())
+            self.waiting = self._resume()
+            self._run_all()
         failed = [prompt for prompt, sample in zip(self.prompts, self.samples, strict=True) if sample is None]
         if failed:
             raise ModelError(
@@ -453,24 +461,26 @@ class Driver:
             versions=versions(),
         )
 
-    def _run_all(self, waiting: deque[int]) -> None:
+    def _run_all(self) -> None:
         for group in self.groups:
-            self._fill_and_start(group, waiting)
+            self._hand_out(group)  # what was finished when the search was held
+        for group in self.groups:
+            self._fill_and_start(group)
         while any(group.index_of for group in self.groups):
             for group in self.groups:
                 if group.index_of:
                     self._finish(group)
-                    self._after_round(group, len(waiting))
+                    self._after_round(group)
                     if self.checkpoint and clock.now() - self.saved >= self.checkpoint_seconds:
-                        self._save(waiting)
-                    self._fill_and_start(group, waiting)
+                        self._save()
+                    self._fill_and_start(group)
         if self.checkpoint:
-            self._save(waiting)
+            self._save()
 
-    def _fill_and_start(self, group: Group, waiting: deque[int]) -> None:
+    def _fill_and_start(self, group: Group) -> None:
         for slot in range(self.slots):
-            if waiting and slot not in group.index_of:
-                group.index_of[slot] = waiting.popleft()
+            if self.waiting and slot not in group.index_of:
+                group.index_of[slot] = self.waiting.popleft()
                 self._admit(group, self.plan, slot, group.index_of[slot])
         if group.index_of:
             self._start(group)
@@ -479,10 +489,14 @@ class Driver:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a search to go on where another one stopped."""
-        latents = self.latents
+        latents, apart = self.latents, {"micro_batch", "slots", "budget", "seconds", "cuts"}
+        config = json.loads(self.setup.config.model_dump_json(exclude=apart))
+        options = config["model_options"].items()
+        config["model_options"] = {name: value for name, value in options if name not in MEMORY_OPTIONS}
         return {
             "prompts": [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in self.prompts],
-            "config": json.loads(self.setup.config.model_dump_json(exclude={"micro_batch", "slots"})),
+            "config": config,
+            "budget": self.budget,
             "micro_batch": self.micro_batch,
             "slots": self.slots * len(self.groups),
             "latents": None if latents is None else hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
@@ -490,34 +504,39 @@ class Driver:
             "noise_stream": versions()["noise_stream"],
         }
 
-    def _save(self, waiting: deque[int]) -> None:
-        """What all groups remember between two rounds; a round that is under way will be run again."""
+    def _save(self) -> None:
         assert self.checkpoint
+        checkpoints.write(self.checkpoint, self._hold_all())
+        self.saved = clock.now()
+
+    def _hold_all(self) -> checkpoints.Held:
+        """What all groups remember between two rounds; a round that is under way will be run again."""
         tensors: dict[str, Tensor] = {}
         groups = []
         for g, group in enumerate(self.groups):
             self._read_reports(group, all_of_them=True)
             tensors |= {f"group{g}.{name}": tensor for name, tensor in checkpoints.state_of(group.engine).items()}
             index_of = {str(slot): index for slot, index in group.index_of.items()}
-            groups.append({"plans": group.engine.plans, "rounds": group.engine.rounds, "index_of": index_of})
+            host = {"plans": group.engine.plans, "rounds": group.engine.rounds, "over": sorted(group.over)}
+            groups.append({**host, "index_of": index_of})
         done = {str(i): checkpoints.pack_sample(i, sample, tensors) for i, sample in enumerate(self.samples) if sample}
         counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards", "spent")}
-        facts = {**self._identity(), "groups": groups, "waiting": list(waiting), "samples": done, "counts": counts}
-        checkpoints.write(self.checkpoint, tensors, facts)
-        self.saved = clock.now()
+        facts = {**self._identity(), "seconds": self.seconds, "cuts": self.cuts, "waiting": list(self.waiting)}
+        return checkpoints.Held(tensors, {**facts, "groups": groups, "samples": done, "counts": counts})
 
     def _resume(self) -> deque[int]:
-        """The prompts that wait; where there is a checkpoint, goes back to it."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+        """The prompts that wait; where a search was held, goes back to it."""
+        if self.held is None:
             return deque(range(len(self.prompts)))
-        tensors, facts = checkpoints.read(self.checkpoint)
+        tensors, facts = self.held.tensors, self.held.facts
+        assert self.checkpoint
         checkpoints.check_same(self.checkpoint, facts, self._identity())
         for g, (group, found) in enumerate(zip(self.groups, facts["groups"], strict=True)):
             for slot, index in found["index_of"].items():
                 group.index_of[int(slot)] = index
                 self._admit(group, self.plan, int(slot), index)
             checkpoints.load_into(group.engine, tensors, f"group{g}.")
-            group.engine.plans, group.engine.rounds = found["plans"], found["rounds"]
+            group.engine.plans, group.engine.rounds, group.over = found["plans"], found["rounds"], set(found["over"])
         for index, sample in facts["samples"].items():
             self.samples[int(index)] = checkpoints.unpack_sample(int(index), sample, tensors)
         for name, value in facts["counts"].items():
@@ -526,8 +545,8 @@ class Driver:
 
     # ---- after a round ----
 
-    def _after_round(self, group: Group, waiting: int) -> None:
-        """Records, the deadline, and the prompts that are done."""
+    def _after_round(self, group: Group) -> None:
+        """Records, the deadline, and the prompts that are done: these are on disk before the decoder runs."""
         engine, state = group.engine, group.engine.state
         self.rounds += 1
         self.rows_seen += engine.padded * self.setup.passes
@@ -536,10 +555,16 @@ class Driver:
             letter = group.mail.send([state.alive, state.nfe, *records])
             group.reports.append(Report(letter, dict(group.index_of), list(engine.rounds)))
             self._read_reports(group)
-        self._hold(group, waiting)
+        self._hold(group, len(self.waiting))
+        if self.checkpoint and any(group.is_done(slot) for slot in group.index_of):
+            self._save()
+        self._hand_out(group)
+
+    def _hand_out(self, group: Group) -> None:
+        """Decodes what is done and frees its slots."""
         for slot, index in list(group.index_of.items()):
-            if engine.rounds[slot] >= len(engine.plans[slot]) or slot in group.over:
-                sample = self._sample(group, index, engine.release(slot))
+            if group.is_done(slot):
+                sample = self._sample(group, index, group.engine.release(slot))
                 self._read_reports(group, all_of_them=True)
                 del group.index_of[slot]
                 group.over.discard(slot)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards
-from flowfast.checkpoint import read
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import BATCH_CAPS, Driver, Setup, noise_key
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
@@ -114,9 +114,10 @@ def search(
     each prompt (of each chain).
     on_round gets every candidate, on_sample each prompt's result as soon as it is there, on_progress (NFE spent, NFE
     in all).
-    checkpoint: a file that holds the search, written every checkpoint_seconds (30) and at the end; the same call with
-    it goes on where it was killed and gives the same samples at equal micro-batch and threads (budgets in NFE only).
-    on_sample is not told again of prompts that were done.
+    checkpoint: a file that holds the search, written every checkpoint_seconds (30), before a finished prompt is
+    decoded, and at the end; the same call with it goes on where it was killed and gives the same samples at equal
+    micro-batch and threads. What was finished is decoded and not searched again; on_sample is not told again of prompts
+    that the file holds as done. A budget in seconds goes on as the rounds that were planned, without the clock.
     Where the first round runs out of the device's memory, it is tried again with half of the micro-batch, which the
     result records and later calls with this flow start from.
     Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
@@ -135,15 +136,14 @@ def search(
         raise PromptError("expected at least one prompt, got none: give a list of texts")
     named = chosen if isinstance(chosen, str) else None
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None:
-        if setup.config.seconds is not None:
-            raise OptionError("a search with a budget in seconds cannot be resumed: give a budget in NFE")
-        if path.exists() and setup.config.micro_batch is None:
-            setup.config = setup.config.model_copy(update={"micro_batch": read(path)[1]["micro_batch"]})
+    held = None
+    if path is not None and path.exists():
+        held = checkpoints.read(path)
+        setup.config = _as_it_was(setup.config, path, held.facts)
     while True:
         driver = Driver(
             flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress, path,
-            checkpoint_seconds,
+            checkpoint_seconds, held,
         )  # fmt: skip
         try:
             return driver.run(started)
@@ -153,6 +153,15 @@ def search(
             del driver  # and its buffers
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _as_it_was(config: SearchConfig, path: Path, facts: dict[str, Any]) -> SearchConfig:
+    """The configuration with what the search that was killed had found out: its micro-batch, what seconds became."""
+    checkpoints.check_same(path, facts, {"seconds": config.seconds})
+    update: dict[str, Any] = {"micro_batch": facts["micro_batch"]} if config.micro_batch is None else {}
+    if config.seconds is not None:
+        update |= {"budget": facts["budget"], "seconds": None, "cuts": tuple(map(tuple, facts["cuts"]))}
+    return config.model_copy(update=update)
 
 
 def _smaller(config: SearchConfig, driver: Driver, error: torch.OutOfMemoryError) -> SearchConfig:

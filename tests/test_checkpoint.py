@@ -116,10 +116,93 @@ def test_another_search_is_refused(tmp_path: Path, change: dict[str, Any], messa
     assert path.read_bytes() == before
 
 
-def test_damage_and_seconds_are_named(tmp_path: Path) -> None:
+def test_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "search.safetensors"
     path.write_bytes(b"no safetensors")
     with pytest.raises(OptionError, match="cannot resume from .*search.safetensors.*remove it to start anew"):
         search(Counted(), path)
-    with pytest.raises(OptionError, match="budget in seconds cannot be resumed"):
-        search(Counted(), tmp_path / "other.safetensors", budget=None, seconds=1.0)
+
+
+# ---- the decoder fails: nothing that was found is lost ----
+
+
+class NoMemory(Exception):
+    pass
+
+
+class Fragile(Counted):
+    """Its decoder dies at the `images`-th image that is decoded alone, as those that are handed out are."""
+
+    def __init__(self, images: float, life: float = float("inf")) -> None:
+        super().__init__(life)
+        self.images = images
+
+    def decode(self, x0: Tensor) -> Tensor:
+        self.images -= len(x0) == 1
+        if self.images < 0:
+            raise NoMemory
+        return super().decode(x0)
+
+
+@pytest.mark.parametrize("reward", [NearTarget(), near], ids=["device", "host"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_decoder_left_undone_is_decoded_and_not_searched_again(tmp_path: Path, method: str, reward: Any) -> None:
+    """It dies at the first prompt of the first slots, at a later one, at the last one."""
+    options = {"method": method, "reward": reward, "budget": 40, "steps": 6, "slots": 2, "micro_batch": 4}
+    whole, told = Counted(), list[int]()
+    expected = flowfast.search(whole, PROMPTS, **options)
+    for images in (0, 2, 4):
+        options["checkpoint"], first = tmp_path / f"{images}.safetensors", Fragile(images)
+        for flow in (first, Fragile(0, life=0)):  # it dies there again, without a call of the model
+            with pytest.raises(NoMemory):
+                flowfast.search(flow, PROMPTS, **options)
+        rest = Counted()
+        told.clear()
+        found = flowfast.search(rest, PROMPTS, on_sample=lambda index, sample: told.append(index), **options)
+        assert_same(found, expected)
+        assert [sample.reward_calls for sample in found.samples] == [sample.reward_calls for sample in expected.samples]
+        assert (found.rounds, found.rows_padded) == (expected.rounds, expected.rows_padded)
+        again = 4 if reward is near else 0  # calls of the round of the other group that was under way
+        assert whole.calls <= first.calls + rest.calls <= whole.calls + again
+        assert images in told and (images < 4 or (rest.calls == 0 and told == [4]))
+
+
+def test_a_prompt_that_ended_early_is_still_done_afterwards(tmp_path: Path) -> None:
+    """The host knows it from a report, not from the plan."""
+    options = {"method": "rbf", "lanes": 1, "budget": 200, "steps": 10, "until": -1e9, "reward": NearTarget()}
+    expected = flowfast.search(Counted(), ["bb"], micro_batch=4, **options)
+    assert expected.samples[0].nfe < 200
+    with pytest.raises(NoMemory):
+        flowfast.search(Fragile(0), ["bb"], micro_batch=4, checkpoint=tmp_path / "search.safetensors", **options)
+    flow = Counted()
+    found = flowfast.search(flow, ["bb"], micro_batch=4, checkpoint=tmp_path / "search.safetensors", **options)
+    assert_same(found, expected)
+    assert flow.calls == 0
+
+
+def test_seconds_go_on_as_the_rounds_that_were_planned(tmp_path: Path) -> None:
+    path, options = tmp_path / "search.safetensors", {"method": "svdd", "budget": None, "seconds": 0.1}
+    with pytest.raises(NoMemory):
+        search(Fragile(4), path, **options)
+    with pytest.raises(OptionError, match="with seconds 0.1, this one has 0.2"):
+        search(Counted(), path, **{**options, "seconds": 0.2})
+    flow = Counted(0)
+    found = search(flow, path, **options)
+    assert flow.calls == 0
+    budget = found.config.budget
+    assert budget and found.config.seconds is None and found.overshoot is None
+    assert all(sample.budget_nfe == budget for sample in found.samples)
+    again = flowfast.search(GaussianFlow(), PROMPTS, reward=NearTarget(), config=found.config)
+    assert_same(found, again)
+
+
+def test_the_memory_of_the_model_may_change_on_the_way(tmp_path: Path) -> None:
+    """Out of memory in the decoder: the same search goes on with tiles; another size is another search."""
+    path, options = tmp_path / "search.safetensors", {"method": "svdd", "model_options": {"height": 64}}
+    expected = search(Counted(), None, **options)
+    with pytest.raises(NoMemory):
+        search(Fragile(3), path, **options)
+    with pytest.raises(OptionError, match="with config"):
+        search(Counted(), path, **{**options, "model_options": {"height": 32}})
+    tiles = {"height": 64, "vae_tiling": True, "offload": "model"}
+    assert_same(search(Counted(), path, **{**options, "model_options": tiles}), expected)

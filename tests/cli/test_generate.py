@@ -242,5 +242,44 @@ def test_a_call_that_was_stopped_resumes_to_the_same_files(
         )
 
 
+@pytest.mark.parametrize("amount", [("--budget", "40"), ("--seconds", "0.2")], ids=lambda amount: amount[0])
+def test_what_a_decoder_left_undone_is_decoded_by_resume(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: tuple[str, str]
+) -> None:
+    """The decoder dies at the second prompt's picture: --resume decodes it without a call of the model."""
+    options = ("--reward", "sharpness", "--steps", "5", "--method", "svdd", "--seed", "4", "--micro-batch", "4")
+    decode, velocity, alone = engine.FunctionFlow.decode, engine.FunctionFlow.velocity, [0]
+
+    def dies(self: Any, x0: Any) -> Any:
+        alone[0] += len(x0) == 1
+        if alone[0] == 2:
+            raise RewardError("the decoder is gone")
+        return decode(self, x0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.FunctionFlow, "decode", dies)
+        run("generate", *PROMPTS[:2], *options, *amount, "--out", tmp_path / "out", expect=2)
+    one, other = folders(tmp_path / "out")
+    assert (one / "best.png").exists() and not (other / "best.png").exists()
+    replaying: list[bool] = []
+
+    def only_to_replay(self: Any, *arguments: Any) -> Any:
+        assert replaying, "searched again"
+        return velocity(self, *arguments)
+
+    replay = engine.replay
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.FunctionFlow, "velocity", only_to_replay)
+        patch.setattr(engine, "replay", lambda *arguments: (replaying.append(True), replay(*arguments))[1])
+        run("generate", "--resume", tmp_path / "out")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    run("generate", "--config", other / "config.yaml", "--out", tmp_path / "again")
+    for before, after in zip(folders(tmp_path / "out"), folders(tmp_path / "again"), strict=True):
+        assert {path.name for path in before.iterdir()} == FILES
+        assert (before / "best.png").read_bytes() == (after / "best.png").read_bytes()
+        assert lines_of(before / "candidates.jsonl") == lines_of(after / "candidates.jsonl")
+    assert config["seconds"] is None and not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
 def test_a_folder_without_a_stopped_call_is_named(run: Run, tmp_path: Path) -> None:
     assert "nothing to resume" in run.refused("generate", "--resume", tmp_path)
