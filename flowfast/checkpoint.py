@@ -28,10 +28,14 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Held:
-    """A search between two rounds: the tensors of its state, and what the host knows."""
+    """A search between two rounds: the tensors of its state, on the CPU, and what the host knows."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    clocks: Any = None
+    """Within one process: the clock, the deadline, and seconds spent on finding out how long a round takes."""
+    most_images: int | None = None
+    """Where memory ran out: images that a reward on the host gets at once."""
 
 
 def state_of(engine: Search) -> dict[str, Tensor]:
@@ -42,7 +46,7 @@ def state_of(engine: Search) -> dict[str, Tensor]:
 
 def write(path: Path, held: Held) -> None:
     """Raises OutputError."""
-    host = {name: tensor.detach().cpu().contiguous() for name, tensor in held.tensors.items()}
+    host = {name: tensor.contiguous() for name, tensor in held.tensors.items()}
     write_bytes(path, save(host, metadata={"flowfast": json.dumps({"format": FORMAT, **held.facts})}))
 
 

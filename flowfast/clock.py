@@ -69,5 +69,10 @@ class Deadline:
         self.pace = sum(seconds for seconds, _ in self.recent) / sum(count for _, count in self.recent)
         self.round_seconds = self.pace * batches
 
+    def restart(self) -> None:
+        """Micro-batches have another size from here on: the pace is that of the rounds to come."""
+        self.recent.clear()
+        self.last = now()
+
     def left(self) -> float:
         return self.begun + self.seconds - self.last

@@ -44,6 +44,9 @@ class SearchConfig(BaseModel):
     """Which sample of the same prompt and seed: another repeat, another noise."""
     micro_batch: int | None = None
     """Rows a model call; results are bit-identical at equal micro-batch, threads and machine class."""
+    splits: tuple[tuple[int, int], ...] = ()
+    """(rounds, rows): until the call had run so many rounds a model call had so many rows, then the device ran out of
+    memory; its rerun repeats it. After the last of them, and in a replay, it has `micro_batch` rows."""
     slots: int | None = None
     """Prompts in one batch."""
     cuts: tuple[tuple[int, int, int], ...] = ()

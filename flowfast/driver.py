@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import statistics
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -41,12 +42,14 @@ from flowfast.searcher.plan import Method, Plan
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
+log = logging.getLogger("flowfast.driver")
 _BATCH_SECONDS: MutableMapping[Any, dict[Any, deque[float]]] = WeakKeyDictionary()
 BATCH_CAPS: MutableMapping[Any, int] = WeakKeyDictionary()
 """The micro-batch that fitted into memory, of flows for which the default did not."""
 STATUS = ("", "best", "accepted", "discarded")
 CHECKPOINT_SECONDS = 30.0
 LAG = 2  # rounds that records may be behind the device
+DECIDING, DECODING = ", as it decided on one", ", as a sample was decoded"  # where a smaller micro-batch is no help
 MEMORY_OPTIONS = {"device", "offload", "vae_slicing", "vae_tiling"}
 """Options of a model that a search may be resumed with where it ran out of memory."""
 
@@ -55,6 +58,14 @@ def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
     """The 64-bit key of a request's noise, as a signed integer: it depends on nothing but seed, prompt and repeat."""
     digest = hashlib.blake2b(f"{seed}\0{prompt}\0{repeat}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+class OtherBatch(Exception):
+    """The search goes on with another micro-batch, from what is held (None: from the start)."""
+
+    def __init__(self, config: SearchConfig, held: checkpoints.Held | None):
+        super().__init__(config.micro_batch)
+        self.config, self.held = config, held
 
 
 class Setup:
@@ -67,6 +78,7 @@ class Setup:
         guidance = flow.guidance if config.guidance is None else config.guidance
         finalists = _finalists(flow, config)
         self.config = config.model_copy(update={**path, "guidance": guidance, "finalists": finalists})
+        self.asked_micro_batch = config.micro_batch
         spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, **path)
         self.schedule: Schedule = self.method.schedule(spec)
         self.passes = 1 if self.config.guidance == 1.0 else 2
@@ -136,6 +148,7 @@ class Driver:
         self.decode = flow.decode if self.previews else self.flow.decode
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
         self.checkpoint, self.saved, self.held = checkpoint, clock.now(), held
+        self.most_images = held.most_images if held else None
         self.seconds = held.facts["seconds"] if held else config.seconds
         self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self.latents, self.host_reward = latents, rewards.on_host(scorer)
@@ -152,16 +165,22 @@ class Driver:
         self.clock, self.pool = clock.Clock(self.device), cast(ThreadPoolExecutor | None, None)
         self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search
         self.deadline: clock.Deadline | None = None
+        self.rounds, self.stage = held.facts["counts"]["rounds"] if held else 0, ""
+        if held and held.clocks:
+            self.clock, self.deadline, self.measuring = held.clocks
         self.pace_key: Any = None
         if (config.budget is None) == (config.seconds is None):
             raise OptionError(
                 f"expected a budget in NFE or seconds, got {config.budget} and {config.seconds}: give one"
             )
-        self.budget = self._budget_of(config.seconds, pace_name) if config.seconds is not None else config.budget or 0
+        if config.seconds is None:
+            self.budget = config.budget or 0
+        else:
+            self.budget = held.facts["budget"] if held else self._budget_of(config.seconds, pace_name)
         if self.budget < 1:
             raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
         self.plan = setup.plan(self.budget)
-        if self.deadline is None:
+        if self.deadline is None or held:
             self._choose_sizes(self.plan)
         self.cuts: list[tuple[int, int, int]] = list(config.cuts)
         recorder = recorder_for(self.device, config.cuda_graphs)  # one pool of memory
@@ -169,7 +188,7 @@ class Driver:
         plan, start = self.plan, self.plan.start or [True] * self.plan.chains
         self.limits = [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]
         self.linear_time, self.finished = setup.schedule.linear_time.tolist(), self.groups[0].engine.finished.tolist()
-        self.rows_seen = self.rounds = self.nan_rewards = 0
+        self.rows_seen = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
         self.samples: list[Sample | None] = [None] * len(prompts)
 
@@ -183,7 +202,9 @@ class Driver:
         self.group_count = 2 if self.host_reward and config.overlap and slots > 1 else 1
         self.slots = -(-slots // self.group_count)  # of a group
         fitting = min(32, 1 << (self.slots * max(plan.widths()) - 1).bit_length(), BATCH_CAPS.get(self.original, 32))
-        self.micro_batch = config.micro_batch or fitting
+        self.last_micro_batch = config.micro_batch or fitting
+        split = (rows for rounds, rows in config.splits if self.rounds < rounds)
+        self.micro_batch = next(split, self.last_micro_batch)
 
     def _budget_of(self, seconds: float, pace_name: str | None) -> int:
         """The largest budget whose rounds fit into `seconds` a prompt, by the time that one micro-batch takes."""
@@ -193,7 +214,10 @@ class Driver:
         setup, count = self.setup, len(self.prompts)
         probe = setup.plan(16 * setup.schedule.rows * setup.passes)
         self._choose_sizes(probe)
-        self.deadline = clock.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
+        try:
+            self.deadline = clock.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
+        except torch.OutOfMemoryError as error:
+            raise self._half(error, None) from None
         waves = [self.slots] * (count // self.slots) + [count % self.slots]
 
         def fits(budget: int) -> bool:
@@ -348,9 +372,9 @@ class Driver:
         self.clock.mark()
         engine.lay()
         if group.whole.recorder and not self.host_reward and not group.whole.eager_because:
-            engine.turn()
             with spans.VELOCITY:  # all of the round
                 group.whole.run(engine.padded, partial(self._device_round, group), group.static)
+            engine.turn()
             self.clock.mark("model")
             return
         with spans.BRANCH:
@@ -391,7 +415,9 @@ class Driver:
     def _decide(self, group: Group, found: Tensor) -> None:
         with spans.DECIDE:
             self._note_lanes(group)
+            self.stage = DECIDING
             group.engine.observe(found)
+            self.stage = ""
         self.clock.mark("search")
 
     def _device_round(self, group: Group) -> Tensor:
@@ -399,7 +425,9 @@ class Driver:
         group.engine.branch()
         found = self._device_rewards(group.engine, self._forward(group.engine))
         self._note_lanes(group)
+        self.stage = DECIDING
         group.engine.decide(found)
+        self.stage = ""
         return found
 
     def _forward(self, engine: Search) -> Tensor:
@@ -422,19 +450,23 @@ class Driver:
         scores = group.scores[: len(on)].fill_(-math.inf)
         if len(live):
             with spans.REWARD:
-                scores[live] = self.scorer(images[live], [texts[i] for i in slot[live].tolist()], t[live])
+                for part in live.split(self.most_images or len(live)):
+                    scores[part] = self.scorer(images[part], [texts[i] for i in slot[part].tolist()], t[part])
         return scores
 
     # ---- the whole call ----
 
     @torch.no_grad()
     def run(self, started: float) -> SearchResult:
-        if self.deadline:
+        if self.deadline and not self.held:
             self.deadline.start(started + self.measuring, self.device)
         with ThreadPoolExecutor(1) as pool:
             self.pool = pool if len(self.groups) > 1 else None
             self.waiting = self._resume()
-            self._run_all()
+            try:
+                self._run_all()
+            except torch.OutOfMemoryError as error:
+                raise self._half(error, self._hold_all()) from None
         failed = [prompt for prompt, sample in zip(self.prompts, self.samples, strict=True) if sample is None]
         if failed:
             raise ModelError(
@@ -443,14 +475,14 @@ class Driver:
             )
         seconds = {"total": clock.now() - started - self.measuring, **self.clock.read()}
         config = self.setup.config
-        if self.deadline and self.pace_key:
+        if self.deadline and self.pace_key and not config.splits:
             pace = seconds["total"] * self.micro_batch * self.setup.passes / self.rows_seen
             _BATCH_SECONDS.setdefault(self.original, {}).setdefault(self.pace_key, deque(maxlen=5)).append(pace)
         slots = self.slots * len(self.groups)
         return SearchResult(
             samples=tuple(cast(list[Sample], self.samples)),
             config=config.model_copy(
-                update={"micro_batch": self.micro_batch, "slots": slots, "cuts": tuple(self.cuts)}
+                update={"micro_batch": self.last_micro_batch, "slots": slots, "cuts": tuple(self.cuts)}
             ),
             micro_batch=self.micro_batch,
             rows_padded=self.rows_seen - sum(self.spent),
@@ -473,6 +505,8 @@ class Driver:
                     self._after_round(group)
                     if self.checkpoint and clock.now() - self.saved >= self.checkpoint_seconds:
                         self._save()
+                    if self.rounds in dict(self.setup.config.splits):
+                        raise OtherBatch(self.setup.config, self._hold_all())
                     self._fill_and_start(group)
         if self.checkpoint:
             self._save()
@@ -480,8 +514,8 @@ class Driver:
     def _fill_and_start(self, group: Group) -> None:
         for slot in range(self.slots):
             if self.waiting and slot not in group.index_of:
+                self._admit(group, self.plan, slot, self.waiting[0])
                 group.index_of[slot] = self.waiting.popleft()
-                self._admit(group, self.plan, slot, group.index_of[slot])
         if group.index_of:
             self._start(group)
 
@@ -489,7 +523,7 @@ class Driver:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a search to go on where another one stopped."""
-        latents, apart = self.latents, {"micro_batch", "slots", "budget", "seconds", "cuts"}
+        latents, apart = self.latents, {"micro_batch", "splits", "slots", "budget", "seconds", "cuts"}
         config = json.loads(self.setup.config.model_dump_json(exclude=apart))
         options = config["model_options"].items()
         config["model_options"] = {name: value for name, value in options if name not in MEMORY_OPTIONS}
@@ -497,7 +531,7 @@ class Driver:
             "prompts": [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in self.prompts],
             "config": config,
             "budget": self.budget,
-            "micro_batch": self.micro_batch,
+            "micro_batch": self.last_micro_batch,
             "slots": self.slots * len(self.groups),
             "latents": None if latents is None else hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
             "threads": torch.get_num_threads(),
@@ -522,21 +556,44 @@ class Driver:
         done = {str(i): checkpoints.pack_sample(i, sample, tensors) for i, sample in enumerate(self.samples) if sample}
         counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards", "spent")}
         facts = {**self._identity(), "seconds": self.seconds, "cuts": self.cuts, "waiting": list(self.waiting)}
-        return checkpoints.Held(tensors, {**facts, "groups": groups, "samples": done, "counts": counts})
+        facts |= {"asked_micro_batch": self.setup.asked_micro_batch, "splits": self.setup.config.splits}
+        facts |= {"groups": groups, "samples": done, "counts": counts}
+        tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        return checkpoints.Held(tensors, facts, (self.clock, self.deadline, self.measuring), self.most_images)
+
+    def _half(self, error: torch.OutOfMemoryError, held: checkpoints.Held | None) -> OtherBatch:
+        """The way on with half of the micro-batch that was too much. Raises ModelError where that does not help."""
+        rows = self.micro_batch
+        if self.stage or rows == 1:
+            kept = f"; {self.checkpoint} has what was found, the same call goes on there" if self.checkpoint else ""
+            raise ModelError(
+                f"out of memory with micro-batches of {rows} after {self.rounds} rounds{self.stage}: choose a smaller "
+                f"micro_batch, fewer slots or finalists, or load the model with offload or vae_tiling{kept}"
+            ) from error
+        log.warning("out of memory with micro-batches of %d: trying %d", rows, rows // 2)
+        BATCH_CAPS[self.original] = rows // 2
+        splits = [split for split in self.setup.config.splits if split[0] <= self.rounds]
+        if self.rounds > max((rounds for rounds, _ in splits), default=0):
+            splits.append((self.rounds, rows))
+        config = self.setup.config.model_copy(update={"micro_batch": rows // 2, "splits": tuple(splits)})
+        if self.deadline:
+            self.deadline.restart()
+        return OtherBatch(config, held and replace(held, most_images=rows // 2))
 
     def _resume(self) -> deque[int]:
         """The prompts that wait; where a search was held, goes back to it."""
         if self.held is None:
             return deque(range(len(self.prompts)))
         tensors, facts = self.held.tensors, self.held.facts
-        assert self.checkpoint
-        checkpoints.check_same(self.checkpoint, facts, self._identity())
+        if self.checkpoint and not self.held.clocks:  # of another process
+            checkpoints.check_same(self.checkpoint, facts, self._identity())
         for g, (group, found) in enumerate(zip(self.groups, facts["groups"], strict=True)):
             for slot, index in found["index_of"].items():
                 group.index_of[int(slot)] = index
                 self._admit(group, self.plan, int(slot), index)
             checkpoints.load_into(group.engine, tensors, f"group{g}.")
             group.engine.plans, group.engine.rounds, group.over = found["plans"], found["rounds"], set(found["over"])
+        self.cuts = [(index, rounds, evaluations) for index, rounds, evaluations in facts["cuts"]]
         for index, sample in facts["samples"].items():
             self.samples[int(index)] = checkpoints.unpack_sample(int(index), sample, tensors)
         for name, value in facts["counts"].items():
@@ -564,7 +621,9 @@ class Driver:
         """Decodes what is done and frees its slots."""
         for slot, index in list(group.index_of.items()):
             if group.is_done(slot):
+                self.stage = DECODING
                 sample = self._sample(group, index, group.engine.release(slot))
+                self.stage = ""
                 self._read_reports(group, all_of_them=True)
                 del group.index_of[slot]
                 group.over.discard(slot)

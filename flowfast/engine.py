@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import gc
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +14,10 @@ from torch import Tensor
 from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards
 from flowfast.config import SearchConfig, make_config
-from flowfast.driver import BATCH_CAPS, Driver, Setup, noise_key
+from flowfast.driver import Driver, OtherBatch, Setup, noise_key
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
-log = logging.getLogger("flowfast.engine")
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
 
@@ -118,8 +117,9 @@ def search(
     decoded, and at the end; the same call with it goes on where it was killed and gives the same samples at equal
     micro-batch and threads. What was finished is decoded and not searched again; on_sample is not told again of prompts
     that the file holds as done. A budget in seconds goes on as the rounds that were planned, without the clock.
-    Where the first round runs out of the device's memory, it is tried again with half of the micro-batch, which the
-    result records and later calls with this flow start from.
+    Where a round runs out of the device's memory, the search goes on from before it with half of the micro-batch, which
+    the result records (config.micro_batch, config.splits) and later calls with this flow start from. Nothing that was
+    reported is taken back; the model saw some rows of such a round for nothing, which no budget counts.
     Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
     """
     started = clock.now()
@@ -141,40 +141,28 @@ def search(
         held = checkpoints.read(path)
         setup.config = _as_it_was(setup.config, path, held.facts)
     while True:
-        driver = Driver(
-            flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress, path,
-            checkpoint_seconds, held,
-        )  # fmt: skip
         try:
-            return driver.run(started)
-        except torch.OutOfMemoryError as error:
-            setup.config = _smaller(setup.config, driver, error)
-            BATCH_CAPS[flow] = setup.config.micro_batch or 1
-            del driver  # and its buffers
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            return Driver(
+                flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress, path,
+                checkpoint_seconds, held,
+            ).run(started)  # fmt: skip
+        except OtherBatch as other:
+            setup.config, held = other.config, other.held
+            started = started if held else clock.now()  # nothing but the measuring of a round had begun
+        gc.collect()  # now that no frame of the failed round is left
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _as_it_was(config: SearchConfig, path: Path, facts: dict[str, Any]) -> SearchConfig:
     """The configuration with what the search that was killed had found out: its micro-batch, what seconds became."""
     checkpoints.check_same(path, facts, {"seconds": config.seconds})
-    update: dict[str, Any] = {"micro_batch": facts["micro_batch"]} if config.micro_batch is None else {}
+    update: dict[str, Any] = {}
+    if config.micro_batch in (None, facts["asked_micro_batch"]):
+        update = {"micro_batch": facts["micro_batch"], "splits": tuple(map(tuple, facts["splits"]))}
     if config.seconds is not None:
         update |= {"budget": facts["budget"], "seconds": None, "cuts": tuple(map(tuple, facts["cuts"]))}
     return config.model_copy(update=update)
-
-
-def _smaller(config: SearchConfig, driver: Driver, error: torch.OutOfMemoryError) -> SearchConfig:
-    """Half of the micro-batch that was too much. Raises ModelError where that does not help: rounds that were already
-    reported cannot be taken back."""
-    rows = driver.micro_batch
-    if driver.rounds or rows == 1:
-        raise ModelError(
-            f"out of memory with micro-batches of {rows} after {driver.rounds} rounds: choose a smaller micro_batch, "
-            "fewer slots or top_k, or load the model with offload or vae_tiling"
-        ) from error
-    log.warning("out of memory with micro-batches of %d: trying %d", rows, rows // 2)
-    return config.model_copy(update={"micro_batch": rows // 2})
 
 
 @torch.no_grad()

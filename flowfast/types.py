@@ -155,6 +155,7 @@ class SearchResult:
     samples: tuple[Sample, ...]
     config: Any
     micro_batch: int
+    """Rows of a model call, at the end; where memory ran out on the way, config.splits has the larger ones before."""
     rows_padded: int
     rounds: int
     nan_rewards: int

@@ -15,7 +15,7 @@ from torch import Tensor
 import flowfast
 from flowfast import compiled as compiling
 from flowfast import driver, mail
-from flowfast.errors import ModelError, RewardError
+from flowfast.errors import RewardError
 from flowfast.types import Candidate
 from tests.searcher.toys import METHODS, GaussianFlow, NearTarget, on
 
@@ -252,38 +252,3 @@ def test_compile_is_asked_once_for_velocity_and_decoder(monkeypatch: pytest.Monk
     assert asked == [("velocity", False), ("decode", False)]
     assert found[0].config.compile
     assert_same(found[0], search(flow=flow))
-
-
-# ---- memory ----
-
-
-class Hungry(GaussianFlow):
-    """A model that does not fit more than so many rows."""
-
-    def __init__(self, most: int, after: int = 0) -> None:
-        super().__init__()
-        self.most, self.after = most, after
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        self.after -= 1
-        if len(x_t) > self.most and self.after < 0:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().velocity(x_t, t, cond)
-
-
-def test_out_of_memory_halves_the_micro_batch_and_is_remembered(caplog: pytest.LogCaptureFixture) -> None:
-    flow, options = Hungry(3), {"reward": NearTarget(), "method": "rbf", "budget": 40, "steps": 6}
-    found = flowfast.search(flow, PROMPTS, **options)
-    assert found.micro_batch == found.config.micro_batch == 2
-    assert [record.args for record in caplog.records] == [(16, 8), (8, 4), (4, 2)]
-    assert_same(found, flowfast.search(GaussianFlow(), PROMPTS, micro_batch=2, **options))
-    caplog.clear()
-    assert flowfast.search(flow, PROMPTS, **options).micro_batch == 2 and not caplog.records
-
-
-def test_out_of_memory_that_halving_cannot_help_is_one_clear_error() -> None:
-    options = {"reward": NearTarget(), "method": "rbf", "budget": 40, "steps": 6}
-    with pytest.raises(ModelError, match="micro-batches of 1 after 0 rounds"):
-        flowfast.search(Hungry(0), ["a"], **options)
-    with pytest.raises(ModelError, match="micro-batches of 4 after 5 rounds: choose a smaller micro_batch"):
-        flowfast.search(Hungry(3, after=5), ["a"], micro_batch=4, **options)

@@ -92,6 +92,7 @@ class GenerateFiles:
             whole = {
                 "rows_padded": result.rows_padded,
                 "micro_batch": result.micro_batch,
+                "splits": config.splits,
                 "nan_rewards": result.nan_rewards,
                 "versions": result.versions,
             }

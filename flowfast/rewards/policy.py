@@ -3,6 +3,7 @@
 | it ...                          | then                                                                   |
 |---------------------------------|------------------------------------------------------------------------|
 | raises                          | RewardError with its name, the exception is the cause                  |
+| runs out of memory              | the search tries again with fewer images (engine.search)               |
 | does not answer by the deadline | RewardError with its name and the deadline                             |
 | returns the wrong shape or type | RewardError: what was expected, what came                              |
 | returns NaN                     | that candidate counts as -inf: it never wins (result.nan_rewards)      |
@@ -32,11 +33,11 @@ def guarded(name: str, call: Callable[[], Any], count: int, deadline: float | No
         deadline: seconds the call may take; None: no limit. A call that hangs keeps its (daemon) thread.
 
     Raises:
-        RewardError: see the table above. Other errors of flowfast pass through.
+        RewardError: see the table above. Other errors of flowfast and torch.OutOfMemoryError pass through.
     """
     try:
         answer = call() if deadline is None else _within(name, call, deadline)
-    except FlowfastError:
+    except (FlowfastError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise RewardError(
