@@ -21,6 +21,7 @@ from flowfast.errors import OptionError
 from flowfast.files import write_bytes
 from flowfast.searcher.loop import Search
 from flowfast.searcher.state import State
+from flowfast.searcher.steered import Steered
 from flowfast.types import Ranked, Sample, Winner
 
 FORMAT = 2
@@ -41,6 +42,8 @@ class Held:
 def state_of(engine: Search) -> dict[str, Tensor]:
     """All tensors that a round leaves to the next one, by name; they are the engine's own."""
     state = {f"state.{name}": getattr(engine.state, name) for name in State.__annotations__}
+    if isinstance(engine, Steered):
+        state["grad"] = engine.grad
     return state | {f"method.{name}": buffer for name, buffer in engine.method.named_buffers()}
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from flowfast import engine, ops, rewards
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
+from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
 from flowfast.prompts import prompt_of
 from flowfast.prompts import read_prompts as read_file
@@ -68,7 +69,9 @@ def generate(
     integrator: Annotated[str | None, typer.Option(help="euler-maruyama, exponential, ...")] = None,
     grid: Annotated[str | None, typer.Option(help="Where the steps stand: uniform, paper, ...")] = None,
     tail: Annotated[int | None, typer.Option(help="Noise-free steps that finish a sample.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Scale of classifier-free guidance (1: none), dps:STRENGTH, or both: 3,dps:0.5.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     chains: Annotated[int | None, typer.Option(help="Particles that go on from step to step.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Candidates of a chain evaluated at once.")] = None,
@@ -101,6 +104,9 @@ def generate(
     from flowfast.report.write import check_writable
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
+    if guidance is not None:
+        del given["guidance"]
+        given |= parse_guidance(guidance)
     if resume is not None:
         out, config = resume, resume / CALL
         if not config.exists():
@@ -126,6 +132,7 @@ def generate(
     if profile:
         check_writable(profile.parent)
     flow = engine.load(resolved.model, **resolved.model_options)
+    scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None)
     checkpoint = out / "checkpoint.safetensors"
     if resume is None:
@@ -134,13 +141,14 @@ def generate(
         result = engine.search(
             flow,
             texts,
+            reward=scorer,
             config=resolved,
             on_round=files.on_round,
             on_sample=files.on_sample,
             on_progress=lambda nfe, whole: advance(nfe, whole, f"{resolved.method} (NFE)"),
             checkpoint=checkpoint,
         )
-    scores = files.finish(flow, result)
+    scores = files.finish(flow, result, scorer)
     for path in (out / CALL, checkpoint):
         path.unlink(missing_ok=True)
     found = zip(result.samples, scores, files.folders, strict=True)

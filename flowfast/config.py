@@ -36,6 +36,10 @@ class SearchConfig(BaseModel):
     tail: int | None = None
     shift: float | None = None
     guidance: float | None = None
+    gradient: str | None = None
+    """Gradient guidance, "dps:0.5": the reward's gradient steers every step (flowfast/flow/gradient.py). An evaluation
+    then costs a backward pass on top, which NFE do not count. On CUDA some backward passes add in any order: last bits
+    may differ from run to run."""
     negative_prompt: str = ""
     chains: int | None = None
     lanes: int | None = None

@@ -31,6 +31,7 @@ from flowfast.compiled import PreviewFlow, compiled, preview_of
 from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
 from flowfast.flow import ScheduleSpec
+from flowfast.flow.gradient import parse_gradient
 from flowfast.flow.schedule import Schedule
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
@@ -39,6 +40,7 @@ from flowfast.prompts import Prompt, fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.methods import make_method
 from flowfast.searcher.plan import Method, Plan
+from flowfast.searcher.steered import Steered, frozen
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
@@ -79,7 +81,8 @@ class Setup:
         finalists = _finalists(flow, config)
         self.config = config.model_copy(update={**path, "guidance": guidance, "finalists": finalists})
         self.asked_micro_batch = config.micro_batch
-        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, **path)
+        strength = 0.0 if config.gradient is None else parse_gradient(config.gradient).strength
+        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, strength=strength, **path)
         self.schedule: Schedule = self.method.schedule(spec)
         self.passes = 1 if self.config.guidance == 1.0 else 2
 
@@ -152,6 +155,9 @@ class Driver:
         self.seconds = held.facts["seconds"] if held else config.seconds
         self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self.latents, self.host_reward = latents, rewards.on_host(scorer)
+        self.steered = () if config.gradient is None else (self.flow, scorer)
+        if self.steered:
+            rewards.check_gradient(scorer)
         self.cond = flow.encode(prompts)
         self.null_cond = (
             flow.encode([config.negative_prompt]) if setup.passes == 2 else {k: v[:1] for k, v in self.cond.items()}
@@ -159,7 +165,9 @@ class Driver:
         self.device = next(iter(self.cond.values())).device
         if isinstance(scorer, nn.Module):
             scorer.to(self.device)
-        asked = {} if self.host_reward else scorer.encode(prompts)
+        asked: dict[str, Tensor] = {}
+        if not self.host_reward:
+            asked = rewards.encode_alone(scorer, prompts) if self.steered else scorer.encode(prompts)
         self.reward_cond = {name: value.to(self.device) for name, value in asked.items()}
         self.polls = bool(self.device.type == "cpu" or on_round or on_progress or config.until is not None)
         self.clock, self.pool = clock.Clock(self.device), cast(ThreadPoolExecutor | None, None)
@@ -215,7 +223,8 @@ class Driver:
         probe = setup.plan(16 * setup.schedule.rows * setup.passes)
         self._choose_sizes(probe)
         try:
-            self.deadline = clock.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
+            with frozen(*self.steered):
+                self.deadline = clock.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
         except torch.OutOfMemoryError as error:
             raise self._half(error, None) from None
         waves = [self.slots] * (count // self.slots) + [count % self.slots]
@@ -245,6 +254,7 @@ class Driver:
         """Micro-batches of `prompts` prompts that go in step."""
         return sum(-(-prompts * width // self.micro_batch) for width in widths)
 
+    @torch.no_grad()
     def _batch_seconds(self, plan: Plan, pace_name: str | None) -> float:
         """Seconds of one micro-batch with all that goes with it: of the last such searches in this process, else of
         a few rounds."""
@@ -304,9 +314,10 @@ class Driver:
 
     def _group(self, plan: Plan, recorder: Recorder | None = None) -> Group:
         config, setup = self.setup.config, self.setup
-        engine = Search(
+        kind, reward = (Steered, rewards.graded(self.scorer)) if self.steered else (Search, self.scorer)
+        engine = kind(
             self.flow,
-            nn.Identity() if self.host_reward else self.scorer,
+            nn.Identity() if self.host_reward else reward,
             setup.method.module(plan, self.slots),
             setup.schedule,
             slots=self.slots,
@@ -460,7 +471,7 @@ class Driver:
     def run(self, started: float) -> SearchResult:
         if self.deadline and not self.held:
             self.deadline.start(started + self.measuring, self.device)
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, frozen(*self.steered):
             self.pool = pool if len(self.groups) > 1 else None
             self.waiting = self._resume()
             try:

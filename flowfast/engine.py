@@ -16,6 +16,7 @@ from flowfast import clock, rewards
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import Driver, OtherBatch, Setup, noise_key
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
+from flowfast.searcher.steered import evaluate, frozen
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
@@ -167,42 +168,58 @@ def _as_it_was(config: SearchConfig, path: Path, facts: dict[str, Any]) -> Searc
 
 @torch.no_grad()
 def replay(
-    flow: Flow, sample: Sample, config: SearchConfig, latents: Tensor | None = None
+    flow: Flow, sample: Sample, config: SearchConfig, latents: Tensor | None = None, reward: Any = None
 ) -> list[tuple[float, Tensor]]:
     """Walks a winner's path again from its addresses alone: (linear t, image (3, H, W)) of every posterior mean on
     the way.
 
     The last one is bit-identical to sample.image at equal micro-batch, threads and machine class. latents (*shape):
-    the initial noise, where it was given.
+    the initial noise, where it was given. reward: the one that steered (`gradient`); default: the configuration's.
     """
     setup = Setup(flow, config)
     M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
-    cond = {k: v.expand(M, *v.shape[1:]).contiguous() for k, v in flow.encode([sample.prompt]).items()}
-    device = next(iter(cond.values())).device
-    null = (
-        {k: v.expand(M, *v.shape[1:]).contiguous() for k, v in flow.encode([config.negative_prompt]).items()}
-        if setup.passes == 2
-        else {}
-    )
-    x, u, x0 = (torch.zeros(M, math.prod(flow.shape), device=device) for _ in range(3))
+    conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: setup.passes]]
+    device = next(iter(conds[0].values())).device
+    guidance = torch.full((M,), float(config.guidance or 1.0), device=device) if setup.passes == 2 else None
+    x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), device=device) for _ in range(4))
     table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []
-    for chain, row, candidate in winner.path:
-        rows = torch.full((M,), row, device=device)
-        if row == 0 and latents is not None:
-            x.copy_(latents.reshape(1, -1).expand_as(x))
-        else:
-            address = (torch.full((M,), value, device=device) for value in (winner.key, candidate, chain))
-            torch.ops.flowfast.branch_step(x, u, parent, rows, *address, table, x)
-        t = time[rows]
-        velocity = flow.velocity(x.view(shape), t, cond).reshape(M, -1)
-        uncond = flow.velocity(x.view(shape), t, null).reshape(M, -1) if setup.passes == 2 else None
-        guidance = torch.full((M,), float(config.guidance or 1.0), device=device) if setup.passes == 2 else None
-        torch.ops.flowfast.posterior_mean(x, velocity, uncond, guidance, rows, table, u, x0)
-        image = flow.decode(x0[:1].view([1, *flow.shape]))[0].float().cpu().clone()  # decode may hand back x0 itself
-        pictures.append((float(schedule.linear_time[row]), image))
+    scorer = None if config.gradient is None else rewards.load(reward or config.reward, flow)
+    with frozen(flow, scorer):
+        asked = {} if scorer is None else _rows(_asked(scorer, sample.prompt, device), M)
+        for chain, row, candidate in winner.path:
+            rows = torch.full((M,), row, device=device)
+            if row == 0 and latents is not None:
+                x.copy_(latents.reshape(1, -1).expand_as(x))
+            else:
+                address = (torch.full((M,), value, device=device) for value in (winner.key, candidate, chain))
+                torch.ops.flowfast.branch_step(x, u, parent, rows, *address, table, x, None, grad)
+            t, linear_t = time[rows], schedule.linear_time[row].float().expand(M).to(device)
+            if scorer is not None:
+                point = (x.view(shape), t, linear_t, conds, asked, guidance, rows, table)
+                grad = evaluate(flow, rewards.graded(scorer), *point, u, x0).grad
+            else:
+                velocity, *null = (flow.velocity(x.view(shape), t, cond).reshape(M, -1) for cond in conds)
+                uncond = null[0] if null else None
+                torch.ops.flowfast.posterior_mean(x, velocity, uncond, guidance, rows, table, u, x0)
+            image = (
+                flow.decode(x0[:1].view([1, *flow.shape]))[0].float().cpu().clone()
+            )  # decode may hand back x0 itself
+            pictures.append((float(schedule.linear_time[row]), image))
     return pictures
+
+
+def _rows(cond: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """One prompt's conditions, `count` times."""
+    return {name: value.expand(count, *value.shape[1:]).contiguous() for name, value in cond.items()}
+
+
+def _asked(reward: Any, prompt: str, device: torch.device) -> dict[str, Tensor]:
+    """What a reward that steers knows of one prompt."""
+    rewards.check_gradient(reward)
+    reward.to(device)
+    return {name: value.to(device) for name, value in reward.encode([prompt]).items()}
 
 
 __all__ = ["FlowfastError", "Setup", "flow_from", "load", "noise_key", "replay", "search"]

@@ -28,6 +28,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from flowfast.ops import _backend
 
+torch.utils.rename_privateuse1_backend("privateuseone")  # its own name: now autograd takes it for an accelerator
 _setup_privateuseone_for_python_backend()
 DEVICE = torch.device("privateuseone", 0)
 TO_NUMBER = {"_local_scalar_dense", "is_nonzero", "equal"}
@@ -72,6 +73,7 @@ class FakeDevice(TorchDispatchMode):
         super().__init__()
         self.fused = fused
         self.lifted: list[bool] = []
+        self.backward: list[Any] = []
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
@@ -79,11 +81,13 @@ class FakeDevice(TorchDispatchMode):
     def __enter__(self) -> FakeDevice:
         self.lifted.append(torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)  # shows the copy inside torch.tensor(list, device=...)
+        self.backward.append(torch.autograd.set_multithreading_enabled(False))  # backward passes stay in this thread
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         torch._C._set_only_lift_cpu_tensors(self.lifted.pop())
+        self.backward.pop().__exit__(*error)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -59,6 +59,14 @@ def test_a_killed_search_goes_on_to_the_identical_result(tmp_path: Path, method:
     assert flow.calls <= (1 - share) * whole.calls + 8  # the rest, and the rounds that were under way
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_steered_search_goes_on_with_its_parents_gradients(tmp_path: Path, method: str) -> None:
+    path, whole, options = tmp_path / "search.safetensors", Counted(), {"method": method, "gradient": "dps:0.5"}
+    expected = search(whole, None, **options)
+    killed(path, whole.calls // 2, **options)
+    assert_same(search(Counted(), path, **options), expected)
+
+
 def test_killed_again_and_again(tmp_path: Path) -> None:
     path, expected = tmp_path / "search.safetensors", search(Counted(), None, method="smc")
     for _ in range(100):

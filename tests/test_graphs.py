@@ -91,6 +91,16 @@ def test_a_captured_search_gives_the_same_bits(recorder: CpuRecorder, method: st
         assert torch.equal(one.latent, other.latent)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_captured_steered_search_gives_the_same_bits(recorder: CpuRecorder, method: str) -> None:
+    """Forward and backward pass are in one graph."""
+    plain, captured = (search(method, gradient="dps:0.5", cuda_graphs=wanted) for wanted in (False, True))
+    assert 0 < recorder.captures < recorder.replays
+    for one, other in zip(plain.samples, captured.samples, strict=True):
+        assert (one.winner, one.nfe, one.reward) == (other.winner, other.nfe, other.reward)
+        assert torch.equal(one.latent, other.latent)
+
+
 def test_host_rewards_are_not_captured(recorder: CpuRecorder) -> None:
     calls = []
 

@@ -36,9 +36,9 @@ MAY_IMPORT = {
     "mail": set(),
     "presets": {"config", "flow", "searcher"},
     "driver": {"checkpoint", "clock", "compiled", "config", "graphs", "mail", "presets", "flow", "searcher", "rewards"},
-    "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards"},
+    "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
-    "cli": {"engine", "config", "presets", "report", "models", "rewards", "searcher", "ops"},
+    "cli": {"engine", "config", "flow", "presets", "report", "models", "rewards", "searcher", "ops"},
 }
 HUGGING_FACE = {"diffusers", "transformers"}
 ON_DEMAND = {Path("models/diffusers/scheduler.py")}  # derives from diffusers' classes; imported when it is asked for

@@ -68,7 +68,7 @@ def _times(grid: str, steps: int | None, *, path: Interpolant, model: Interpolan
         return [highest * math.sqrt(1.0 - (i / count) ** 2) for i in range(count)]
     if name in ("shift", "ratio"):
         ratio = _shift_ratio(grid, name, numbers, shift)
-        fractions = [ratio * f / (1.0 + (ratio - 1.0) * f) for f in fractions]
+        fractions = [ratio * f / (ratio * f + (1.0 - f)) for f in fractions]  # exactly 1 at f = 1
     elif name == "window":
         fractions = _window(grid, count, *numbers)
     top = path.linear_time(highest)

@@ -265,6 +265,17 @@ class Point:
         """Gradient of the log density of x_bar, in the path's coordinates."""
         return _combine(0.0, self.x0_hat, -1.0 / self.path.sigma_t(self.s), self.eps_hat)
 
+    @property
+    def velocity_of_score(self) -> float:
+        """du/dscore = alpha' sigma^2 / alpha - sigma' sigma at a given x, in the model's coordinates; -t / (1 - t) on
+        the linear path.
+
+        A score that is larger by d moves eps_hat by -sigma d and so x0_hat by (sigma^2 / alpha) d. 0 at alpha = 0, for
+        there x0_hat does not depend on x, and no gradient through it says anything; from alpha = 1e-6 on float32 can
+        tell the dependence from rounding.
+        """
+        return self.sigma_t * self._determinant / self.alpha_t if self.alpha_t > 1e-6 else 0.0
+
 
 def _combine(a: float, first: Pair, b: float, second: Pair) -> Pair:
     return a * first[0] + b * second[0], a * first[1] + b * second[1]

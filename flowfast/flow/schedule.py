@@ -5,6 +5,9 @@
 Row 0 is the initial noise (A = B = 0): its C is sqrt(alpha^2 + sigma^2) at the first time, the standard deviation
 there of data with unit variance; on any path that is N(0, alpha_bar^2 + sigma_bar^2), so 1 wherever a path is walked
 from noise. A sample is x0_hat at an evaluation with linear-equivalent t <= t_finish; no unevaluated last step exists.
+
+Gradient guidance adds strength x grad to the score at the `from` point. The step is affine in u, so it becomes exactly
+x' + G grad with G = strength B du/dscore; u itself stays the model's own.
 """
 
 from __future__ import annotations
@@ -33,9 +36,9 @@ class Schedule:
     """T transitions, float64, on the CPU.
 
     table (T, 8): columns A, B, C, G, D, E, D_from, E_from; D, E at the `to` time, D_from, E_from at the `from` time
-    (0 in row 0). G is 0: gradient guidance has its own method. time, time_from (T,): model times. linear_time (T,):
-    sigma / (alpha + sigma) at the `to` time. searchable (T,) bool: C != 0, children of one parent differ, row 0
-    included. finished (T,) bool: linear_time <= t_finish.
+    (0 in row 0). G is 0 without gradient guidance. time, time_from (T,): model times. linear_time (T,): sigma / (alpha
+    + sigma) at the `to` time. searchable (T,) bool: C != 0, children of one parent differ, row 0 included. finished
+    (T,) bool: linear_time <= t_finish.
     """
 
     table: Tensor
@@ -56,7 +59,10 @@ class Schedule:
             if column.shape != (rows,):
                 raise OptionError(f"a schedule's {name} must be ({rows},), got {tuple(column.shape)}")
         if not bool(torch.isfinite(self.table.float()).all()):
-            raise OptionError("the schedule's coefficients overflow float32; lower the diffusion coefficient's norm")
+            raise OptionError(
+                "the schedule's coefficients overflow float32; lower the diffusion coefficient's norm, or the strength "
+                "of gradient guidance"
+            )
         if bool(self.table[0, :2].any()) or not bool(self.searchable[0]):
             raise OptionError("row 0 of a schedule must be the initial noise: A = B = 0 and C != 0")
 
@@ -74,7 +80,7 @@ class ScheduleSpec:
     model_interpolant: the path the model was trained on; interpolant: the path that is walked; diffusion: g, None for
     the integrator's default; steps: evaluations of the grid (None: 10, or the number of explicit times); tail: rows
     of the noise-free tail (None: as many as needed for steps of at most 0.12 in linear t); t_finish: linear t in [1e-4,
-    1]; shift: mu of the model's own shift, for grid "shift".
+    1]; shift: mu of the model's own shift, for grid "shift"; strength: of gradient guidance, 0 for none.
     """
 
     model_interpolant: str = "linear"
@@ -86,6 +92,7 @@ class ScheduleSpec:
     tail: int | None = None
     t_finish: float = 0.1
     shift: float | None = None
+    strength: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1e-4 <= self.t_finish <= 1.0:
@@ -213,7 +220,8 @@ def _assemble(spec: ScheduleSpec, points: Sequence[Point], steps: Sequence[Step]
     for row, (step, start, end) in enumerate(zip(steps, starts, points, strict=True)):
         noise = step.c if step.c > _INVISIBLE * end.sigma_t else 0.0
         before = start.x0_hat if row else (0.0, 0.0)
-        table.append((step.a, step.b, noise, 0.0, *end.x0_hat, *before))
+        gradient = spec.strength * step.b * start.velocity_of_score if row else 0.0
+        table.append((step.a, step.b, noise, gradient, *end.x0_hat, *before))
     tensor = torch.tensor(table, dtype=torch.float64)
     linear_time = torch.tensor([point.linear_time for point in points], dtype=torch.float64)
     return Schedule(

@@ -83,8 +83,10 @@ class GenerateFiles:
                 write_video(path.with_suffix(".mp4"), ranked.image, self.fps)
         self._write_result(index, sample, {})
 
-    def finish(self, flow: Flow, result: SearchResult) -> list[float | None]:
-        """What only the whole call knows: costs, versions, the picture of the search. Returns the held-out scores."""
+    def finish(self, flow: Flow, result: SearchResult, reward: Any) -> list[float | None]:
+        """What only the whole call knows: costs, versions, the picture of the search. Returns the held-out scores.
+
+        reward: as it was loaded for the search."""
         scores: list[float | None] = []
         config: SearchConfig = result.config
         for index, sample in enumerate(result.samples):
@@ -104,7 +106,7 @@ class GenerateFiles:
             write_yaml(folder / "config.yaml", {"prompts": self.entries, **resolved.model_dump()})
             if self.resumed and index not in self._lines:  # it was done before
                 self.candidates[index] = self._earlier(index, math.inf)
-            path = engine.replay(flow, sample, config)
+            path = engine.replay(flow, sample, config, reward=reward)
             picture = search_picture(sample, path, self.candidates[index], scores[-1])
             write_bytes(folder / "search.png", picture)
         return scores

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from flowfast.errors import OptionError, RewardError
@@ -30,6 +31,9 @@ NAMES = {
     "vqascore": "vqa_score",
 }
 """Name: module of this package with ONE_LINE, what `flowfast rewards` prints, and load() or load(argument | None)."""
+
+DIFFERENTIABLE = ("scenes", "sharpness", "aesthetic", "clipscore", "pickscore", "vqascore")
+"""Those of NAMES that have a gradient where they run on the device."""
 
 
 def available() -> dict[str, str]:
@@ -75,9 +79,37 @@ def on_host(reward: Any) -> bool:
     return isinstance(reward, CallableReward)
 
 
+def check_gradient(reward: Any) -> None:
+    """Raises OptionError unless the reward can steer a search by its gradient."""
+    if on_host(reward) or not getattr(reward, "differentiable", False):
+        lacks = "runs on the host" if on_host(reward) else "is not declared differentiable"
+        raise OptionError(
+            f"gradient guidance needs a differentiable reward, but {name_of(reward)!r} {lacks}: take one of "
+            f"{', '.join(DIFFERENTIABLE)}, a sum of these, frames: of one, or a module of your own (docs/design.md)"
+        )
+
+
+def encode_alone(reward: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Conditions of a device-side reward, each prompt's to the bit what they are alone, so that a replay can follow the
+    gradient; together where they have different lengths."""
+    rows = [reward.encode([prompt]) for prompt in prompts]
+    if any(row[name].shape != value.shape for row in rows for name, value in rows[0].items()):
+        return dict(reward.encode(list(prompts)))
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
 def score(reward: Any, call: Callable[[], Any], count: int) -> Tensor:
     """Scores (count,) of a device-side reward, `call`, under the policy; reads no values, so the host does not wait."""
-    return guarded(str(getattr(reward, "name", type(reward).__name__)), call, count)
+    return guarded(name_of(reward), call, count)
+
+
+def graded(reward: Any) -> Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]:
+    """A device-side reward under the policy, for a search that takes its gradient: scores keep their graph."""
+    return lambda images, t, cond: score(reward, lambda: reward(images, t, cond), images.shape[0])
+
+
+def name_of(reward: Any) -> str:
+    return str(getattr(reward, "name", type(reward).__name__))
 
 
 class Term(NamedTuple):

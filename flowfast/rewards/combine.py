@@ -149,7 +149,7 @@ def all_scores(
             answer = guarded(_name_of(member), partial(member, images, t, cond), len(prompts), deadline)
         else:
             answer = member(images, prompts, t)
-        rows.append(answer.cpu())
+        rows.append(answer.detach().cpu())
     return torch.stack(rows)
 
 

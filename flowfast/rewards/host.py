@@ -44,4 +44,5 @@ class CallableReward:
             RewardError: by the policy of flowfast/rewards/policy.py.
         """
         host = images.detach().float().cpu()
-        return guarded(self.name, lambda: self.function(host, list(prompts)), len(prompts), self.deadline).cpu()
+        scores = guarded(self.name, lambda: self.function(host, list(prompts)), len(prompts), self.deadline)
+        return scores.detach().cpu()

@@ -7,6 +7,7 @@
 | does not answer by the deadline | RewardError with its name and the deadline                             |
 | returns the wrong shape or type | RewardError: what was expected, what came                              |
 | returns NaN                     | that candidate counts as -inf: it never wins (result.nan_rewards)      |
+| runs out of memory              | as where the model does: in the first round a smaller micro-batch      |
 
 Results that were handed out before stay: a failing reward ends the search, not what is on disk.
 """
@@ -72,7 +73,7 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
             f"reward {name!r}: expected shape ({count},), one score an image, got {tuple(answer.shape)}; "
             "return one number for each image of the batch"
         )
-    return answer.detach().to(torch.float32)
+    return answer.to(torch.float32)
 
 
 def _within(name: str, call: Callable[[], Any], deadline: float) -> Any:

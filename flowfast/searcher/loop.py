@@ -268,6 +268,10 @@ class Search(nn.Module):
     @torch.jit.export
     def branch(self) -> None:
         """Children of the parents, one fused gather + step + noise; live lanes come first."""
+        self.step(None)
+
+    def step(self, grad: Optional[Tensor]) -> None:
+        """grad (N, n): gradients of the lanes' parents, where they are steered (searcher/steered.py)."""
         s = self.state
         torch.ops.flowfast.branch_step(
             s.x,
@@ -280,7 +284,7 @@ class Search(nn.Module):
             self.table,
             self.x_lane,
             None,
-            None,
+            grad,
         )
 
     @torch.jit.export
@@ -336,6 +340,14 @@ class Search(nn.Module):
 
     @torch.jit.export
     def decide(self, rewards: Tensor) -> None:
+        self.settle(rewards)
+        if self.method.regroups:
+            self.regroup(torch.logical_and(self.advance >= 1, self.advance <= 2))
+
+    # ---- parts of a round ----
+
+    def settle(self, rewards: Tensor) -> None:
+        """All that is decided of each chain by itself."""
         s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
         if self.method.draws:
             n = rewards.size(0)
@@ -385,10 +397,6 @@ class Search(nn.Module):
             self.passes,
             self.next_width,
         )
-        if self.method.regroups:
-            self.regroup(torch.logical_and(self.advance >= 1, self.advance <= 2))
-
-    # ---- parts of a round ----
 
     def take(self, cond: dict[str, Tensor], slot: Tensor) -> dict[str, Tensor]:
         """Conditions of the lanes of a micro-batch, whose slots are slot (M,)."""
@@ -436,7 +444,7 @@ class Search(nn.Module):
             -1,
         )
         rows = torch.where(rows >= 0, rows, 2 * self.chain_index.unsqueeze(1) + self.side.unsqueeze(0))
-        torch.ops.flowfast.gather_ancestors_(s.x, s.u, rows.flatten())
+        self.gather(rows.flatten())
         for tensor in (
             s.row,
             s.quota,
@@ -450,3 +458,7 @@ class Search(nn.Module):
         ):
             tensor.copy_(tensor.index_select(0, chain))
         s.alive.logical_and_(torch.logical_not(s.stopped))
+
+    def gather(self, rows: Tensor) -> None:
+        """rows (2 B,): the row of the store that each row goes on from."""
+        torch.ops.flowfast.gather_ancestors_(self.state.x, self.state.u, rows)

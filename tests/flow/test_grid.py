@@ -101,3 +101,9 @@ def test_every_grid_falls_strictly_inside_what_both_reach(model: str, path: str,
 def test_refusals(grid: str, steps: int | None, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         times(grid, steps)
+
+
+@pytest.mark.parametrize("mu", [-2.375, -0.7, 0.3, 1.15])
+def test_a_shifted_grid_starts_at_exactly_one(mu: float) -> None:
+    """Written R f / (1 + (R - 1) f) it started at 1.0000000000000002 for some mu, where alpha is below 0."""
+    assert times(f"shift:{mu}")[0] == 1.0

@@ -4,7 +4,7 @@ the tail, search over paths."""
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from flowfast.flow import (
     DIFFUSIONS,
     GRIDS,
     INTERPOLANTS,
+    Interpolant,
     Schedule,
     ScheduleSpec,
     build_schedule,
@@ -30,7 +31,7 @@ from flowfast.flow import (
 )
 from tests.flow import textbook
 from tests.flow.textbook import Converted
-from tests.problems import two_dimensions, two_modes
+from tests.problems import GaussianMixture, two_dimensions, two_modes
 
 PATHS = ["linear", "vp", "trigonometric", "linear-vp", "polynomial:2"]
 SETTINGS = [(name, g) for name in ("euler-maruyama", "exponential") for g in DIFFUSIONS] + [
@@ -114,6 +115,58 @@ def test_table_is_the_textbook_in_other_coordinates(
         if row:
             assert torch.equal(schedule.table[row, 6:8], schedule.table[row - 1, 4:6])
             assert float(schedule.time_from[row]) == float(schedule.time[row - 1])
+
+
+class Guided(GaussianMixture):
+    """The mixture with the score shifted by sin(x), put through x_t = alpha x0_hat + sigma eps_hat by hand."""
+
+    def velocity(self, x: Tensor, t: float | Tensor, path: Interpolant) -> Tensor:
+        assert isinstance(t, float)
+        alpha, sigma = path.alpha_t(t), path.sigma_t(t)
+        if not alpha:  # x is noise alone: nothing can steer it
+            return super().velocity(x, t, path)
+        score = self.score(x, t, path) + 0.7 * torch.sin(x)
+        eps_hat = -sigma * score
+        return path.d_alpha_t(t) * (x - sigma * eps_hat) / alpha + path.d_sigma_t(t) * eps_hat
+
+
+@pytest.mark.parametrize("model", ["linear", "vp", "trigonometric"])
+@pytest.mark.parametrize(("path", "integrator", "diffusion"), combinations())
+def test_the_column_g_is_the_guided_score_in_every_step(
+    model: str, path: str, integrator: str, diffusion: str | None
+) -> None:
+    """One step of the table with G against the textbook's step with the guided velocity, for each row. sin(x) stands
+    for the gradient in the model's coordinates."""
+    spec = ScheduleSpec(
+        model_interpolant=model, interpolant=path, integrator=integrator, diffusion=diffusion, steps=5, tail=0,
+        strength=0.7,
+    )  # fmt: skip
+    a, b = parse_interpolant(model), parse_interpolant(path)
+    times = grid_times("uniform", 5, path=b, model=a)
+    table = build_schedule(spec).table
+    plain, generator = two_dimensions(), torch.Generator().manual_seed(0)
+    guided = Guided(plain.weights, plain.means, plain.stds)
+    x, z = (torch.randn(20, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    for row in range(1, 5):
+        start, end = (Converted(guided, a, b, times[k]) for k in (row - 1, row))
+        c_a, c_b, c_c, c_g = table[row, :4].tolist()
+        found = c_a * x + c_b * plain.velocity(x, start.t, a) + c_c * z + c_g * torch.sin(x)
+        expected = textbook_step(start, end, start.c * x, z, integrator, diffusion, times[1]) / end.c
+        tolerance = 1e-5 if integrator == "exponential" or diffusion == "exp" else 1e-9
+        assert float((found - expected).abs().max()) < tolerance * max(1.0, float(expected.abs().max()))
+        assert (c_g == 0) == (a.alpha_t(start.t) == 0 or c_b == 0)
+    assert build_schedule(replace(spec, strength=0.0)).table[:, :3].equal(table[:, :3])
+    assert not bool(build_schedule(replace(spec, strength=0.0)).table[:, 3].any())
+
+
+def test_search_over_paths_is_steered_on_its_way_down_only() -> None:
+    """Up in t the forward process adds noise to x: no score is in it."""
+    spec = ScheduleSpec(strength=2.0)
+    schedule, start, _ = search_over_paths_schedule(spec, t_start=0.5, forward=0.2, backward=0.3)
+    up = schedule.time > schedule.time_from
+    assert int(up.sum()) > 1 and not bool(schedule.table[up, 3].any())
+    down = ~up & (schedule.time_from < 1)
+    assert bool((schedule.table[down, 3] > 0).all()), "t falls: B < 0, and so is du/dscore"
 
 
 def converted_law(path: str, name: str, times: list[float], x: Tensor, sign: float = 1.0) -> Tensor:
@@ -404,6 +457,7 @@ VALID = st.fixed_dictionaries(
         "tail": st.none() | st.integers(0, 5),
         "t_finish": st.floats(1e-4, 1.0),
         "shift": st.floats(-3.0, 3.0),
+        "strength": st.floats(-10.0, 10.0),
     }
 )
 ANYTHING = st.fixed_dictionaries(
@@ -417,6 +471,7 @@ ANYTHING = st.fixed_dictionaries(
         "tail": st.integers(),
         "t_finish": NUMBER,
         "shift": st.none() | NUMBER,
+        "strength": NUMBER,
     }
 )
 

@@ -144,6 +144,53 @@ def test_search_runs_with_a_few_methods(flow: Any, case: Case) -> None:
         assert result.samples[0].image.shape[-3:] == (3, case.size["height"], case.size["width"])
 
 
+@pytest.fixture
+def float64(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The pipeline in float64, so that differences tell the truth but for what it computes in float32 itself."""
+    parts = [
+        part for name in ("transformer", "transformer_2", "vae") if (part := getattr(pipe, name, None)) is not None
+    ]
+    for part in parts:
+        part.double()
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    yield
+    monkeypatch.undo()
+    for part in parts:
+        part.float()
+
+
+@pytest.mark.parametrize("part", ["velocity", "decode"])
+def test_its_gradient_is_finite_differences(flow: Any, latents: Tensor, float64: None, part: str) -> None:
+    """No family cuts the graph. Of the steps one must fit: clamps want a small one, parts in float32 a large one."""
+    cond = {
+        name: value.double() if value.is_floating_point() else value for name, value in flow.encode(PROMPTS).items()
+    }
+    t = torch.tensor([0.7, 0.4], dtype=torch.float64)
+    function = (lambda x: flow.velocity(x, t, cond)) if part == "velocity" else flow.decode
+    x, generator = latents.double().requires_grad_(), torch.Generator().manual_seed(4)
+    out = function(x)
+    weight, direction = (torch.randn(like.shape, generator=generator) for like in (out, x))
+    (gradient,) = torch.autograd.grad((out * weight).sum(), x)
+    slope, errors = float((gradient * direction).sum()), []
+    with torch.no_grad():
+        for step in (1e-3, 1e-4, 1e-5, 1e-6):
+            ends = [float((function(x + sign * step * direction) * weight).sum()) for sign in (1, -1)]
+            errors.append(abs((ends[0] - ends[1]) / (2 * step) - slope))
+    assert min(errors) < 1e-2 * float(gradient.norm()), (slope, errors)
+
+
+def test_a_steered_search_runs_and_leaves_the_parameters_alone(flow: Any) -> None:
+    reward = "frames:sharpness" if hasattr(flow, "frames") else "sharpness"
+    before = [parameter.requires_grad for parameter in flow.parameters()]
+    result = flowfast.search(
+        flow, PROMPTS[:1], reward=reward, method="rbf", budget=24 if flow.guidance == 1.0 else 48, gradient="dps:0.1"
+    )
+    path = flowfast.replay(flow, result.samples[0], result.config, reward=reward)
+    torch.testing.assert_close(path[-1][1], result.samples[0].image, rtol=0, atol=1e-5)  # the last bits of two families
+    assert any(before) and [parameter.requires_grad for parameter in flow.parameters()] == before
+    assert all(parameter.grad is None for parameter in flow.parameters())
+
+
 def test_a_prompt_is_encoded_once_and_alone(flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its conditions have the same bits whatever stands beside it; the oldest of many texts are let go."""
     asked: list[str] = []

@@ -13,6 +13,7 @@ from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
 from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
+from flowfast.searcher.steered import Steered
 
 CPU = torch.device("cpu")
 SPEC = ScheduleSpec(steps=6, integrator="coefficient-preserving:0.5")
@@ -203,7 +204,7 @@ def build(
     if schedule is not None:
         setup.schedule = schedule
     schedule, plan = setup.schedule, setup.plan(setup.config.budget or 0)
-    engine: Any = Search(
+    engine: Any = (Steered if setup.config.gradient else Search)(
         flow,
         reward,
         module(plan, slots) if module else setup.method.module(plan, slots),

@@ -8,7 +8,8 @@ family translates to its own sign, scale of time and storage type. Conditions ha
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -112,6 +113,11 @@ class DiffusersFlow:
         for text in list(self._encoded)[:-KEPT_TEXTS]:
             del self._encoded[text]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Those of the modules that a gradient of the reward passes through (flowfast/searcher/steered.py)."""
+        parts = (getattr(self.pipe, name, None) for name in ("transformer", "transformer_2", "vae"))
+        return chain.from_iterable(part.parameters() for part in parts if part is not None)
 
     @property
     def device(self) -> torch.device:
