@@ -13,13 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "flowfast"
 
-LEAVES = {"errors", "files", "memory", "prompts", "spans", "types", "version"}  # everyone may import these
+LEAVES = {"errors", "files", "memory", "prompts", "seal", "spans", "types", "version"}  # everyone may import these
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "checkpoint": {"searcher"},
     "memory": set(),
     "prompts": set(),
+    "seal": set(),
     "spans": set(),
     "types": set(),
     "version": {"ops"},
