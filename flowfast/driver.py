@@ -41,7 +41,7 @@ from flowfast.searcher.loop import Search
 from flowfast.searcher.methods import make_method
 from flowfast.searcher.plan import Method, Plan
 from flowfast.searcher.steered import Steered, frozen
-from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
+from flowfast.types import Candidate, Conditions, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
 log = logging.getLogger("flowfast.driver")
@@ -88,6 +88,37 @@ class Setup:
 
     def plan(self, budget: int) -> Plan:
         return self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
+
+    def engine(
+        self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
+        reward_cond: Conditions, device: torch.device,
+    ) -> Search:  # fmt: skip
+        """A batch of slots. cond, reward_cond: of one prompt."""
+        kind = Search if self.config.gradient is None else Steered
+        return kind(
+            flow,
+            reward,
+            self.method.module(plan, slots),
+            self.schedule,
+            slots=slots,
+            chains=plan.chains,
+            lanes=plan.lanes,
+            passes=self.passes,
+            micro_batch=micro_batch,
+            accept=torch.tensor(plan.accept),
+            margin=plan.margin,
+            carry=plan.carry,
+            finished=torch.tensor(plan.finished) if plan.finished else self.schedule.finished,
+            cond=cond,
+            reward_cond=reward_cond,
+            top=self.config.finalists or self.config.top_k,
+            device=device,
+        ).to(device)
+
+
+def fitting_rows(slots: int, plan: Plan) -> int:
+    """Rows of a micro-batch: as many as a round of all slots fills, at most 32."""
+    return min(32, 1 << (slots * max(plan.widths()) - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -209,7 +240,7 @@ class Driver:
         slots = config.slots or min(len(self.prompts), 16)
         self.group_count = 2 if self.host_reward and config.overlap and slots > 1 else 1
         self.slots = -(-slots // self.group_count)  # of a group
-        fitting = min(32, 1 << (self.slots * max(plan.widths()) - 1).bit_length(), BATCH_CAPS.get(self.original, 32))
+        fitting = min(fitting_rows(self.slots, plan), BATCH_CAPS.get(self.original, 32))
         self.last_micro_batch = config.micro_batch or fitting
         split = (rows for rounds, rows in config.splits if self.rounds < rounds)
         self.micro_batch = next(split, self.last_micro_batch)
@@ -313,27 +344,17 @@ class Driver:
     # ---- groups ----
 
     def _group(self, plan: Plan, recorder: Recorder | None = None) -> Group:
-        config, setup = self.setup.config, self.setup
-        kind, reward = (Steered, rewards.graded(self.scorer)) if self.steered else (Search, self.scorer)
-        engine = kind(
+        reward = nn.Identity() if self.host_reward else self.scorer
+        engine = self.setup.engine(
             self.flow,
-            nn.Identity() if self.host_reward else reward,
-            setup.method.module(plan, self.slots),
-            setup.schedule,
-            slots=self.slots,
-            chains=plan.chains,
-            lanes=plan.lanes,
-            passes=setup.passes,
-            micro_batch=self.micro_batch,
-            accept=torch.tensor(plan.accept),
-            margin=plan.margin,
-            carry=plan.carry,
-            finished=torch.tensor(plan.finished) if plan.finished else setup.schedule.finished,
-            cond={k: v[:1] for k, v in self.cond.items()},
-            reward_cond={k: v[:1] for k, v in self.reward_cond.items()},
-            top=config.finalists or config.top_k,
-            device=self.device,
-        ).to(self.device)
+            rewards.graded(reward) if self.steered else reward,
+            plan,
+            self.slots,
+            self.micro_batch,
+            {k: v[:1] for k, v in self.cond.items()},
+            {k: v[:1] for k, v in self.reward_cond.items()},
+            self.device,
+        )
         engine.ahead = recorder is None
         return Group(engine, Graphs(recorder), Graphs(recorder), Mailbox(self.device, LAG + 1))
 

@@ -33,3 +33,7 @@ class WeightError(FlowfastError):
 
 class OutputError(FlowfastError):
     """A result cannot be written where it was asked for."""
+
+
+class ArchiveError(FlowfastError):
+    """An archive is missing, damaged, foreign or of another version."""

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "presets": {"config", "flow", "searcher"},
     "driver": {"checkpoint", "clock", "compiled", "config", "graphs", "mail", "presets", "flow", "searcher", "rewards"},
     "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher"},
+    "export": {"config", "driver", "ops", "rewards", "searcher"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {"engine", "config", "flow", "presets", "report", "models", "rewards", "searcher", "ops"},
 }

@@ -293,18 +293,26 @@ class Search(nn.Module):
         time."""
         for i in range(self.padded // self.micro_batch):
             x, t, slot = self.x_shaped[i], self.t_part[i], self.slot_part[i]
-            u = self.flow.velocity(x, t, self.take(self.cond, slot)).reshape(self.micro_batch, self.numel)
-            null, guidance = torch.jit.annotate(Optional[Tensor], None), torch.jit.annotate(Optional[Tensor], None)
+            u = self.flow.velocity(x, t, self.take(self.cond, slot))
+            null = torch.jit.annotate(Optional[Tensor], None)
             if self.passes == 2:
-                null = self.flow.velocity(x, t, self.take(self.null_cond, slot)).reshape(self.micro_batch, self.numel)
-                guidance = self.guidance_part[i]
-            u_out = None if self.direct else self.u_part[i]
-            torch.ops.flowfast.posterior_mean(
-                self.x_part[i], u, null, guidance, self.row_part[i], self.table, u_out, self.x0_part[i],
-                self.broken_part[i],
-            )  # fmt: skip
-            if self.direct:
-                self.u_lane = u
+                null = self.flow.velocity(x, t, self.take(self.null_cond, slot))
+            self.mean(i, u, null)
+
+    @torch.jit.export
+    def mean(self, i: int, u: Tensor, null: Optional[Tensor]) -> None:
+        """Posterior mean of micro-batch i, from its velocity u (M, *shape) and, with guidance, that of the null
+        condition."""
+        u, guidance = u.reshape(self.micro_batch, self.numel), torch.jit.annotate(Optional[Tensor], None)
+        if null is not None:
+            null, guidance = null.reshape(self.micro_batch, self.numel), self.guidance_part[i]
+        u_out = None if self.direct else self.u_part[i]
+        torch.ops.flowfast.posterior_mean(
+            self.x_part[i], u, null, guidance, self.row_part[i], self.table, u_out, self.x0_part[i],
+            self.broken_part[i],
+        )  # fmt: skip
+        if self.direct:
+            self.u_lane = u
 
     @torch.jit.export
     def decode(self) -> Tensor:

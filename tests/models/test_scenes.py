@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast.errors import PromptError, WeightError
-from flowfast.models.scenes import data, weights
+from flowfast.models.scenes import data, grammar, weights
 from flowfast.models.scenes.model import SceneModel, to_state
 from flowfast.models.scenes.prompts import hard_prompts, make_hard_prompts, split_of
 from flowfast.models.scenes.train import Muon, TrainConfig, orthogonalise, read_checkpoint, train, training_batch
@@ -86,10 +86,10 @@ def test_a_bad_prompt_says_what_was_expected(prompt: str, what: str) -> None:
 
 def test_tokens_and_the_null_condition() -> None:
     tokens = data.encode_prompts(["", HARD])["tokens"]
-    assert tokens.shape == (2, data.NUM_TOKENS, data.NUM_FEATURES) and tokens.dtype == torch.int64
+    assert tokens.shape == (2, grammar.NUM_TOKENS, grammar.NUM_FEATURES) and tokens.dtype == torch.int64
     assert not tokens[0].any()
     assert (tokens[1, :, 0] > 0).sum() == 4 and tokens[1, :, 3].tolist() == [1, 2, 0, 0, 0]
-    assert data.encode_prompts([])["tokens"].shape == (0, data.NUM_TOKENS, data.NUM_FEATURES)
+    assert data.encode_prompts([])["tokens"].shape == (0, grammar.NUM_TOKENS, grammar.NUM_FEATURES)
     with pytest.raises(PromptError, match="list of prompts"):
         data.encode_prompts(HARD)  # type: ignore[arg-type]
 

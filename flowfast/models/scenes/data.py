@@ -1,36 +1,30 @@
-"""Scenes: the grammar of prompts, the tokens a model reads, a fast renderer and the training sampler.
+"""Scenes: their words, a fast renderer and the training sampler.
 
 A scene is 1-5 objects on a light background of 32 x 32 pixels. An object is one of 4 kinds in one of 4 colours (16
-classes). A prompt lists 1-3 phrases, "three red circles, one blue square and a green cross"; two single objects may be
-related: "a red circle left of a green triangle and two blue squares".
-
-Tokens: one per object, not one per phrase, so that the conditioning states the count as so many slots. A slot is
-(class, count of its phrase, index within its phrase, role in the relation); slots carry no position, so the order of
-the phrases cannot matter. The empty prompt is all zeros: the null condition of classifier-free guidance.
+classes). A prompt (grammar.py) lists 1-3 phrases, "three red circles, one blue square and a green cross"; two single
+objects may be related: "a red circle left of a green triangle and two blue squares".
 """
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowfast.errors import PromptError
+from flowfast.models.scenes.grammar import (
+    COLOURS,
+    COUNT_WORDS,
+    KINDS,
+    MAX_OBJECTS,
+    RELATIONS,
+    Grammar,
+)
 
-KINDS = ("circle", "square", "triangle", "cross")
-COLOURS = ("red", "green", "blue", "yellow")
-RELATIONS = ("left of", "above")
-COUNT_WORDS = ("one", "two", "three", "four", "five")
 SIZE = 32  # pixels a side
-MAX_OBJECTS = 5
-MAX_PHRASES = 3
 NUM_CLASSES = len(KINDS) * len(COLOURS)
-NUM_TOKENS = MAX_OBJECTS  # L
-NUM_FEATURES = 4  # F: class 0..16, count 0..5, index 0..5, role 0..4 (0 = none everywhere)
 TOKEN_SIZES = (NUM_CLASSES + 1, MAX_OBJECTS + 1, MAX_OBJECTS + 1, 2 * len(RELATIONS) + 1)
 
 BACKGROUND = (0.94, 0.94, 0.92)
@@ -94,91 +88,29 @@ class Scene:
         return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-_COUNTS = {"a": 1, "an": 1} | {w: i + 1 for i, w in enumerate(COUNT_WORDS)} | {str(i + 1): i + 1 for i in range(5)}
-_PLURALS = {k + ("es" if k == "cross" else "s"): k for k in KINDS} | {k: k for k in KINDS}
-_RELATION = re.compile(r"\s+(?:is )?(?:to )?(?:the )?(left of|right of|above|below)\s+")
-_USAGE = (
-    f"write 1-{MAX_PHRASES} phrases '<count> <colour> <kind>' joined by 'and', counts one..five, colours "
-    f"{', '.join(COLOURS)}, kinds {', '.join(KINDS)}, {MAX_OBJECTS} objects at most; two single objects may be related "
-    "by 'left of', 'right of', 'above' or 'below': 'a red circle left of a green triangle and two blue squares'"
-)
-
-
-def _fail(prompt: str, what: str) -> PromptError:
-    return PromptError(f"prompt {prompt!r}: {what}; {_USAGE}")
-
-
-def _phrase(prompt: str, text: str) -> Phrase:
-    words = text.split()
-    if len(words) == 2:  # "red circle" reads as one
-        words = ["a", *words]
-    if len(words) != 3:
-        raise _fail(prompt, f"expected '<count> <colour> <kind>', got {text!r}")
-    count, colour, kind = words
-    if count not in _COUNTS:
-        raise _fail(prompt, f"unknown count {count!r}")
-    if colour not in COLOURS:
-        raise _fail(prompt, f"unknown colour {colour!r}")
-    if kind not in _PLURALS:
-        raise _fail(prompt, f"unknown kind {kind!r}")
-    return Phrase(_COUNTS[count], colour, _PLURALS[kind])
+GRAMMAR = Grammar()
 
 
 def parse_prompt(prompt: str) -> Scene:
     """Parse a prompt; "" is the null condition. Raises PromptError for anything outside the grammar."""
-    if not isinstance(prompt, str):
-        raise PromptError(f"expected a prompt of type str, got {type(prompt).__name__}; {_USAGE}")
-    text = " ".join(prompt.lower().strip().rstrip(".").split())
-    if not text:
-        return Scene(())
-    phrases: list[Phrase] = []
-    relation: Relation | None = None
-    for clause in re.split(r",\s*and\s+|,\s*|\s+and\s+", text):
-        sides = _RELATION.split(clause)
-        if len(sides) == 1:
-            phrases.append(_phrase(prompt, clause))
-            continue
-        if len(sides) != 3 or relation is not None:
-            raise _fail(prompt, "expected one relation at most")
-        name, first = sides[1], len(phrases)
-        phrases += [_phrase(prompt, sides[0]), _phrase(prompt, sides[2])]
-        if phrases[-1].count != 1 or phrases[-2].count != 1:
-            raise _fail(prompt, f"{name!r} relates single objects only")
-        forward = name in RELATIONS
-        name = name if forward else {"right of": "left of", "below": "above"}[name]
-        relation = Relation(name, first, first + 1) if forward else Relation(name, first + 1, first)
-    if len(phrases) > MAX_PHRASES:
-        raise _fail(prompt, f"expected {MAX_PHRASES} phrases at most, got {len(phrases)}")
-    if len({p.class_id for p in phrases}) != len(phrases):
-        raise _fail(prompt, "the same colour and kind is named twice")
-    total = sum(p.count for p in phrases)
-    if total > MAX_OBJECTS:
-        raise _fail(prompt, f"expected {MAX_OBJECTS} objects at most, got {total}")
-    return Scene(tuple(phrases), relation)
+    GRAMMAR.check_types([prompt])
+    phrases, relation = GRAMMAR.parse(prompt)
+    return Scene(
+        tuple(Phrase(count, COLOURS[colour], KINDS[kind]) for count, colour, kind in phrases),
+        Relation(RELATIONS[relation[0]], relation[1], relation[2]) if relation else None,
+    )
 
 
 def scene_tokens(scene: Scene) -> np.ndarray:
     """Slots of a scene, int64 (L, F) = (5, 4)."""
-    out = np.zeros((NUM_TOKENS, NUM_FEATURES), np.int64)
-    slot = 0
-    for i, phrase in enumerate(scene.phrases):
-        role = 0
-        if scene.relation is not None and i in (scene.relation.subject, scene.relation.target):
-            role = 1 + 2 * RELATIONS.index(scene.relation.name) + int(i == scene.relation.target)
-        for index in range(phrase.count):
-            out[slot] = (1 + phrase.class_id, phrase.count, 1 + index, role)
-            slot += 1
-    return out
+    phrases = [[p.count, COLOURS.index(p.colour), KINDS.index(p.kind)] for p in scene.phrases]
+    r = scene.relation
+    return np.array(GRAMMAR.tokens(phrases, [RELATIONS.index(r.name), r.subject, r.target] if r else []), np.int64)
 
 
 def encode_prompts(prompts: list[str]) -> dict[str, Tensor]:
     """`{"tokens": int64 (N, 5, 4)}` for N prompts; "" encodes to the null condition. Raises PromptError."""
-    if isinstance(prompts, str):
-        raise PromptError("expected a list of prompts, got one str; pass [prompt]")
-    tokens = [scene_tokens(parse_prompt(p)) for p in prompts]
-    return {
-        "tokens": torch.from_numpy(np.stack(tokens) if tokens else np.zeros((0, NUM_TOKENS, NUM_FEATURES), np.int64))
-    }
+    return GRAMMAR(prompts)
 
 
 @dataclass

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfast.models.scenes.data import BACKGROUND, TOKEN_SIZES, encode_prompts
+from flowfast.models.scenes.data import BACKGROUND, TOKEN_SIZES
+from flowfast.models.scenes.grammar import Grammar
 
 PIXEL_SCALE = 3.0  # x0 = (image - background) * PIXEL_SCALE: the background is 0
 DATA_STD = 0.62  # of x0, over all pixels
@@ -64,6 +65,7 @@ class SceneModel(nn.Module):
     def __init__(self, dim: int = 96, depth: int = 6, head: int = 32, mlp: int = 3, channels: int = 24) -> None:
         super().__init__()
         self.dim, self.depth = dim, depth
+        self.grammar = Grammar()
         self.data_std, self.pixel_scale = DATA_STD, PIXEL_SCALE
         self.embed = nn.ModuleList(nn.Embedding(size, dim) for size in TOKEN_SIZES)
         self.pool_embed = nn.ModuleList(nn.Embedding(size, dim) for size in TOKEN_SIZES)
@@ -93,9 +95,10 @@ class SceneModel(nn.Module):
             bias[:, 2], bias[:, 5] = 0.3, 0.3
             self.modulate.bias[6 * depth * dim : -dim] = 1.0
 
+    @torch.jit.export
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """`encode_prompts`: conditions of N prompts, "" is the null condition. Raises PromptError."""
-        return encode_prompts(prompts)
+        """`Grammar`: conditions of N prompts, "" is the null condition. Raises PromptError."""
+        return self.grammar(prompts)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The velocity; see `velocity`."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowfast.memory import keep_memory
-from flowfast.models.scenes import data
+from flowfast.models.scenes import data, grammar
 from flowfast.models.scenes.model import SceneModel
 from flowfast.models.scenes.sampling import guided_velocity
 from flowfast.models.scenes.verifier import SceneReward
@@ -111,7 +111,7 @@ def crowd(rng: np.random.Generator, n: int) -> data.SceneBatch:
     menu = np.argsort(rng.random((n, data.NUM_CLASSES)), axis=1)[:, :4]
     pick = np.minimum(rng.integers(0, 3, (n, slots)), rng.integers(0, 3, (n, 1)))
     pick = np.where(rng.random((n, slots)) < 0.05, 3, pick)
-    tokens = np.zeros((n, slots, data.NUM_FEATURES), np.int64)
+    tokens = np.zeros((n, slots, grammar.NUM_FEATURES), np.int64)
     tokens[:, :, 0] = np.where(np.arange(slots) < total[:, None], 1 + np.take_along_axis(menu, pick, 1), 0)
     cells = np.argsort(rng.random((n, slots)), axis=1)
     radii = rng.uniform(*data.RADIUS, (n, slots))
@@ -142,7 +142,10 @@ def rendered_batch(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor, La
         0.0, 1.0
     )
 
-    tokens, relation = torch.zeros(n, data.NUM_TOKENS, data.NUM_FEATURES, dtype=torch.long), torch.full((n,), -1.0)
+    tokens, relation = (
+        torch.zeros(n, grammar.NUM_TOKENS, grammar.NUM_FEATURES, dtype=torch.long),
+        torch.full((n,), -1.0),
+    )
     classes, centres = scenes.tokens[:, :, 0].numpy(), scenes.centres.numpy()
     for i in range(bad, n):
         single = [k for k, c in enumerate(classes[i]) if c > 0 and (classes[i] == c).sum() == 1]

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfast.models.scenes.data import BACKGROUND, MAX_OBJECTS, NUM_CLASSES, encode_prompts
+from flowfast.models.scenes.data import BACKGROUND, MAX_OBJECTS, NUM_CLASSES
+from flowfast.models.scenes.grammar import Grammar
 
 FLOOR = -12.0  # of each log-probability: one surely wrong class must not hide all others
 
@@ -74,11 +75,13 @@ class SceneReward(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(Counter() for _ in range(members))
         self.floor, self.classes = FLOOR, NUM_CLASSES
+        self.grammar = Grammar()
         self.register_buffer("background", torch.tensor(BACKGROUND).view(1, 3, 1, 1), persistent=False)
 
+    @torch.jit.export
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """`encode_prompts`: what the reward knows of N prompts. Raises PromptError."""
-        return encode_prompts(prompts)
+        """`Grammar`: what the reward knows of N prompts. Raises PromptError."""
+        return self.grammar(prompts)
 
     @torch.jit.export
     def logits(self, images: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
