@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flowfast.version import __version__
 
 if TYPE_CHECKING:
+    from flowfast.archive import export, load_archive
     from flowfast.config import SearchConfig
     from flowfast.engine import flow_from, load, replay, search
     from flowfast.models.diffusers import from_diffusers
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "SearchConfig": "flowfast.config",
+    "export": "flowfast.archive",
     "flow_from": "flowfast.engine",
     "from_diffusers": "flowfast.models.diffusers",
     "load": "flowfast.engine",
+    "load_archive": "flowfast.archive",
     "replay": "flowfast.engine",
     "search": "flowfast.engine",
     "Candidate": "flowfast.types",
@@ -43,9 +46,11 @@ __all__ = [
     "SearchResult",
     "Winner",
     "__version__",
+    "export",
     "flow_from",
     "from_diffusers",
     "load",
+    "load_archive",
     "replay",
     "search",
 ]

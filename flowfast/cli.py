@@ -221,6 +221,48 @@ def compare(
     print(f"{out}/contact.png  {out}/curve.png  {out}/table.md  {out}/results.json")
 
 
+@app.command("export")
+def export_archive(
+    model: Annotated[str | None, typer.Option(help="See `flowfast models`.")] = None,
+    reward: Annotated[str | None, typer.Option(help="See `flowfast rewards`; host: the server scores.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `flowfast methods`.")] = None,
+    budget: Annotated[int | None, typer.Option(help="The largest NFE of a request [default: 500].")] = None,
+    slots: Annotated[int | None, typer.Option(help="Requests that run at once [default: 4].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps from noise to data.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named settings of path, noise and grid, e.g. paper.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="How many of the best samples to keep.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
+    model_option: Annotated[
+        list[str] | None, typer.Option("--model-option", help="NAME=VALUE for a diffusers pipeline: height=512, ...")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Known to the archive, where encoding does not script.")
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompts", help="More of them, as for generate.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config.yaml of a search: its other settings.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="torchscript, or aoti: compiled parts beside it.")
+    ] = "torchscript",
+    out: Annotated[Path, typer.Option("--out", help="The file.")] = Path("archive.pt"),
+) -> None:
+    """Write model, reward and search into one file for C++ servers; `flowfast info FILE` says what it is."""
+    from flowfast import archive
+
+    given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
+    asked = {**(read_config(config) if config else {}), **given, "seconds": None}
+    asked.pop("prompts", None)
+    for name, pairs in (("method_options", option), ("model_options", model_option)):
+        asked[name] = {**asked.get(name, {}), **parse_options(pairs or [])}
+    texts = [*(prompt or []), *(read_file(prompt_file) if prompt_file else [])]
+    resolved = make_config(asked)
+    flow = engine.load(resolved.model, **resolved.model_options)
+    archive.export(flow, out, prompts=texts, format=form, config=resolved)
+    print_names(archive.read_info(out))
+
+
 @app.command("reward-server")
 def reward_server(
     reward: Annotated[str, typer.Option(help="See `flowfast rewards`.")] = "scenes",
@@ -234,8 +276,17 @@ def reward_server(
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Versions, devices, and which backend runs each op, and why."""
+def info(
+    file: Annotated[Path | None, typer.Argument(metavar="[ARCHIVE]", help="Of `flowfast export`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Versions, devices, and which backend runs each op, and why; or what an ARCHIVE is."""
+    if file is not None:
+        from flowfast.archive import read_info
+
+        manifest = read_info(file)
+        print(json.dumps(manifest, indent=2)) if as_json else print_names(manifest)
+        return
     found: dict[str, dict[str, Any]] = {
         "versions": {**versions(), "python": platform.python_version()},
         "devices": {

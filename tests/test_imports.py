@@ -38,9 +38,11 @@ MAY_IMPORT = {
     "presets": {"config", "flow", "searcher"},
     "driver": {"checkpoint", "clock", "compiled", "config", "graphs", "mail", "presets", "flow", "searcher", "rewards"},
     "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher"},
-    "export": {"config", "driver", "ops", "rewards", "searcher"},
+    "archive": {"config", "driver", "ops", "rewards", "searcher"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
-    "cli": {"engine", "config", "flow", "presets", "report", "models", "rewards", "searcher", "ops"},
+    "cli": {
+        "archive", "engine", "config", "flow", "presets", "report", "models", "rewards", "searcher", "ops",
+    },  # fmt: skip
 }
 HUGGING_FACE = {"diffusers", "transformers"}
 ON_DEMAND = {Path("models/diffusers/scheduler.py")}  # derives from diffusers' classes; imported when it is asked for

@@ -9,7 +9,7 @@ The engine inside is the loop of searcher/loop.py, scripted; what drives it, in 
 
 `admit` and `release` may come between any two rounds and leave the other slots alone. Clocks, progress (`lanes`),
 cancelling (`release`), rewards on the host (in place of `score`) and noise keys belong to the driver. Where the model
-lies in packages of its own, the driver makes a round's calls of it (`Hollow`):
+lies in packages of its own, the driver makes a round's calls of it:
 
     archive.lay(); archive.branch()
     for i in range(archive.parts()):
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 from torch import Tensor, nn
 
-from flowfast.errors import BudgetError, OptionError, PromptError, RewardError
+from flowfast.errors import BudgetError, ModelError, OptionError, PromptError, RewardError
 
 
 class Archive(nn.Module):
@@ -34,6 +34,8 @@ class Archive(nn.Module):
     if TYPE_CHECKING:
         engine: Any
         encoder: Any
+
+    null_cond: dict[str, Tensor]
 
     def __init__(
         self,
@@ -162,7 +164,12 @@ class Archive(nn.Module):
 
     @torch.jit.export
     def observe(self, rewards: Tensor) -> None:
-        """Rewards (N,) decide how the chains go on; those of lanes that are not live are not read."""
+        """Rewards (N,) decide how the chains go on; those of lanes that are not live do not matter, NaN never wins.
+        Raises RewardError."""
+        if list(rewards.shape) != [self.engine.padded]:
+            raise RewardError(
+                "expected " + str(self.engine.padded) + " rewards, one an image, got the shape " + str(rewards.shape)
+            )
         self.engine.observe(rewards)
 
     @torch.jit.export
@@ -316,12 +323,51 @@ class Table(nn.Module):
         return found
 
 
-class NoReward(nn.Module):
-    """In the place of a reward that lives on the host."""
+class Functions(nn.Module):
+    """A model made of functions that were traced."""
+
+    def __init__(self, velocity: Any, decode: Any, shape: tuple[int, ...]):
+        super().__init__()
+        self.velocity, self.decode, self.shape = velocity, decode, shape
+
+
+class Model(nn.Module):
+    """The calls of a model that the engine makes, alone, to see whether they script."""
+
+    if TYPE_CHECKING:
+        flow: Any
+
+    def __init__(self, flow: nn.Module):
+        super().__init__()
+        self.flow = flow
+
+    @torch.jit.export
+    def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return self.flow.velocity(x_t, t, cond)
+
+    @torch.jit.export
+    def decode(self, x0: Tensor) -> Tensor:
+        return self.flow.decode(x0)
+
+
+class Outside(nn.Module):
+    """In the place of a model or a reward that the driver calls itself; `hint` says what to do instead."""
+
+    def __init__(self, hint: str, shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.hint, self.shape = hint, shape
 
     @torch.jit.export
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         return {}
 
+    @torch.jit.export
+    def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        raise ModelError("the model lies outside of this archive: " + self.hint)
+
+    @torch.jit.export
+    def decode(self, x0: Tensor) -> Tensor:
+        raise ModelError("the decoder lies outside of this archive: " + self.hint)
+
     def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        raise RewardError("this archive has no reward: give the rewards of the images to observe")
+        raise RewardError("the reward lies outside of this archive: " + self.hint)

@@ -1,0 +1,447 @@
+"""`flowfast export`: a model, a reward and the search in one TorchScript file, for C++ servers and for Python.
+
+What the file can do is `flowfast.searcher.archive.Archive`. Sizes are fixed at export: slots, micro-batch, the largest
+budget, and for each smaller budget the plan that Python makes of it, so that the same request gives the same bits.
+
+A model or reward that does not script is traced; prompts whose encoding does not script are encoded at export. With
+`format="aoti"` model, decoder and reward are compiled by AOTInductor into packages beside the file. They take the
+tensors of their function in its order, conditions by their sorted names: velocity (x, t, ...), decode (x0), reward
+(images, t, ...), each of one micro-batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from flowfast import rewards
+from flowfast.config import SearchConfig, make_config
+from flowfast.driver import Setup, fitting_rows
+from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError
+from flowfast.files import write_bytes
+from flowfast.ops.noise import STREAM_VERSION
+from flowfast.seal import FORMAT_VERSION, seal, seal_of
+from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outside, Table
+from flowfast.searcher.plan import Plan
+from flowfast.types import Conditions, Flow
+from flowfast.version import versions
+
+log = logging.getLogger("flowfast.archive")
+BUDGET, SLOTS = 500, 4
+COMPILED = "call its packages between branch and observe"
+FORMATS = ("torchscript", "aoti")
+TOLERANCE = 1e-5
+"""Of a traced or scripted part: largest deviation from the eager one, of the largest value."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warnings that TorchScript is deprecated (nothing else carries a program into C++), and without
+    those of tracing: what was traced is run and compared."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.", category=category)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        yield
+
+
+@contextmanager
+def without_gradients(*owners: Any) -> Iterator[None]:
+    """Weights that want no gradient meanwhile: only such ones can be constants of a trace."""
+    parameters = [p for owner in owners for module in _modules(owner) for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+# ---- loading ----
+
+
+def load_archive(path: str | Path) -> torch.jit.ScriptModule:
+    """The archive in a file, ready to be driven (flowfast/searcher/archive.py). It is a program: load what you trust.
+
+    Raises:
+        ArchiveError: missing, damaged, not an archive, or of another format or noise stream.
+    """
+    data = _read(Path(path))
+    facts = seal_of(data)
+    if facts is None:
+        raise ArchiveError(f"{path} is not a flowfast archive, or it is damaged: write it again with flowfast export")
+    for name, own in (("format_version", FORMAT_VERSION), ("noise_stream", STREAM_VERSION)):
+        if facts[name] != own:
+            raise ArchiveError(
+                f"the archive {path} has {name} {facts[name]}, this flowfast has {own}: export it again with this one"
+            )
+    try:
+        with quiet():
+            return torch.jit.load(io.BytesIO(data))
+    except RuntimeError as error:
+        raise ArchiveError(f"PyTorch {torch.__version__} cannot load the archive {path}: {error}") from None
+
+
+def read_info(path: str | Path) -> dict[str, str]:
+    """The manifest of an archive file, and the digest in its seal as content_hash. Raises ArchiveError."""
+    return {**load_archive(path).info(), "content_hash": _read(Path(path))[-64:].decode()}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArchiveError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+class Packages:
+    """The compiled parts that lie beside an archive, and the rounds of a search that uses them."""
+
+    def __init__(self, path: str | Path, archive: torch.jit.ScriptModule):
+        """Raises ArchiveError: one is missing or damaged, or the archive has none."""
+        facts, self.archive = dict(archive.info()), archive
+        if facts["loader"] != "aoti":
+            raise ArchiveError(f"the archive {path} holds its model itself: drive propose, score and observe")
+        self.part: dict[str, Callable[..., Tensor]] = {}
+        for name in facts["packages"].split(","):
+            file = Path(path).parent / facts[f"{name}_file"]
+            if hashlib.blake2b(_read(file), digest_size=32).hexdigest() != facts[f"{name}_hash"]:
+                raise ArchiveError(f"{file} is damaged or of another export: write it again with flowfast export")
+            self.part[name] = cast(Callable[..., Tensor], torch._inductor.aoti_load_package(str(file)))
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """One round, as a C++ driver makes it."""
+        archive, images, found = self.archive, list[Tensor](), list[Tensor]()
+        archive.lay()
+        archive.branch()
+        for i in range(archive.parts()):
+            given = archive.inputs(i)
+            x, t, null = given["x"], given["t"], _sorted(given, "null/")
+            u = self.part["velocity"](x, t, *_sorted(given, "cond/"))
+            archive.mean(i, u, self.part["velocity"](x, t, *null) if archive.passes == 2 else None)
+            images.append(self.part["decode"](archive.latents(i)))
+            asked = archive.reward_inputs(i)
+            found.append(self.part["reward"](images[-1], asked["t"], *_sorted(asked, "reward/")))
+        archive.observe(torch.cat(found))
+
+
+def _sorted(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:
+    return [tensors[name] for name in sorted(tensors) if name.startswith(prefix)]
+
+
+# ---- exporting ----
+
+
+@torch.no_grad()
+def export(
+    flow: Flow,
+    out: str | Path,
+    *,
+    reward: Any = None,
+    prompts: Sequence[str] = (),
+    format: str = "torchscript",
+    config: SearchConfig | None = None,
+    **options: Any,
+) -> dict[str, str]:
+    """Writes an archive to `out`; returns its manifest.
+
+    Args:
+        reward: a name, a module of the Reward protocol, or "host": none, the driver brings rewards.
+        prompts: where encoding does not script: all prompts that the archive will know.
+        format: "torchscript", or "aoti": model, decoder and reward in packages beside `out`, compiled for this machine.
+        options: fields of SearchConfig, as of `flowfast.search`, or a whole `config`. budget (500) is the largest one
+            that the archive can run, slots (4) how many requests run at once; what belongs to one request (seed, ...)
+            is not read.
+
+    Raises:
+        OptionError, BudgetError: as `flowfast.search`. ModelError: model or reward can be neither scripted nor traced,
+        or do something else then. OutputError: it cannot be written.
+    """
+    if config is not None:
+        options = {**config.model_dump(), **options}
+    if isinstance(reward, str):
+        options["reward"] = reward
+    given = {name: value for name, value in options.items() if value is not None}
+    setup = Setup(flow, make_config({"budget": BUDGET, "slots": SLOTS, **given}))
+    if format not in FORMATS:
+        raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
+    if setup.config.seconds is not None:
+        raise OptionError("an archive takes budgets in NFE only: leave seconds out, and give the largest budget")
+    chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
+    scorer = Outside("give rewards to observe") if chosen == "host" else rewards.load(chosen, flow)
+    if rewards.on_host(scorer):
+        raise OptionError(
+            f"reward {scorer.name!r} runs on the host: export with reward 'host', and score in the server"
+        )
+    path, names = Path(out), {"model": options.get("model", type(flow).__name__), "reward": str(chosen)}
+    if not isinstance(chosen, str):
+        names["reward"] = str(getattr(scorer, "name", type(scorer).__name__))
+    with quiet(), without_gradients(flow, scorer):
+        module = _module(flow, scorer, setup, list(dict.fromkeys(map(str, prompts))), names, path, format)
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(module), buffer)
+    write_bytes(path, seal(buffer.getvalue(), STREAM_VERSION))
+    return module.manifest
+
+
+def _module(
+    flow: Any, reward: Any, setup: Setup, prompts: list[str], names: dict[str, str], path: Path, format: str
+) -> Archive:
+    """The archive, still in Python; with format aoti its packages are on the disk."""
+    plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or 1
+    M = setup.config.micro_batch or fitting_rows(slots, plan)
+    setup.config = setup.config.model_copy(update={"micro_batch": M})
+    config, host = setup.config, isinstance(reward, Outside)
+    example = prompts[:1] or [""]
+    cond, asked = flow.encode(example), reward.encode(example)
+    null = flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
+    encoder = _encoder(flow, reward, prompts)
+    parts = _parts(flow, reward, _rows(cond, M), _rows(asked, M), M)
+    if format == "aoti":
+        packages, flow = _aoti(parts, path), Outside(COMPILED, flow.shape)
+        reward = reward if host else Outside(COMPILED)
+    else:
+        packages, (flow, reward) = {}, _torchscript(flow, reward, parts, M)
+    engine = setup.engine(flow, reward, plan, slots, M, cond, asked, next(iter(cond.values())).device)
+    plans = _plans(setup, plan)
+    budgets = [evaluations * setup.passes for evaluations, found in enumerate(plans.of) if found >= 0]
+    manifest = {
+        "format": "flowfast-archive",
+        "format_version": str(FORMAT_VERSION),
+        **{name: value for name, value in versions().items() if name in ("flowfast", "noise_stream", "torch")},
+        **names,
+        "method": config.method,
+        "loader": format,
+        "shape": ",".join(map(str, flow.shape)),
+        "slots": str(slots),
+        "chains": str(plan.chains),
+        "lanes": str(plan.lanes),
+        "rows": str(setup.schedule.rows),
+        "micro_batch": str(M),
+        "passes": str(setup.passes),
+        "guidance": repr(float(config.guidance or 1.0)),
+        "top": str(config.top_k),
+        "budget_min": str(budgets[0]),
+        "budget_max": str(config.budget),
+        "host_reward": str(int(host)),
+        "scripted_encode": str(int(not prompts)),
+        **packages,
+        "config": config.model_dump_json(),
+    }
+    limits = (torch.tensor(plans.quota), torch.tensor(plans.left), torch.tensor(plans.start))
+    return Archive(engine, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=format == "aoti")
+
+
+def _encoder(flow: Any, reward: Any, prompts: list[str]) -> nn.Module:
+    """Prompts to conditions: a table of those that were given, else scripted, without the weights."""
+    if prompts:
+        found = {f"cond/{name}": value for name, value in flow.encode(prompts).items()}
+        return Table(prompts, found | {f"reward/{name}": value for name, value in reward.encode(prompts).items()})
+    try:
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.freeze(torch.jit.script(Encoder(flow, reward)).eval()), buffer)
+        buffer.seek(0)
+        return torch.jit.load(buffer)  # one that was frozen cannot become a part of a module, one that was loaded can
+    except Exception as error:  # TorchScript may refuse in any way
+        log.info("prompt encoding does not script: %s", error)
+        raise OptionError(
+            "this model's or this reward's prompt encoding does not script: give all prompts that the archive shall "
+            "know (prompts=[...], --prompt, --prompts)"
+        ) from None
+
+
+def _rows(cond: Conditions, rows: int) -> Conditions:
+    return {name: value[:1].expand(rows, *value.shape[1:]).contiguous() for name, value in cond.items()}
+
+
+# ---- budgets ----
+
+
+class Plans(NamedTuple):
+    """The distinct plans P of all budgets; of: the plan of each number of evaluations, -1: none."""
+
+    quota: list[list[list[int]]]
+    left: list[list[int]]
+    start: list[list[bool]]
+    rounds: list[list[int]]
+    of: list[int]
+
+
+def _plans(setup: Setup, largest: Plan) -> Plans:
+    """Chains that a smaller plan does not have never start."""
+    plans, seen, T = Plans([], [], [], [], []), dict[str, int](), len(largest.accept)
+    for evaluations in range((setup.config.budget or 0) // setup.passes + 1):
+        try:
+            plan = setup.plan(evaluations * setup.passes)
+        except FlowfastError:  # below what the method needs
+            plans.of.append(-1)
+            continue
+        if not _runs_on(plan, largest):
+            plans.of.append(-1)
+            continue
+        start, missing = plan.start or [True] * plan.chains, largest.chains - plan.chains
+        key = repr((plan.quota, plan.left, start))
+        if key not in seen:
+            seen[key] = len(seen)
+            plans.quota.append(plan.quota + [[0] * T] * missing)
+            plans.left.append(plan.left + [0] * missing)
+            plans.start.append(start + [False] * missing)
+            plans.rounds.append([n for width, same in groupby(plan.widths()) for n in (width, len(list(same)))])
+        plans.of.append(seen[key])
+    return plans
+
+
+def _runs_on(plan: Plan, largest: Plan) -> bool:
+    """Does an engine made for the largest plan do with this one exactly what one of its own would?
+
+    Not where chains are regrouped and there are fewer of them: which ones go on depends on their number.
+    """
+    names = ("accept", "margin", "carry", "regroup", "groups", "finished")
+    alike = all(getattr(plan, name) == getattr(largest, name) for name in names)
+    chains = plan.chains == largest.chains or (plan.chains < largest.chains and not plan.regroup)
+    lanes = plan.lanes == largest.lanes or max(map(max, plan.quota)) <= plan.lanes <= largest.lanes
+    return alike and chains and lanes
+
+
+# ---- model and reward leave Python ----
+
+
+class Part(NamedTuple):
+    """A function of a model or a reward, what it belongs to, and a micro-batch for it: tensors, then conditions."""
+
+    function: Callable[..., Tensor]
+    owner: Any
+    tensors: tuple[Tensor, ...]
+    cond: Conditions
+
+    def rows(self, count: int) -> tuple[Any, ...]:
+        """Arguments of the function, cut or repeated to so many rows."""
+        index = torch.arange(count, device=self.tensors[0].device) % len(self.tensors[0])
+        cond = {name: value[index] for name, value in self.cond.items()}
+        return (*(tensor[index] for tensor in self.tensors), *([cond] if len(self.tensors) > 1 else []))
+
+
+def _parts(flow: Any, reward: Any, cond: Conditions, asked: Conditions, M: int) -> dict[str, Part]:
+    device = next(iter(cond.values())).device
+    x = torch.randn(M, *flow.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    t = torch.linspace(0.1, 0.9, M, device=device)
+    parts = {"velocity": Part(flow.velocity, flow, (x, t), cond), "decode": Part(flow.decode, flow, (x,), {})}
+    if not isinstance(reward, Outside):
+        parts["reward"] = Part(reward.__call__, reward, (flow.decode(x), t), asked)
+    return parts
+
+
+def _torchscript(flow: Any, reward: Any, parts: dict[str, Part], M: int) -> tuple[Any, Any]:
+    """Model and reward in a form that scripts: their own, or traced. Raises ModelError where they do something else."""
+    made: dict[str, Callable[..., Tensor]] = {}
+    model = _scripted(Model(flow)) if isinstance(flow, nn.Module) else None
+    if model is None:
+        flow = Functions(_traced(parts["velocity"], M), _traced(parts["decode"], M), flow.shape)
+        model = torch.jit.script(Model(flow))
+    made = {"velocity": model.velocity, "decode": model.decode}
+    if "reward" in parts:
+        scripted = _scripted(reward)
+        made["reward"] = scripted or _traced(parts["reward"], M)
+        reward = reward if scripted else made["reward"]
+    for name, function in made.items():
+        for count in (M, 1) if name == "decode" else (M,):
+            _check(name, function, parts[name], count)
+    return flow, reward
+
+
+def _scripted(module: nn.Module) -> Any:
+    """The module scripted, None where it does not script."""
+    try:
+        return torch.jit.script(module)
+    except Exception as error:  # TorchScript may refuse in any way
+        log.info("%s does not script, so it is traced: %s", type(module).__name__, error)
+        return None
+
+
+class Call(nn.Module):
+    """A function as a module; weights that it uses become constants of its trace."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *given: Any) -> Tensor:
+        return self.function(*given)
+
+
+def _traced(part: Part, M: int) -> Any:
+    """The function traced with another number of rows than M, so that one taken down as a number shows."""
+    try:
+        return torch.jit.trace(Call(part.function), part.rows(3 if M == 2 else 2), check_trace=False)
+    except Exception as error:
+        raise ModelError(f"{_name(part)} can be neither scripted nor traced: {error}") from error
+
+
+def _check(name: str, made: Callable[..., Tensor], part: Part, count: int) -> None:
+    """Raises ModelError where the function that was made is another one. Thrice, for TorchScript optimises later."""
+    wanted = part.function(*part.rows(count)).float()
+    for _ in range(3):
+        try:
+            found = made(*part.rows(count)).float()
+        except Exception as error:
+            raise ModelError(
+                f"{_name(part)}, {name}, fails at {count} rows once it has left Python: {error}"
+            ) from error
+        if found.shape != wanted.shape or not (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max():
+            raise ModelError(f"{_name(part)}, {name}, gives something else at {count} rows once it has left Python")
+
+
+def _name(part: Part) -> str:
+    return f"{type(part.owner).__name__}"
+
+
+def _modules(owner: Any) -> list[nn.Module]:
+    """The modules of a model or a reward: itself, or what it and its pipeline hold."""
+    if isinstance(owner, nn.Module):
+        return [owner]
+    inside = [value for held in vars(owner).values() for value in (held, *getattr(held, "__dict__", {}).values())]
+    return list({id(value): value for value in inside if isinstance(value, nn.Module)}.values())
+
+
+class Flat(nn.Module):
+    """A part with its conditions as tensors in the order of their names, for packages."""
+
+    def __init__(self, part: Part):
+        super().__init__()
+        self.function, self.names, self.owned = part.function, sorted(part.cond), nn.ModuleList(_modules(part.owner))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        if len(tensors) == 1:
+            return self.function(*tensors)
+        return self.function(*tensors[:2], dict(zip(self.names, tensors[2:], strict=True)))
+
+
+def _aoti(parts: dict[str, Part], path: Path) -> dict[str, str]:
+    """Writes the packages PATH-STEM.PART.pt2; returns what the manifest says of them. Raises ModelError."""
+    facts = {"packages": ",".join(parts)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts.items():
+            tensors = (*part.tensors, *(part.cond[key] for key in sorted(part.cond)))
+            try:
+                program = torch.export.export(Flat(part), tensors)
+                package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/{name}.pt2")
+            except Exception as error:
+                raise ModelError(f"{_name(part)}, {name}, cannot be compiled by AOTInductor: {error}") from error
+            data = Path(package).read_bytes()
+            facts[f"{name}_file"] = f"{path.stem}.{name}.pt2"
+            facts[f"{name}_hash"] = hashlib.blake2b(data, digest_size=32).hexdigest()
+            write_bytes(path.with_name(facts[f"{name}_file"]), data)
+    return facts
