@@ -48,6 +48,8 @@ struct FLOWFAST_EXPORT Image {
 
   // 8 bits a value, interleaved: (y, x, c), as PNG and most libraries want it.
   std::vector<uint8_t> bytes() const;
+  // The bytes of a PNG file. Throws OptionError unless there are 1 or 3 channels.
+  std::string png() const;
 };
 
 // Scores of N images, higher is better: images[i] is a posterior mean of prompts[i] at linear time times[i] (0: data).
@@ -67,7 +69,7 @@ struct Request {
   int64_t repeat = 0;  // another noise for the same seed and prompt
   std::optional<double> guidance = std::nullopt;  // as the archive says
   double until = std::numeric_limits<double>::infinity();  // stop early at this reward
-  std::string negative_prompt = "";
+  std::optional<std::string> negative_prompt = std::nullopt;  // as the archive says
 };
 
 // One transition of a path.
@@ -113,6 +115,8 @@ struct Progress {
 // Called in the driver thread, which waits; what it throws ends the request and comes out of Handle::get.
 using OnProgress = std::function<void(const Progress&)>;
 
+struct Job;
+
 // A request that was submitted. Copies mean the same request; dropping them does not cancel it.
 class FLOWFAST_EXPORT Handle {
  public:
@@ -122,7 +126,6 @@ class FLOWFAST_EXPORT Handle {
 
  private:
   friend class Searcher;
-  struct Job;
   explicit Handle(std::shared_ptr<Job> job);
   std::shared_ptr<Job> job_;
 };
@@ -139,9 +142,9 @@ class FLOWFAST_EXPORT Searcher {
   // The manifest: format, versions, model, reward, method, shape, slots, budgets, content hash, ...
   const std::map<std::string, std::string>& info() const;
 
-  // Throws OptionError and BudgetError at once; PromptError comes out of the handle.
+  // Throws OptionError, BudgetError and CancelledError at once; what else goes wrong comes out of the handle.
   Handle submit(Request request, OnProgress on_progress = {});
-  // All of them, in their order; when one fails the others are cancelled and its error is thrown.
+  // All of them, in their order. Throws the first error in that order, and then cancels the others.
   std::vector<Result> search(const std::vector<Request>& requests);
 
   // How many requests hold a slot, or wait for one. A server that bounds its queue asks here.

@@ -1,0 +1,219 @@
+// flowfast-run: searches with an archive, from the command line.
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "runner/blake2b.h"
+#include "runner/searcher.h"
+
+namespace flowfast {
+namespace {
+
+constexpr char kUsage[] = R"(usage: flowfast-run ARCHIVE --prompt TEXT --budget NFE [options]
+
+  --prompt TEXT           may be given several times
+  --prompts FILE          a prompt a line
+  --budget NFE            model evaluations times passes, for each prompt
+  --seed N                of the noise (0)
+  --repeat N              another noise for the same seed and prompt (0)
+  --guidance X            classifier-free guidance (the archive's)
+  --negative-prompt TEXT  (the archive's)
+  --until REWARD          stop a search early at this reward
+  --threads N             of the model's operations (PyTorch's own number)
+  --device NAME           cpu or cuda:0 (cpu)
+  --png FILE              the best image; FILE-0, FILE-1, ... for several prompts
+  --json                  a line of JSON for each prompt on stdout
+  --progress              a line for each round on stderr
+  --info                  the archive's manifest as JSON, and nothing else
+
+exit code: 0, 2 where flowfast refuses (archive, option, prompt, budget, reward, model), 1 for anything else
+)";
+
+const std::set<std::string> kFlags = {"--json", "--progress", "--info"};
+const std::set<std::string> kValues = {"--prompt", "--prompts", "--budget", "--seed", "--repeat", "--guidance",
+                                       "--negative-prompt", "--until", "--threads", "--device", "--png"};
+
+struct Arguments {
+  std::string archive;
+  std::vector<std::string> prompts;
+  std::map<std::string, std::string> given;  // every option but --prompt
+
+  bool has(const std::string& name) const { return given.contains(name); }
+
+  template <class Number>
+  Number number(const std::string& name, Number otherwise) const {
+    if (!has(name)) return otherwise;
+    const std::string& text = given.at(name);
+    Number value{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size())
+      throw OptionError(name + " must be a number, got '" + text + "'");
+    return value;
+  }
+};
+
+Arguments parse(int argc, char** argv) {
+  Arguments arguments;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (!name.starts_with("--")) {
+      if (!arguments.archive.empty()) throw OptionError("expected one archive, got also '" + name + "'");
+      arguments.archive = name;
+    } else if (kFlags.contains(name)) {
+      arguments.given[name] = "";
+    } else if (kValues.contains(name)) {
+      if (i + 1 == argc) throw OptionError(name + " needs a value");
+      const std::string value = argv[++i];
+      if (name == "--prompt")
+        arguments.prompts.push_back(value);
+      else
+        arguments.given[name] = value;
+    } else {
+      std::string valid;
+      for (const auto& names : {kValues, kFlags})
+        for (const std::string& each : names) valid += (valid.empty() ? "" : ", ") + each;
+      throw OptionError("unknown option " + name + ": choose of " + valid);
+    }
+  }
+  if (arguments.archive.empty()) throw OptionError("expected an archive: flowfast-run ARCHIVE --prompt TEXT --budget NFE");
+  return arguments;
+}
+
+void read_prompts(Arguments& arguments) {
+  if (arguments.has("--prompts")) {
+    std::ifstream file(arguments.given["--prompts"]);
+    if (!file) throw OptionError("cannot read the prompts in " + arguments.given["--prompts"]);
+    for (std::string line; std::getline(file, line);)
+      if (!line.empty()) arguments.prompts.push_back(line);
+  }
+  if (arguments.prompts.empty()) throw OptionError("expected a prompt: give --prompt TEXT or --prompts FILE");
+  if (!arguments.has("--budget")) throw OptionError("expected --budget NFE");
+}
+
+std::string hexadecimal(const std::string& bytes) {
+  std::string text;
+  char two[3];
+  for (const char byte : bytes) {
+    std::snprintf(two, sizeof(two), "%02x", static_cast<unsigned char>(byte));
+    text += two;
+  }
+  return text;
+}
+
+std::string json(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    char code[8];
+    std::snprintf(code, sizeof(code), "\\u%04x", static_cast<unsigned char>(c));
+    if (c == '"' || c == '\\')
+      out += std::string("\\") + c;
+    else
+      out += static_cast<unsigned char>(c) < 0x20 ? code : std::string(1, c);
+  }
+  return out + '"';
+}
+
+std::string json(double number) {  // shortest text that reads back as the same number
+  if (!std::isfinite(number)) return "null";
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof(text), number).ptr};
+}
+
+std::string json(const std::string& prompt, const Result& result, double load_seconds) {
+  std::string path;
+  for (const Step& step : result.path())
+    path += (path.empty() ? "[" : ", [") + std::to_string(step.chain) + ", " + std::to_string(step.row) + ", " +
+            std::to_string(step.candidate) + "]";
+  const Image& image = result.image();
+  Blake2b hash(32);
+  hash.update({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size() * sizeof(float)});
+  return "{\"prompt\": " + json(prompt) + ", \"reward\": " + json(result.reward()) +
+         ", \"nfe\": " + std::to_string(result.nfe) + ", \"nfe_speculative\": " + std::to_string(result.nfe_speculative) +
+         ", \"reward_calls\": " + std::to_string(result.reward_calls) + ", \"unspent\": " + std::to_string(result.unspent) +
+         ", \"key\": " + std::to_string(result.key) + ", \"path\": [" + path + "]" +
+         ", \"image\": {\"height\": " + std::to_string(image.height) + ", \"width\": " + std::to_string(image.width) +
+         ", \"blake2b\": \"" + hexadecimal(hash.digest()) + "\"}" + ", \"seconds\": {\"load\": " + json(load_seconds) +
+         ", \"waited\": " + json(result.seconds_waited) + ", \"search\": " + json(result.seconds) + "}}";
+}
+
+void write_png(const Image& image, std::string file, size_t number, size_t count) {
+  if (count > 1) {
+    const size_t dot = file.rfind(".png");
+    file.insert(dot == std::string::npos ? file.size() : dot, "-" + std::to_string(number));
+  }
+  std::ofstream out(file, std::ios::binary);
+  out << image.png();
+  if (!out.flush()) throw OptionError("cannot write " + file);
+}
+
+OnProgress printer(const std::string& prompt) {
+  return [prompt, best = -INFINITY](const Progress& progress) mutable {
+    for (const Candidate& candidate : progress.candidates) best = std::max(best, candidate.reward);
+    std::fprintf(stderr, "%s: %lld of %lld NFE, best reward so far %.4f\n", prompt.c_str(),
+                 static_cast<long long>(progress.nfe), static_cast<long long>(progress.budget), best);
+  };
+}
+
+int run(Arguments arguments) {
+  const auto start = std::chrono::steady_clock::now();
+  if (!arguments.has("--info")) read_prompts(arguments);
+  Searcher searcher(arguments.archive, {.threads = arguments.number("--threads", 0),
+                                        .device = arguments.has("--device") ? arguments.given["--device"] : "cpu"});
+  const double load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (arguments.has("--info")) {
+    std::string entries;
+    for (const auto& [name, value] : searcher.info())
+      entries += (entries.empty() ? "" : ", ") + json(name) + ": " + json(value);
+    std::cout << "{" << entries << "}\n";
+    return 0;
+  }
+  Request request{.budget = arguments.number<int64_t>("--budget", 0),
+                  .seed = arguments.number<int64_t>("--seed", 0),
+                  .repeat = arguments.number<int64_t>("--repeat", 0)};
+  if (arguments.has("--guidance")) request.guidance = arguments.number("--guidance", 1.0);
+  if (arguments.has("--negative-prompt")) request.negative_prompt = arguments.given["--negative-prompt"];
+  request.until = arguments.number("--until", request.until);
+
+  std::vector<std::optional<Handle>> handles;
+  for (const std::string& prompt : arguments.prompts) {
+    request.prompt = prompt;
+    handles.push_back(searcher.submit(request, arguments.has("--progress") ? printer(prompt) : OnProgress()));
+  }
+  for (size_t i = 0; i < handles.size(); ++i) {
+    const std::string& prompt = arguments.prompts[i];
+    const Result result = std::exchange(handles[i], std::nullopt)->get();  // and lets go of it
+    if (arguments.has("--json"))
+      std::cout << json(prompt, result, load_seconds) << std::endl;
+    else
+      std::printf("%s: reward %.4f after %lld NFE in %.2f s\n", prompt.c_str(), result.reward(),
+                  static_cast<long long>(result.nfe), result.seconds);
+    if (arguments.has("--png")) write_png(result.image(), arguments.given["--png"], i, handles.size());
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace flowfast
+
+int main(int argc, char** argv) {
+  if (argc == 2 && (std::string(argv[1]) == "--help" || std::string(argv[1]) == "-h")) {
+    std::fputs(flowfast::kUsage, stdout);
+    return 0;
+  }
+  try {
+    return flowfast::run(flowfast::parse(argc, argv));
+  } catch (const flowfast::Error& error) {
+    std::fprintf(stderr, "flowfast-run: %s\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "flowfast-run: unexpected: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,134 @@
+#include "runner/tests/fake_archive.h"
+
+#include <limits>
+#include <memory>
+
+#include "runner/archive.h"
+
+namespace flowfast {
+namespace {
+
+constexpr int64_t kSlots = 2;
+
+class FakeArchive final : public Archive {
+ public:
+  explicit FakeArchive(Fake& fake) : fake_(fake), slots_(kSlots) {}
+
+  const Info& info() const override { return info_; }
+  void enter_thread() override {}
+
+  void admit(int64_t slot, const Request& request, int64_t key) override {
+    if (request.prompt == "unreadable") throw PromptError("the fake cannot read it");
+    slots_.at(slot) = {request, key, 0, true};
+  }
+
+  Result release(int64_t slot) override {
+    Slot& s = slots_.at(slot);
+    Result result;
+    result.nfe = s.round;
+    if (s.round > 0 && s.request.prompt != "only NaN") {
+      Sample& sample = result.top.emplace_back();
+      sample.reward = s.reward;
+      sample.image = {1, 1, 1, {static_cast<float>(s.round)}};
+      sample.path.push_back({0, s.round - 1, 0});
+    }
+    s.on = false;
+    return result;
+  }
+
+  void propose() override {
+    std::unique_lock lock(fake_.mutex);
+    std::vector<std::string> prompts;
+    for (const Slot& s : slots_)
+      if (s.on) prompts.push_back(s.request.prompt);
+    fake_.rounds.push_back(prompts);
+    fake_.inside = true;
+    fake_.changed.notify_all();
+    fake_.changed.wait(lock, [&] { return !fake_.held || !fake_.inside; });
+    fake_.inside = false;
+    for (const std::string& prompt : prompts)
+      if (fake_.failing.contains(prompt)) throw ModelError("the fake failed");
+  }
+
+  std::vector<Lane> lanes() override {
+    std::vector<Lane> lanes;
+    for (int64_t slot = 0; slot < kSlots; ++slot)
+      if (slots_[slot].on) lanes.push_back({slot, {0, slots_[slot].round, 0}, 0.5f});
+    return lanes;
+  }
+
+  std::vector<Image> images() override {
+    std::vector<Image> images;
+    for (const Slot& s : slots_)
+      if (s.on) images.push_back({1, 1, 1, {static_cast<float>(s.round)}});
+    return images;
+  }
+
+  void score() override { score(std::vector<float>(lanes().size(), 7.0f)); }
+  void score(const std::vector<float>& rewards) override {
+    rewards_ = rewards;
+    size_t i = 0;
+    for (Slot& s : slots_)
+      if (s.on) s.reward = rewards.at(i++);
+  }
+  std::vector<float> rewards() override { return rewards_; }
+
+  void observe() override {
+    for (Slot& s : slots_) s.round += s.on;
+  }
+  bool done(int64_t slot) override { return slots_.at(slot).round >= slots_.at(slot).request.budget; }
+  int64_t nfe(int64_t slot) override { return slots_.at(slot).round; }
+
+ private:
+  struct Slot {
+    Request request;
+    int64_t key = 0, round = 0;
+    bool on = false;
+    float reward = 0;
+  };
+
+  Fake& fake_;
+  std::vector<Slot> slots_;
+  std::vector<float> rewards_;
+  Info info_ = {{"slots", std::to_string(kSlots)}, {"budget_min", "1"}, {"budget_max", "1000000000"}, {"passes", "1"}};
+};
+
+}  // namespace
+
+void Fake::hold() {
+  const std::lock_guard lock(mutex);
+  held = true;
+}
+
+std::vector<std::string> Fake::wait_for_round() {
+  std::unique_lock lock(mutex);
+  changed.wait(lock, [&] { return inside; });
+  return rounds.back();
+}
+
+void Fake::next_round() {
+  std::unique_lock lock(mutex);
+  changed.wait(lock, [&] { return inside; });
+  inside = false;
+  changed.notify_all();
+}
+
+void Fake::let_go() {
+  const std::lock_guard lock(mutex);
+  held = false;
+  changed.notify_all();
+}
+
+Fake& fake(const std::string& name) {
+  static std::mutex mutex;
+  static std::map<std::string, Fake> fakes;
+  const std::lock_guard lock(mutex);
+  return fakes[name];
+}
+
+std::unique_ptr<Archive> load_archive(const std::string& path, const Options&) {
+  if (path.empty()) throw ArchiveError("no such archive");
+  return std::make_unique<FakeArchive>(fake(path));
+}
+
+}  // namespace flowfast

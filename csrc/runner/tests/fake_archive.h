@@ -1,0 +1,30 @@
+// An archive without PyTorch, for tests of the driver: every request takes as many rounds as its budget says, one lane
+// each, and a test can hold a round, look at who is in it, and let it go.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace flowfast {
+
+struct Fake {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool held = false;                                // rounds wait in propose()
+  bool inside = false;                              // one waits now
+  std::set<std::string> failing;                    // prompts whose rounds throw
+  std::vector<std::vector<std::string>> rounds;     // prompts of each round
+
+  void hold();                                      // from the next round on
+  std::vector<std::string> wait_for_round();        // until one waits: its prompts
+  void next_round();                                // lets the one that waits go; the next one waits
+  void let_go();
+};
+
+// Of the archive that is loaded by this name.
+Fake& fake(const std::string& name);
+
+}  // namespace flowfast
