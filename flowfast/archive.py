@@ -47,11 +47,11 @@ TOLERANCE = 1e-5
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's warnings that TorchScript is deprecated (nothing else carries a program into C++), and without
-    those of tracing: what was traced is run and compared."""
+    """Without torch's warnings that TorchScript is deprecated (nothing else carries a program into C++), of its own use
+    of what is deprecated, and of tracing: what was traced is run and compared."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", message=r".*torch\.jit\.", category=category)
+            warnings.filterwarnings("ignore", message=r".*(torch\.jit\.|treespec)", category=category)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         yield
 
@@ -203,53 +203,54 @@ def _module(
     """The archive, still in Python; with format aoti its packages are on the disk."""
     plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or 1
     M = setup.config.micro_batch or fitting_rows(slots, plan)
-    setup.config = setup.config.model_copy(update={"micro_batch": M})
+    setup.config = setup.config.model_copy(update={"micro_batch": M, **names})
     config, host = setup.config, isinstance(reward, Outside)
-    example = prompts[:1] or [""]
-    cond, asked = flow.encode(example), reward.encode(example)
+    cond, asked = flow.encode(prompts or [""]), reward.encode(prompts or [""])
     null = flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
-    encoder = _encoder(flow, reward, prompts)
-    parts = _parts(flow, reward, _rows(cond, M), _rows(asked, M), M)
+    encoder = _table(prompts, cond, asked) if prompts else _encoder(flow, reward)
+    parts = _parts(flow, reward, cond, asked, M)
     if format == "aoti":
-        packages, flow = _aoti(parts, path), Outside(COMPILED, flow.shape)
+        packages, flow = _aoti(parts, M, path), Outside(COMPILED, flow.shape)
         reward = reward if host else Outside(COMPILED)
     else:
         packages, (flow, reward) = {}, _torchscript(flow, reward, parts, M)
-    engine = setup.engine(flow, reward, plan, slots, M, cond, asked, next(iter(cond.values())).device)
+    one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
+    engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, next(iter(cond.values())).device)
     plans = _plans(setup, plan)
-    budgets = [evaluations * setup.passes for evaluations, found in enumerate(plans.of) if found >= 0]
-    manifest = {
-        "format": "flowfast-archive",
-        "format_version": str(FORMAT_VERSION),
-        **{name: value for name, value in versions().items() if name in ("flowfast", "noise_stream", "torch")},
-        **names,
-        "method": config.method,
-        "loader": format,
-        "shape": ",".join(map(str, flow.shape)),
-        "slots": str(slots),
-        "chains": str(plan.chains),
-        "lanes": str(plan.lanes),
-        "rows": str(setup.schedule.rows),
-        "micro_batch": str(M),
-        "passes": str(setup.passes),
-        "guidance": repr(float(config.guidance or 1.0)),
-        "top": str(config.top_k),
-        "budget_min": str(budgets[0]),
-        "budget_max": str(config.budget),
-        "host_reward": str(int(host)),
-        "scripted_encode": str(int(not prompts)),
-        **packages,
-        "config": config.model_dump_json(),
-    }
+    known = {"loader": format, "host_reward": str(int(host)), "scripted_encode": str(int(not prompts)), **packages}
+    manifest = {**_manifest(setup, plan, plans, flow.shape), **known}
     limits = (torch.tensor(plans.quota), torch.tensor(plans.left), torch.tensor(plans.start))
     return Archive(engine, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=format == "aoti")
 
 
-def _encoder(flow: Any, reward: Any, prompts: list[str]) -> nn.Module:
-    """Prompts to conditions: a table of those that were given, else scripted, without the weights."""
-    if prompts:
-        found = {f"cond/{name}": value for name, value in flow.encode(prompts).items()}
-        return Table(prompts, found | {f"reward/{name}": value for name, value in reward.encode(prompts).items()})
+def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> dict[str, str]:
+    """Facts of an archive, for `info`."""
+    config = setup.config
+    facts = {
+        "format": "flowfast-archive",
+        "format_version": FORMAT_VERSION,
+        **{name: value for name, value in versions().items() if name in ("flowfast", "noise_stream", "torch")},
+        "model": config.model,
+        "reward": config.reward,
+        "method": config.method,
+        "shape": ",".join(map(str, shape)),
+        "slots": config.slots,
+        "chains": plan.chains,
+        "lanes": plan.lanes,
+        "rows": setup.schedule.rows,
+        "micro_batch": config.micro_batch,
+        "passes": setup.passes,
+        "guidance": float(config.guidance or 1.0),
+        "top": config.top_k,
+        "budget_min": next(e for e, found in enumerate(plans.of) if found >= 0) * setup.passes,
+        "budget_max": config.budget,
+        "config": config.model_dump_json(),
+    }
+    return {name: str(fact) for name, fact in facts.items()}
+
+
+def _encoder(flow: Any, reward: Any) -> nn.Module:
+    """Prompts to conditions, scripted, without the weights. Raises OptionError."""
     try:
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.freeze(torch.jit.script(Encoder(flow, reward)).eval()), buffer)
@@ -263,8 +264,9 @@ def _encoder(flow: Any, reward: Any, prompts: list[str]) -> nn.Module:
         ) from None
 
 
-def _rows(cond: Conditions, rows: int) -> Conditions:
-    return {name: value[:1].expand(rows, *value.shape[1:]).contiguous() for name, value in cond.items()}
+def _table(prompts: list[str], cond: Conditions, asked: Conditions) -> Table:
+    named = {f"cond/{name}": value for name, value in cond.items()}
+    return Table(prompts, named | {f"reward/{name}": value for name, value in asked.items()})
 
 
 # ---- budgets ----
@@ -320,27 +322,37 @@ def _runs_on(plan: Plan, largest: Plan) -> bool:
 
 
 class Part(NamedTuple):
-    """A function of a model or a reward, what it belongs to, and a micro-batch for it: tensors, then conditions."""
+    """A function of a model or a reward, what it belongs to, and arguments for it: tensors of a micro-batch, and the
+    conditions of all prompts that the archive knows, or of one."""
 
     function: Callable[..., Tensor]
     owner: Any
     tensors: tuple[Tensor, ...]
-    cond: Conditions
+    cond: Conditions | None = None
 
-    def rows(self, count: int) -> tuple[Any, ...]:
-        """Arguments of the function, cut or repeated to so many rows."""
-        index = torch.arange(count, device=self.tensors[0].device) % len(self.tensors[0])
-        cond = {name: value[index] for name, value in self.cond.items()}
-        return (*(tensor[index] for tensor in self.tensors), *([cond] if len(self.tensors) > 1 else []))
+    def rows(self, count: int, first: int = 0) -> tuple[Any, ...]:
+        """Arguments of `count` rows, conditions from prompt `first` on."""
+        index = torch.arange(count, device=self.tensors[0].device)
+        tensors = tuple(tensor[index % len(tensor)] for tensor in self.tensors)
+        if self.cond is None:
+            return tensors
+        return (*tensors, {name: value[(index + first) % len(value)] for name, value in self.cond.items()})
+
+    @property
+    def prompts(self) -> int:
+        return len(next(iter(self.cond.values()))) if self.cond else 1
+
+    def __str__(self) -> str:
+        return f"{getattr(self.function, '__name__', 'forward')} of {type(self.owner).__name__}"
 
 
 def _parts(flow: Any, reward: Any, cond: Conditions, asked: Conditions, M: int) -> dict[str, Part]:
     device = next(iter(cond.values())).device
     x = torch.randn(M, *flow.shape, generator=torch.Generator().manual_seed(0)).to(device)
     t = torch.linspace(0.1, 0.9, M, device=device)
-    parts = {"velocity": Part(flow.velocity, flow, (x, t), cond), "decode": Part(flow.decode, flow, (x,), {})}
+    parts = {"velocity": Part(flow.velocity, flow, (x, t), cond), "decode": Part(flow.decode, flow, (x,))}
     if not isinstance(reward, Outside):
-        parts["reward"] = Part(reward.__call__, reward, (flow.decode(x), t), asked)
+        parts["reward"] = Part(reward.forward, reward, (flow.decode(x), t), asked)
     return parts
 
 
@@ -358,7 +370,7 @@ def _torchscript(flow: Any, reward: Any, parts: dict[str, Part], M: int) -> tupl
         reward = reward if scripted else made["reward"]
     for name, function in made.items():
         for count in (M, 1) if name == "decode" else (M,):
-            _check(name, function, parts[name], count)
+            _check(function, parts[name], count)
     return flow, reward
 
 
@@ -387,25 +399,20 @@ def _traced(part: Part, M: int) -> Any:
     try:
         return torch.jit.trace(Call(part.function), part.rows(3 if M == 2 else 2), check_trace=False)
     except Exception as error:
-        raise ModelError(f"{_name(part)} can be neither scripted nor traced: {error}") from error
+        raise ModelError(f"{part} can be neither scripted nor traced: {error}") from error
 
 
-def _check(name: str, made: Callable[..., Tensor], part: Part, count: int) -> None:
-    """Raises ModelError where the function that was made is another one. Thrice, for TorchScript optimises later."""
-    wanted = part.function(*part.rows(count)).float()
-    for _ in range(3):
+def _check(made: Callable[..., Tensor], part: Part, count: int) -> None:
+    """Raises ModelError where the function that was made is another one. Thrice, for TorchScript optimises later, and
+    on every prompt, for a trace may have kept the length of one."""
+    for first in (0, 0, *range(0, part.prompts, count)):
+        wanted = part.function(*part.rows(count, first)).float()
         try:
-            found = made(*part.rows(count)).float()
+            found = made(*part.rows(count, first)).float()
         except Exception as error:
-            raise ModelError(
-                f"{_name(part)}, {name}, fails at {count} rows once it has left Python: {error}"
-            ) from error
+            raise ModelError(f"{part} fails at {count} rows once it has left Python: {error}") from error
         if found.shape != wanted.shape or not (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max():
-            raise ModelError(f"{_name(part)}, {name}, gives something else at {count} rows once it has left Python")
-
-
-def _name(part: Part) -> str:
-    return f"{type(part.owner).__name__}"
+            raise ModelError(f"{part} gives something else at {count} rows once it has left Python")
 
 
 def _modules(owner: Any) -> list[nn.Module]:
@@ -421,25 +428,26 @@ class Flat(nn.Module):
 
     def __init__(self, part: Part):
         super().__init__()
-        self.function, self.names, self.owned = part.function, sorted(part.cond), nn.ModuleList(_modules(part.owner))
+        self.function, self.owned = part.function, nn.ModuleList(_modules(part.owner))
+        self.names = None if part.cond is None else sorted(part.cond)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        if len(tensors) == 1:
+        if self.names is None:
             return self.function(*tensors)
         return self.function(*tensors[:2], dict(zip(self.names, tensors[2:], strict=True)))
 
 
-def _aoti(parts: dict[str, Part], path: Path) -> dict[str, str]:
+def _aoti(parts: dict[str, Part], M: int, path: Path) -> dict[str, str]:
     """Writes the packages PATH-STEM.PART.pt2; returns what the manifest says of them. Raises ModelError."""
     facts = {"packages": ",".join(parts)}
     with tempfile.TemporaryDirectory() as folder:
         for name, part in parts.items():
-            tensors = (*part.tensors, *(part.cond[key] for key in sorted(part.cond)))
+            tensors = (*part.tensors, *_sorted(part.rows(M)[-1] if part.cond is not None else {}, ""))
             try:
                 program = torch.export.export(Flat(part), tensors)
                 package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/{name}.pt2")
             except Exception as error:
-                raise ModelError(f"{_name(part)}, {name}, cannot be compiled by AOTInductor: {error}") from error
+                raise ModelError(f"{part} cannot be compiled by AOTInductor: {error}") from error
             data = Path(package).read_bytes()
             facts[f"{name}_file"] = f"{path.stem}.{name}.pt2"
             facts[f"{name}_hash"] = hashlib.blake2b(data, digest_size=32).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import flowfast
 from flowfast import archive as archives
-from flowfast.archive import load_archive, read_info
+from flowfast.archive import Packages, load_archive, read_info
 from flowfast.driver import noise_key
 from flowfast.errors import ArchiveError, BudgetError, FlowfastError, ModelError, OptionError
 from tests.searcher.toys import METHODS, PROMPTS, GaussianFlow, NearTarget, bits
@@ -289,8 +290,76 @@ def test_a_number_of_rows_that_was_taken_down_is_refused(tmp_path: Path) -> None
             rows = torch.arange(int(x_t.shape[0])).tolist()  # a trace keeps these numbers
             return torch.stack([x_t[i] * self.scale + {**cond}["mean"][i] for i in rows])
 
-    with pytest.raises(ModelError, match="Fixed, velocity, gives something else at 8 rows"):
+    with pytest.raises(ModelError, match="velocity of Fixed gives something else at 8 rows"):
         exported(tmp_path / "a.pt", Fixed(), prompts=["a"], budget=42)
+
+
+def test_a_trace_that_kept_what_one_prompt_said_is_refused(tmp_path: Path) -> None:
+    class Kept(Untyped):
+        def velocity(self, x_t, t, cond):
+            return super().velocity(x_t, t, cond) + float({**cond}["mean"].amax())
+
+    exported(tmp_path / "a.pt", Kept(), prompts=["a", "abcdef"], budget=42)  # these two say the same
+    with pytest.raises(ModelError, match="velocity of Kept gives something else at 8 rows"):
+        exported(tmp_path / "a.pt", Kept(), prompts=["a", "abcdef", "bb"], budget=42)
+
+
+# ---- compiled parts beside the archive ----
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+
+
+@needs_compiler
+def test_compiled_parts_serve_the_same_search(tmp_path: Path) -> None:
+    options = {"guidance": 3.0, "micro_batch": 2, "slots": 2}
+    archive = exported(tmp_path / "a.pt", budget=84, format="aoti", **options)
+    packages = Packages(tmp_path / "a.pt", archive)
+    assert list(packages.part) == ["velocity", "decode", "reward"]
+    for slot, prompt in enumerate(PROMPTS[:2]):
+        admit(archive, slot, prompt, 84, guidance=3.0)
+    refused(lambda: archive.propose(), ModelError, "the model lies outside of this archive: call its packages")
+    while archive.width():
+        packages.round()
+    for slot, prompt in enumerate(PROMPTS[:2]):
+        found, wanted = archive.release(slot), searched(prompt, 84, **options)
+        assert_close(found, wanted)
+        assert "image" not in found
+        assert torch.equal(packages.part["decode"](found["x0"].expand(2, -1).contiguous())[:1], found["x0"])
+    whole = (tmp_path / "a.reward.pt2").read_bytes()
+    (tmp_path / "a.reward.pt2").write_bytes(whole[:1000] + b"?" + whole[1001:])
+    with pytest.raises(ArchiveError, match="a.reward.pt2 is damaged or of another export"):
+        Packages(tmp_path / "a.pt", archive)
+    (tmp_path / "a.reward.pt2").unlink()
+    with pytest.raises(ArchiveError, match="cannot read"):
+        Packages(tmp_path / "a.pt", archive)
+    with pytest.raises(ArchiveError, match="holds its model itself"):
+        Packages(tmp_path / "b.pt", exported(tmp_path / "b.pt", budget=42))
+
+
+def assert_close(found: dict[str, Tensor], sample: flowfast.Sample) -> None:
+    """The same path, and a reward within 1e-5: compiled arithmetic rounds in another order."""
+    row = int(found["row"][0])
+    path = tuple((int(found["chain"][0, r]), r, int(found["candidate"][0, r])) for r in range(row + 1))
+    assert path == sample.winner.path
+    assert abs(float(found["reward"][0]) - sample.reward) < 1e-5
+    assert int(found["cost"][0]) == sample.nfe
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_embedded_model_compiled(tmp_path: Path) -> None:
+    flow = flowfast.load("scenes")
+    prompts = ["three red circles and one blue square", "a red circle left of a green triangle"]
+    info = flowfast.export(flow, tmp_path / "a.pt", reward="scenes", slots=2, budget=200, format="aoti")
+    archive = load_archive(tmp_path / "a.pt")
+    packages = Packages(tmp_path / "a.pt", archive)
+    for slot, prompt in enumerate(prompts):
+        admit(archive, slot, prompt, 200, guidance=3.0)
+    while archive.width():
+        packages.round()
+    wanted = flowfast.search(flow, prompts, reward="scenes", budget=200, micro_batch=int(info["micro_batch"]))
+    for slot, sample in enumerate(wanted.samples):
+        assert_close(archive.release(slot), sample)
 
 
 # ---- what is refused ----
