@@ -72,8 +72,11 @@ def without_gradients(*owners: Any) -> Iterator[None]:
 # ---- loading ----
 
 
-def load_archive(path: str | Path) -> torch.jit.ScriptModule:
+def load_archive(path: str | Path, device: str | torch.device | None = None) -> torch.jit.ScriptModule:
     """The archive in a file, ready to be driven (flowfast/searcher/archive.py). It is a program: load what you trust.
+
+    Its methods raise torch.jit.Error, whose last line is the class of flowfast.errors and its text. device: where it
+    goes; default: where it was exported.
 
     Raises:
         ArchiveError: missing, damaged, not an archive, or of another format or noise stream.
@@ -89,7 +92,7 @@ def load_archive(path: str | Path) -> torch.jit.ScriptModule:
             )
     try:
         with quiet():
-            return torch.jit.load(io.BytesIO(data))
+            return torch.jit.load(io.BytesIO(data), map_location=device)
     except RuntimeError as error:
         raise ArchiveError(f"PyTorch {torch.__version__} cannot load the archive {path}: {error}") from None
 
@@ -106,8 +109,12 @@ def _read(path: Path) -> bytes:
         raise ArchiveError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
 class Packages:
-    """The compiled parts that lie beside an archive, and the rounds of a search that uses them."""
+    """The compiled parts that lie beside an archive, in the place of its own `propose` and `score`."""
 
     def __init__(self, path: str | Path, archive: torch.jit.ScriptModule):
         """Raises ArchiveError: one is missing or damaged, or the archive has none."""
@@ -117,14 +124,13 @@ class Packages:
         self.part: dict[str, Callable[..., Tensor]] = {}
         for name in facts["packages"].split(","):
             file = Path(path).parent / facts[f"{name}_file"]
-            if hashlib.blake2b(_read(file), digest_size=32).hexdigest() != facts[f"{name}_hash"]:
+            if _digest(_read(file)) != facts[f"{name}_hash"]:
                 raise ArchiveError(f"{file} is damaged or of another export: write it again with flowfast export")
             self.part[name] = cast(Callable[..., Tensor], torch._inductor.aoti_load_package(str(file)))
 
-    @torch.no_grad()
-    def round(self) -> None:
-        """One round, as a C++ driver makes it."""
-        archive, images, found = self.archive, list[Tensor](), list[Tensor]()
+    def propose(self) -> Tensor:
+        """Images of the round, made as a C++ driver makes them."""
+        archive, images = self.archive, list[Tensor]()
         archive.lay()
         archive.branch()
         for i in range(archive.parts()):
@@ -133,9 +139,15 @@ class Packages:
             u = self.part["velocity"](x, t, *_sorted(given, "cond/"))
             archive.mean(i, u, self.part["velocity"](x, t, *null) if archive.passes == 2 else None)
             images.append(self.part["decode"](archive.latents(i)))
-            asked = archive.reward_inputs(i)
-            found.append(self.part["reward"](images[-1], asked["t"], *_sorted(asked, "reward/")))
-        archive.observe(torch.cat(found))
+        return torch.cat(images)
+
+    def score(self, images: Tensor) -> Tensor:
+        """Their rewards."""
+        found = []
+        for i, part in enumerate(images.split(self.archive.micro_batch)):
+            asked = self.archive.reward_inputs(i)
+            found.append(self.part["reward"](part, asked["t"], *_sorted(asked, "reward/")))
+        return torch.cat(found)
 
 
 def _sorted(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:
@@ -186,41 +198,46 @@ def export(
         raise OptionError(
             f"reward {scorer.name!r} runs on the host: export with reward 'host', and score in the server"
         )
-    path, names = Path(out), {"model": options.get("model", type(flow).__name__), "reward": str(chosen)}
-    if not isinstance(chosen, str):
-        names["reward"] = str(getattr(scorer, "name", type(scorer).__name__))
+    named = chosen if isinstance(chosen, str) else str(getattr(scorer, "name", type(scorer).__name__))
+    names = {"model": options.get("model", type(flow).__name__), "reward": named}
+    path, texts, buffer = Path(out), list(dict.fromkeys(map(str, prompts))), io.BytesIO()
     with quiet(), without_gradients(flow, scorer):
-        module = _module(flow, scorer, setup, list(dict.fromkeys(map(str, prompts))), names, path, format)
-        buffer = io.BytesIO()
+        module, packages = _module(flow, scorer, setup, texts, names, path.stem if format == "aoti" else None)
         torch.jit.save(torch.jit.script(module), buffer)
+    for name, data in packages.items():
+        write_bytes(path.with_name(name), data)
     write_bytes(path, seal(buffer.getvalue(), STREAM_VERSION))
     return module.manifest
 
 
 def _module(
-    flow: Any, reward: Any, setup: Setup, prompts: list[str], names: dict[str, str], path: Path, format: str
-) -> Archive:
-    """The archive, still in Python; with format aoti its packages are on the disk."""
+    flow: Any, reward: Any, setup: Setup, prompts: list[str], names: dict[str, str], stem: str | None
+) -> tuple[Archive, dict[str, bytes]]:
+    """The archive, still in Python, and the packages beside it. stem: how their names begin; None: there are none."""
     plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or 1
     M = setup.config.micro_batch or fitting_rows(slots, plan)
     setup.config = setup.config.model_copy(update={"micro_batch": M, **names})
-    config, host = setup.config, isinstance(reward, Outside)
     cond, asked = flow.encode(prompts or [""]), reward.encode(prompts or [""])
-    null = flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
+    null = flow.encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
     encoder = _table(prompts, cond, asked) if prompts else _encoder(flow, reward)
-    parts = _parts(flow, reward, cond, asked, M)
-    if format == "aoti":
-        packages, flow = _aoti(parts, M, path), Outside(COMPILED, flow.shape)
-        reward = reward if host else Outside(COMPILED)
+    parts, plans, host = _parts(flow, reward, cond, asked, M), _plans(setup, plan), isinstance(reward, Outside)
+    manifest = _manifest(setup, plan, plans, flow.shape)
+    manifest |= {"host_reward": str(int(host)), "scripted_encode": str(int(not prompts))}
+    packages: dict[str, bytes] = {}
+    if stem is None:
+        flow, reward = _torchscript(flow, reward, parts, M)
     else:
-        packages, (flow, reward) = {}, _torchscript(flow, reward, parts, M)
+        compiled = {name: _aoti(part, M) for name, part in parts.items()}
+        packages = {f"{stem}.{name}.pt2": data for name, data in compiled.items()}
+        manifest |= {"loader": "aoti", "packages": ",".join(compiled)}
+        for name, data in compiled.items():
+            manifest |= {f"{name}_file": f"{stem}.{name}.pt2", f"{name}_hash": _digest(data)}
+        flow, reward = Outside(COMPILED, flow.shape), reward if host else Outside(COMPILED)
     one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
     engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, next(iter(cond.values())).device)
-    plans = _plans(setup, plan)
-    known = {"loader": format, "host_reward": str(int(host)), "scripted_encode": str(int(not prompts)), **packages}
-    manifest = {**_manifest(setup, plan, plans, flow.shape), **known}
     limits = (torch.tensor(plans.quota), torch.tensor(plans.left), torch.tensor(plans.start))
-    return Archive(engine, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=format == "aoti")
+    module = Archive(engine, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=stem is not None)
+    return module, packages
 
 
 def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> dict[str, str]:
@@ -233,6 +250,7 @@ def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> d
         "model": config.model,
         "reward": config.reward,
         "method": config.method,
+        "loader": "torchscript",
         "shape": ",".join(map(str, shape)),
         "slots": config.slots,
         "chains": plan.chains,
@@ -437,19 +455,13 @@ class Flat(nn.Module):
         return self.function(*tensors[:2], dict(zip(self.names, tensors[2:], strict=True)))
 
 
-def _aoti(parts: dict[str, Part], M: int, path: Path) -> dict[str, str]:
-    """Writes the packages PATH-STEM.PART.pt2; returns what the manifest says of them. Raises ModelError."""
-    facts = {"packages": ",".join(parts)}
+def _aoti(part: Part, M: int) -> bytes:
+    """The part as a package. Raises ModelError."""
+    tensors = (*part.tensors, *_sorted(part.rows(M)[-1] if part.cond is not None else {}, ""))
     with tempfile.TemporaryDirectory() as folder:
-        for name, part in parts.items():
-            tensors = (*part.tensors, *_sorted(part.rows(M)[-1] if part.cond is not None else {}, ""))
-            try:
-                program = torch.export.export(Flat(part), tensors)
-                package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/{name}.pt2")
-            except Exception as error:
-                raise ModelError(f"{part} cannot be compiled by AOTInductor: {error}") from error
-            data = Path(package).read_bytes()
-            facts[f"{name}_file"] = f"{path.stem}.{name}.pt2"
-            facts[f"{name}_hash"] = hashlib.blake2b(data, digest_size=32).hexdigest()
-            write_bytes(path.with_name(facts[f"{name}_file"]), data)
-    return facts
+        try:
+            program = torch.export.export(Flat(part), tensors)
+            package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/part.pt2")
+        except Exception as error:
+            raise ModelError(f"{part} cannot be compiled by AOTInductor: {error}") from error
+        return Path(package).read_bytes()

@@ -154,7 +154,10 @@ class Archive(nn.Module):
 
     @torch.jit.export
     def propose(self) -> Tensor:
-        """Evaluates the next children of all slots: images (N, 3, H, W) of their posterior means."""
+        """Evaluates the next children of all slots: images (N, 3, H, W) of their posterior means. Raises OptionError
+        where no slot has anything left to do."""
+        if self.engine.width() == 0:
+            raise OptionError("no slot has anything left to do: admit a request first")
         return self.engine.propose()
 
     @torch.jit.export
