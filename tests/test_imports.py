@@ -41,7 +41,16 @@ MAY_IMPORT = {
     "archive": {"config", "driver", "ops", "rewards", "searcher"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {
-        "archive", "engine", "config", "flow", "presets", "report", "models", "rewards", "searcher", "ops",
+        "archive",
+        "engine",
+        "config",
+        "flow",
+        "presets",
+        "report",
+        "models",
+        "rewards",
+        "searcher",
+        "ops",
     },  # fmt: skip
 }
 HUGGING_FACE = {"diffusers", "transformers"}
