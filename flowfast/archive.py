@@ -34,6 +34,7 @@ from flowfast.ops.noise import STREAM_VERSION
 from flowfast.seal import FORMAT_VERSION, seal, seal_of
 from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outside, Table
 from flowfast.searcher.plan import Plan
+from flowfast.searcher.steered import frozen
 from flowfast.types import Conditions, Flow
 from flowfast.version import versions
 
@@ -54,19 +55,6 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r".*(torch\.jit\.|treespec)", category=category)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         yield
-
-
-@contextmanager
-def without_gradients(*owners: Any) -> Iterator[None]:
-    """Weights that want no gradient meanwhile: only such ones can be constants of a trace."""
-    parameters = [p for owner in owners for module in _modules(owner) for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 # ---- loading ----
@@ -192,6 +180,10 @@ def export(
         raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
     if setup.config.seconds is not None:
         raise OptionError("an archive takes budgets in NFE only: leave seconds out, and give the largest budget")
+    for name in ("gradient", "finalists"):
+        if name in given:
+            raise OptionError(f"an archive has no {name}, only flowfast.search has: leave it out")
+    setup.config = setup.config.model_copy(update={"finalists": None})  # it decodes in full, with no preview
     chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
     scorer = Outside("give rewards to observe") if chosen == "host" else rewards.load(chosen, flow)
     if rewards.on_host(scorer):
@@ -201,7 +193,7 @@ def export(
     named = chosen if isinstance(chosen, str) else str(getattr(scorer, "name", type(scorer).__name__))
     names = {"model": options.get("model", type(flow).__name__), "reward": named}
     path, texts, buffer = Path(out), list(dict.fromkeys(map(str, prompts))), io.BytesIO()
-    with quiet(), without_gradients(flow, scorer):
+    with quiet(), frozen(*_modules(flow), *_modules(scorer)):  # only such weights can be constants of a trace
         module, packages = _module(flow, scorer, setup, texts, names, path.stem if format == "aoti" else None)
         torch.jit.save(torch.jit.script(module), buffer)
     for name, data in packages.items():

@@ -395,6 +395,7 @@ def test_calls_that_cannot_work_are_refused(tmp_path: Path) -> None:
     [
         ({"format": "onnx"}, OptionError, "unknown format 'onnx': choose one of torchscript, aoti"),
         ({"seconds": 1.0}, OptionError, "NFE only"),
+        ({"gradient": "dps:1"}, OptionError, "no gradient"),
         ({"reward": lambda images, prompts: [0.0]}, OptionError, "export with reward 'host'"),
         ({"budget": 5}, BudgetError, "needs at least"),
         ({"colour": 5}, OptionError, "unknown option 'colour'"),
@@ -405,6 +406,14 @@ def test_exports_that_cannot_work_are_refused(options: Any, kind: Any, match: st
     with pytest.raises(kind, match=match):
         flowfast.export(GaussianFlow(), tmp_path / "a.pt", **{"reward": NearTarget(), **SIZES, **options})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_archive_decodes_in_full_where_python_has_a_preview(tmp_path: Path) -> None:
+    flow = GaussianFlow()
+    flow.preview = flow.decode  # type: ignore[assignment]
+    with pytest.raises(OptionError, match="no finalists"):
+        flowfast.export(flow, tmp_path / "a.pt", reward=NearTarget(), prompts=["a"], finalists=2)
+    assert flowfast.export(flow, tmp_path / "a.pt", reward=NearTarget(), prompts=["a"], budget=40)["top"] == "1"
 
 
 def test_a_file_that_is_not_whole_or_not_ours_is_refused(tmp_path: Path) -> None:
