@@ -43,6 +43,5 @@ class CallableReward:
         Raises:
             RewardError: by the policy of flowfast/rewards/policy.py.
         """
-        host = images.detach().float().cpu()
-        scores = guarded(self.name, lambda: self.function(host, list(prompts)), len(prompts), self.deadline)
-        return scores.detach().cpu()
+        host, texts = images.detach().float().cpu(), prompts if isinstance(prompts, list) else list(prompts)
+        return guarded(self.name, lambda: self.function(host, texts), len(prompts), self.deadline).detach().cpu()

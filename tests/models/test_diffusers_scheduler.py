@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowfast.errors import ModelError, OptionError, RewardError
 from flowfast.models.diffusers import from_diffusers
-from flowfast.models.diffusers.scheduler import FlowSDEScheduler, FlowSearchScheduler
+from flowfast.models.diffusers.scheduler import METHODS, FlowSDEScheduler, FlowSearchScheduler
+from flowfast.searcher.methods import METHODS as SEARCH_METHODS
 from tests.models.tiny.flux import flux
 from tests.models.tiny.sd3 import sd3
 from tests.models.tiny.wan import wan
@@ -190,6 +191,37 @@ def test_images_and_a_reward_of_flowfast_are_seen() -> None:
     assert torch.isfinite(pipe.scheduler.rewards).all()
 
 
+def test_a_reward_that_reads_prompts_needs_them() -> None:
+    """A pipeline does not show them to its scheduler; scores for an empty text would be silently wrong."""
+    from flowfast import rewards
+
+    def length(images: Tensor, prompts: Any) -> Tensor:
+        return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    class Texts:
+        def encode(self, prompts: Any) -> dict[str, Tensor]:
+            return {"length": length(torch.zeros(0), prompts)}
+
+        def __call__(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            return cond["length"]
+
+    def step(scheduler: Any) -> None:
+        scheduler.set_timesteps(4)
+        scheduler.step(torch.zeros(4, 3, 2, 2), scheduler.timesteps[0], torch.zeros(4, 3, 2, 2))
+
+    config = FlowSDEScheduler().config
+    for reads in (length, Texts()):
+        scheduler = FlowSearchScheduler.from_config(config, method="svdd", reward=reads)
+        with pytest.raises(OptionError, match=r"reads the prompts.*set scheduler\.prompts"):
+            step(scheduler)
+        scheduler.prompts = PROMPTS
+        step(scheduler)
+        scheduler.prompts = PROMPTS[0]
+        step(scheduler)
+    for reads_none in ("sharpness", "compressibility"):
+        step(FlowSearchScheduler.from_config(config, method="svdd", reward=rewards.load(reads_none)))
+
+
 def test_saved_and_loaded_it_does_the_same(tmp_path: Any) -> None:
     build, call = PIPES["sd3-dynamic"]
     pipe = build()
@@ -214,8 +246,19 @@ def test_what_cannot_work_is_named() -> None:
 
     config = FlowMatchEulerDiscreteScheduler().config
     make = FlowSearchScheduler.from_config
-    with pytest.raises(OptionError, match=r"'rbf' cannot run inside a pipeline.*use flowfast\.search"):
-        make(config, method="rbf", reward=reward)
+    reasons = {
+        "rbf": "spends what it saved on its next step.*svdd is the same without the rollover",
+        "rbf-official": "different times",
+        "sop": "goes back towards the noise",
+        "ode": "the pipeline's own scheduler",
+    }
+    for method, reason in reasons.items():
+        message = f"'{method}' cannot run inside a pipeline.*{reason}.*Use flowfast.search.*method='{method}'"
+        with pytest.raises(OptionError, match=message):
+            make(config, method=method, reward=reward)
+    assert set(reasons) | set(METHODS) == set(SEARCH_METHODS), "a method that the scheduler does not know of"
+    with pytest.raises(OptionError, match="unknown method 'best': choose one of bon, smc"):
+        make(config, method="best", reward=reward)
     with pytest.raises(OptionError, match="unknown option methud of FlowSearchScheduler: choose from"):
         make(config, methud="bon")
     with pytest.raises(OptionError, match="unknown interpolant 'cubic'"):

@@ -9,14 +9,14 @@
     images[pipe.scheduler.best[0]]
 
 The pipeline evaluates its model at its own times and hands out velocities; the scheduler does the rest. What needs
-particles at different times (rbf, sop, annealed budgets) is `flowfast.search`. Imported only when it is asked for:
-unlike the rest of flowfast it derives from classes of diffusers.
+particles at different times is `flowfast.search` (see ELSEWHERE). Imported only when it is asked for: unlike the rest
+of flowfast it derives from classes of diffusers.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import diffusers
@@ -31,7 +31,31 @@ from flowfast.errors import FlowfastError, ModelError, OptionError, RewardError
 from flowfast.flow import Schedule, ScheduleSpec, build_schedule
 
 METHODS = ("bon", "smc", "svdd", "code")
+ROLLOVER = (
+    "a chain that takes a child early spends what it saved on its next step, so its chains come to stand at different "
+    "times; svdd is the same without the rollover"
+)
+ELSEWHERE = {
+    "rbf": ROLLOVER,
+    "rbf-official": ROLLOVER,
+    "sop": "it goes back towards the noise again and again",
+    "ode": "it is the pipeline's own scheduler",
+}
+"""Why a method cannot run inside a pipeline, which runs its whole batch once at each of its times."""
 SYSTEMATIC = 2  # flowfast.ops.resample
+
+
+class UnknownPrompts(list[str]):
+    """As many prompts as there are images; who reads one hears that the scheduler was not told."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return next(iter(self))
+
+    def __iter__(self) -> Iterator[str]:
+        raise OptionError(
+            "this reward reads the prompts, which a pipeline does not show its scheduler: set scheduler.prompts to "
+            "those of the call, or give them to from_config(..., prompts=[...])"
+        )
 
 
 class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both name their config's file
@@ -209,7 +233,8 @@ class FlowSearchScheduler(FlowSDEScheduler):
         reward: (images, prompts) -> N scores, higher is better, or a device-side reward of `flowfast.rewards.load`.
         decode: latents (N, ...) as the pipeline holds them, float32, to images, e.g. `from_diffusers(pipe).decode`;
             default: the reward sees the latents.
-        prompts: those of the call; only the reward reads them, but their number divides the batch. Default: one.
+        prompts: those of the call; only the reward reads them, but their number divides the batch. None: one, and an
+            error where a reward reads it, since a pipeline does not show its prompts to its scheduler.
 
     reward, decode and prompts are attributes too, and are not saved.
     """
@@ -231,13 +256,16 @@ class FlowSearchScheduler(FlowSDEScheduler):
         ess_gate: float = 0.5,
         reward: Any = None,
         decode: Callable[[Tensor], Tensor] | None = None,
-        prompts: Sequence[str] = ("",),
+        prompts: Sequence[str] | None = None,
     ):
-        if method not in METHODS:
+        if method in ELSEWHERE:
             raise OptionError(
-                f"method {method!r} cannot run inside a pipeline, whose batch stands at one time: use flowfast.search, "
-                f"or choose one of {', '.join(METHODS)}"
+                f"method {method!r} cannot run inside a pipeline, which runs its whole batch once at each of its "
+                f"times: {ELSEWHERE[method]}. Use flowfast.search(from_diffusers(pipe), prompts, method={method!r}, "
+                f"...), or choose one of {', '.join(METHODS)}"
             )
+        if method not in METHODS:
+            raise OptionError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
         if temperature <= 0 or not 0 <= ess_gate <= 1 or block < 1 or (k is not None and k < 1):
             raise OptionError(
                 "expected temperature > 0, ess_gate in [0, 1], block >= 1 and k >= 1, got "
@@ -268,7 +296,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
         self.rewards, self.best, self.log_weights = None, [], None
 
     def _advance(self, x: Tensor, u: Tensor, at: int, shape: tuple[int, ...]) -> Tensor:
-        slots = 1 if isinstance(self.prompts, str) else len(self.prompts)
+        slots = 1 if self.prompts is None or isinstance(self.prompts, str) else len(self.prompts)
         if len(x) % slots or (len(x) // slots) % (self.k or 1):
             raise OptionError(
                 f"a batch of {len(x)} is not {slots} prompts with groups of k = {self.k}: set scheduler.prompts to the "
@@ -315,8 +343,10 @@ class FlowSearchScheduler(FlowSDEScheduler):
 
     def _score(self, means: Tensor, at: int) -> Tensor:
         """Rewards (N,) float32 of posterior means; NaN counts as -inf. Raises RewardError as a search does."""
-        prompts = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
-        prompts = [prompt for prompt in prompts for _ in range(len(means) // len(prompts))]
+        prompts: list[str] = UnknownPrompts([""] * len(means))
+        if self.prompts is not None:
+            own = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
+            prompts = [prompt for prompt in own for _ in range(len(means) // len(own))]
         images = means if self.decode is None else self.decode(means)
         name = str(getattr(self.reward, "name", getattr(self.reward, "__name__", type(self.reward).__name__)))
         try:
