@@ -340,13 +340,13 @@ class Part(NamedTuple):
     tensors: tuple[Tensor, ...]
     cond: Conditions | None = None
 
-    def rows(self, count: int, first: int = 0) -> tuple[Any, ...]:
-        """Arguments of `count` rows, conditions from prompt `first` on."""
+    def rows(self, count: int, first: int = 0, step: int = 1) -> tuple[Any, ...]:
+        """Arguments of `count` rows, with the conditions of every step-th prompt from `first` on."""
         index = torch.arange(count, device=self.tensors[0].device)
         tensors = tuple(tensor[index % len(tensor)] for tensor in self.tensors)
         if self.cond is None:
             return tensors
-        return (*tensors, {name: value[(index + first) % len(value)] for name, value in self.cond.items()})
+        return (*tensors, {name: value[(first + step * index) % len(value)] for name, value in self.cond.items()})
 
     @property
     def prompts(self) -> int:
@@ -409,20 +409,26 @@ def _traced(part: Part, M: int) -> Any:
     try:
         return torch.jit.trace(Call(part.function), part.rows(3 if M == 2 else 2), check_trace=False)
     except Exception as error:
-        raise ModelError(f"{part} can be neither scripted nor traced: {error}") from error
+        raise ModelError(f"{part} can be neither scripted nor traced: {_reason(error)}") from error
 
 
 def _check(made: Callable[..., Tensor], part: Part, count: int) -> None:
     """Raises ModelError where the function that was made is another one. Thrice, for TorchScript optimises later, and
-    on every prompt, for a trace may have kept the length of one."""
-    for first in (0, 0, *range(0, part.prompts, count)):
-        wanted = part.function(*part.rows(count, first)).float()
+    with each prompt alone, for a trace may have kept what the prompts beside it said."""
+    for first, step in ((0, 1), (0, 1), (0, 1), *((prompt, 0) for prompt in range(part.prompts))):
+        wanted = part.function(*part.rows(count, first, step)).float()
         try:
-            found = made(*part.rows(count, first)).float()
+            found = made(*part.rows(count, first, step)).float()
         except Exception as error:
-            raise ModelError(f"{part} fails at {count} rows once it has left Python: {error}") from error
+            raise ModelError(f"{part} fails at {count} rows once it has left Python: {_reason(error)}") from error
         if found.shape != wanted.shape or not (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max():
             raise ModelError(f"{part} gives something else at {count} rows once it has left Python")
+
+
+def _reason(error: Exception) -> str:
+    """The line of a long text of torch's that says what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
 
 
 def _modules(owner: Any) -> list[nn.Module]:
