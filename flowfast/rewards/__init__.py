@@ -38,7 +38,7 @@ DIFFERENTIABLE = ("scenes", "sharpness", "aesthetic", "clipscore", "pickscore", 
 
 def available() -> dict[str, str]:
     """Name and one line of every built-in reward."""
-    return {name: module_of(name).ONE_LINE for name in NAMES}
+    return {name: module_of(name).ONE_LINE + "; has a gradient" * (name in DIFFERENTIABLE) for name in NAMES}
 
 
 def load(reward: Any, flow: Flow | None = None, deadline: float | None = None) -> Any:

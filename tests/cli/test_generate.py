@@ -72,6 +72,23 @@ def test_a_rerun_of_seconds_takes_the_budget_they_became(run: Run, tmp_path: Pat
     assert config["budget"] == json.loads((folder / "result.json").read_text())["budget_nfe"]
 
 
+def test_a_steered_call_reruns_from_its_config(run: Run, tmp_path: Path) -> None:
+    """And its replay, of which search.png is made, ends at the winner; a scale alone leaves the gradient."""
+    run("generate", *PROMPTS[:2], *FAST, "--budget", "80", "--guidance", "2,dps:50", "--out", tmp_path / "a")
+    config = folders(tmp_path / "a")[0] / "config.yaml"
+    assert {"guidance": 2.0, "gradient": "dps:50"}.items() <= yaml.safe_load(config.read_text()).items()
+    run("generate", "--config", config, "--out", tmp_path / "b")
+    run("generate", "--config", config, "--guidance", "dps:0", "--out", tmp_path / "c")
+    run("generate", "--config", config, "--guidance", "3", "--out", tmp_path / "d")
+    for one, two, plain in zip(*(folders(tmp_path / name) for name in "abc"), strict=True):
+        for name in FILES - {"timing.json"}:
+            assert (one / name).read_bytes() == (two / name).read_bytes(), name
+        assert json.loads((one / "result.json").read_text())["nfe"] == 80
+        assert (one / "best.png").read_bytes() != (plain / "best.png").read_bytes()
+    changed = yaml.safe_load((folders(tmp_path / "d")[0] / "config.yaml").read_text())
+    assert (changed["guidance"], changed["gradient"]) == (3.0, "dps:50")
+
+
 def test_options_override_the_config(run: Run, tmp_path: Path) -> None:
     run("generate", *PROMPTS[:2], *FAST, "--out", tmp_path / "a")
     config = folders(tmp_path / "a")[0] / "config.yaml"
@@ -119,6 +136,10 @@ def config_file(folder: Path, text: str) -> Path:
         (["--budget", "0"], "at least"),
         (["--budget", "many"], "'--budget': Input should be a valid integer"),
         (["--seconds", "-1"], "positive"),
+        (["--guidance", "much"], "unknown gradient 'much'; choose one of: dps"),
+        (["--guidance", "3,4"], "expected one scale and one gradient at most, like 3,dps:0.5"),
+        (["--guidance", "3,dps:much"], "expected a finite number, got 'much'"),
+        (["--guidance", "dps:1", "--reward", "compressibility"], "a differentiable reward, but 'compressibility'"),
         (["--budget", "40", "--seconds", "1"], "give one"),
         (["--chains", "400"], "chains"),
         (["--option", "n"], "NAME=VALUE"),

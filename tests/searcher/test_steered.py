@@ -2,6 +2,7 @@
 every method, and what leaves the search as it was."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +37,9 @@ class MixtureFlow(nn.Module):
     def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         mixture, path = two_dimensions(), parse_interpolant(self.interpolant)
         rows = []
-        for x, time, shift in zip(x_t, t.tolist(), cond["shift"], strict=True):
+        for x, at, shift in zip(x_t, t.tolist(), cond["shift"], strict=True):
             moved = GaussianMixture(mixture.weights, mixture.means + shift, mixture.stds)
-            rows.append(moved.velocity(x[None], time, path)[0])
+            rows.append(moved.velocity(x[None], at, path)[0])
         return torch.stack(rows)
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -49,11 +50,11 @@ class MixtureFlow(nn.Module):
 @pytest.mark.parametrize("passes", [1, 2])
 def test_the_gradient_is_finite_differences(path: str, passes: int) -> None:
     """float64, each row at a time of its own: d r(x0_hat(x)) / dx by central differences of the whole way."""
-    table = build_schedule(ScheduleSpec(model_interpolant=path, interpolant=path, steps=6)).table
-    time = build_schedule(ScheduleSpec(model_interpolant=path, interpolant=path, steps=6)).time
+    schedule = build_schedule(ScheduleSpec(model_interpolant=path, interpolant=path, steps=6))
     flow, target = MixtureFlow(path), torch.tensor([0.5, -0.3], dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     M, row = 5, torch.arange(1, 6)
+    t = schedule.time[row]
     x = torch.randn(M, 2, dtype=torch.float64, generator=generator)
     conds = [{"shift": torch.randn(M, 2, dtype=torch.float64, generator=generator)} for _ in range(passes)]
     guidance = torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0]) if passes == 2 else None
@@ -63,7 +64,7 @@ def test_the_gradient_is_finite_differences(path: str, passes: int) -> None:
 
     def run(x: Tensor) -> Any:
         u, x0 = torch.zeros_like(x), torch.zeros_like(x)
-        return evaluate(flow, reward, x, time[row], time[row], conds, {}, guidance, row, table, u, x0)
+        return evaluate(flow, reward, x, t, t, conds, {}, guidance, row, schedule.table, u, x0)
 
     with use_backend("reference"):
         found, step = run(x).grad, 1e-6
@@ -202,13 +203,13 @@ def test_the_sampler_has_the_steered_law(path: dict[str, Any], reward: tuple[flo
     bench.admit(0, "a")
     bench.run()
     samples, mean = bench.engine.x0_lane[:, 0].double(), float(flow.encode(["a"])["mean"])
-    table, time = bench.schedule.table, bench.schedule.time
+    table, times = bench.schedule.table, bench.schedule.time
     band = math.sqrt(math.log(2 / ALPHA) / (2 * count))
 
     def law(column: Tensor, **more: Any) -> Affine:
         changed = table.clone()
         changed[:, 3] = column
-        return steered_law(changed, time, scorer, mean=mean, spread=flow.spread, **more)[1]
+        return steered_law(changed, times, scorer, mean=mean, spread=flow.spread, **more)[1]
 
     g = table[:, 3]
     assert distance(samples, law(g)) < band
@@ -291,6 +292,32 @@ def test_a_steered_winner_is_replayed_to_the_bit(method: str, options: dict[str,
         assert not torch.equal(unsteered[-1][1], sample.image)
 
 
+class Neighbours(NearTarget):
+    """Conditions whose last bits (here: more) depend on what else is encoded with them, as a text tower's do."""
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {"target": super().encode(prompts)["target"] + 1e-3 * len(prompts)}
+
+
+class Ragged(NearTarget):
+    """Conditions as long as the longest prompt, as tokens are."""
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
+        return {"tokens": (torch.arange(max(map(len, prompts))) < lengths[:, None]).float()}
+
+    def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return -(images.flatten(1) - cond["tokens"].sum(1, keepdim=True)).square().sum(1)
+
+
+@pytest.mark.parametrize("kind", [Neighbours, Ragged])
+def test_a_replay_knows_the_reward_of_one_prompt_only(kind: Callable[[], Any]) -> None:
+    flow, reward = GaussianFlow(), kind()
+    result = search("rbf", flow, reward, gradient="dps:0.5")
+    for sample in result.samples:
+        assert torch.equal(flowfast.replay(flow, sample, result.config, reward=reward)[-1][1], sample.image)
+
+
 def test_own_latents_are_steered_too() -> None:
     flow, reward, latents = GaussianFlow(), NearTarget(), torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     result = search("svdd", flow, reward, gradient="dps:0.5", latents=latents)
@@ -312,9 +339,31 @@ def test_a_reward_runs_once_a_micro_batch() -> None:
     assert sum(calls) == int(flow.seen) == sum(sample.nfe for sample in result.samples) + result.rows_padded
 
 
+class Sleeps(torch.autograd.Function):
+    """A backward pass of 20 ms."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        time.sleep(0.02)
+        return grads[0]
+
+
 def test_a_budget_in_seconds_pays_for_the_backward_pass() -> None:
-    result = search("svdd", gradient="dps:0.5", budget=None, seconds=0.05)
-    assert all(sample.reward > -math.inf for sample in result.samples)
+    class Slow(GaussianFlow):
+        def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            return super().velocity(Sleeps.apply(x_t), t, cond)
+
+    plain, steered = (
+        search("svdd", Slow(), gradient=gradient, budget=None, seconds=0.5, slots=1) for gradient in (None, "dps:0.5")
+    )
+    assert (
+        steered.samples[0].budget_nfe <= 4 * 0.5 / 0.02
+    )  # rows of a micro-batch, and how many of these there is time for
+    assert steered.samples[0].budget_nfe < plain.samples[0].budget_nfe / 2
 
 
 # ---- no waits ------------------------------------------------------------------------------------------------
