@@ -25,6 +25,7 @@ NAMES = {
     "compressibility": "compressibility",
     "counting": "counting",
     "frames": "frames",
+    "hpsv2": "hpsv2",
     "http": "http",
     "ocr": "ocr",
     "pickscore": "pick_score",

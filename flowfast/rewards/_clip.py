@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from flowfast.errors import RewardError, WeightError
 
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""Whose tokenizer and image processor the preference models use that were made of it."""
 MODES = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for filters: interpolate's mode. With antialias both are Pillow's own filters."""
 
@@ -82,6 +84,12 @@ def check_images(name: str, images: Tensor, rows: int | None = None) -> None:
         raise RewardError(
             f"reward {name!r}: expected one prompt for each image, got {images.shape[0]} images and {rows} prompts"
         )
+
+
+def own_processor(source: str) -> str | None:
+    """The folder itself where it holds a processor."""
+    names = ("preprocessor_config.json", "processor_config.json")
+    return source if any((Path(source) / name).exists() for name in names) else None
 
 
 class Pixels(nn.Module):

@@ -1,8 +1,8 @@
 """CLIPScore (Hessel et al., EMNLP 2021, arXiv:2104.08718, section 3): 2.5 max(cos(image, text), 0).
 
-Captions get the prefix of the paper, "A photo depicts". The paper's figures are of ViT-B/32
-("clipscore:openai/clip-vit-base-patch32"); the default here is the larger ViT-L/14. Some tools report
-100 max(cos, 0) without the prefix.
+Captions get the prefix of the paper, "A photo depicts"; factor and prefix are those of the authors' own clipscore.py.
+The paper's figures are of ViT-B/32 ("clipscore:openai/clip-vit-base-patch32"); the default here is the larger ViT-L/14.
+Some tools report 100 max(cos, 0) without the prefix.
 """
 
 from __future__ import annotations

@@ -6,15 +6,13 @@ choice. Good images lie near 20 to 23.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 
-from flowfast.rewards._clip import ClipReward
+from flowfast.rewards._clip import CLIP_H, ClipReward, own_processor
 
 ONE_LINE = "PickScore, the preference model of Pick-a-Pic, about 15 to 25; :ID or :FOLDER of another"
 DEFAULT = "yuvalkirstain/PickScore_v1"
-PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+PROCESSOR = CLIP_H
 
 
 class PickScore(ClipReward):
@@ -33,5 +31,4 @@ def load(argument: str | None = None) -> PickScore:
     """argument: id, id@revision or folder of a CLIPModel; default: yuvalkirstain/PickScore_v1. A folder with a
     processor of its own uses that, all else CLIP-H's."""
     source = argument or DEFAULT
-    own = (Path(source) / "preprocessor_config.json").exists() or (Path(source) / "processor_config.json").exists()
-    return PickScore(source, source if own else PROCESSOR)
+    return PickScore(source, own_processor(source) or PROCESSOR)
