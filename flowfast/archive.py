@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from flowfast import rewards
 from flowfast.config import SearchConfig, make_config
-from flowfast.driver import Setup, fitting_rows
 from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError
 from flowfast.files import write_bytes
 from flowfast.ops.noise import STREAM_VERSION
@@ -35,6 +34,7 @@ from flowfast.seal import FORMAT_VERSION, seal, seal_of
 from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outside, Table
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import frozen
+from flowfast.settings import Setup, fitting_rows
 from flowfast.types import Conditions, Flow
 from flowfast.version import versions
 

@@ -27,21 +27,17 @@ from torch import Tensor, nn
 
 from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards, spans
-from flowfast.compiled import PreviewFlow, compiled, preview_of
+from flowfast.compiled import PreviewFlow, compiled
 from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
-from flowfast.flow import ScheduleSpec
-from flowfast.flow.gradient import parse_gradient
-from flowfast.flow.schedule import Schedule
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
-from flowfast.presets import resolve_path
 from flowfast.prompts import Prompt, fields_of
 from flowfast.searcher.loop import Search
-from flowfast.searcher.methods import make_method
-from flowfast.searcher.plan import Method, Plan
-from flowfast.searcher.steered import Steered, frozen
-from flowfast.types import Candidate, Conditions, Flow, Ranked, Sample, SearchResult, Winner
+from flowfast.searcher.plan import Plan
+from flowfast.searcher.steered import frozen
+from flowfast.settings import Setup, fitting_rows, noise_key
+from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
 log = logging.getLogger("flowfast.driver")
@@ -56,69 +52,12 @@ MEMORY_OPTIONS = {"device", "offload", "vae_slicing", "vae_tiling"}
 """Options of a model that a search may be resumed with where it ran out of memory."""
 
 
-def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
-    """The 64-bit key of a request's noise, as a signed integer: it depends on nothing but seed, prompt and repeat."""
-    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{repeat}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
 class OtherBatch(Exception):
     """The search goes on with another micro-batch, from what is held (None: from the start)."""
 
     def __init__(self, config: SearchConfig, held: checkpoints.Held | None):
         super().__init__(config.micro_batch)
         self.config, self.held = config, held
-
-
-class Setup:
-    """What a configuration means for one flow: schedule, method, passes, plan."""
-
-    def __init__(self, flow: Flow, config: SearchConfig):
-        preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
-        self.method: Method = make_method(config.method, {**preferred, **config.method_options})
-        path = resolve_path(flow, config, self.method)
-        guidance = flow.guidance if config.guidance is None else config.guidance
-        finalists = _finalists(flow, config)
-        self.config = config.model_copy(update={**path, "guidance": guidance, "finalists": finalists})
-        self.asked_micro_batch = config.micro_batch
-        strength = 0.0 if config.gradient is None else parse_gradient(config.gradient).strength
-        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, strength=strength, **path)
-        self.schedule: Schedule = self.method.schedule(spec)
-        self.passes = 1 if self.config.guidance == 1.0 else 2
-
-    def plan(self, budget: int) -> Plan:
-        return self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
-
-    def engine(
-        self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
-        reward_cond: Conditions, device: torch.device,
-    ) -> Search:  # fmt: skip
-        """A batch of slots. cond, reward_cond: of one prompt."""
-        kind = Search if self.config.gradient is None else Steered
-        return kind(
-            flow,
-            reward,
-            self.method.module(plan, slots),
-            self.schedule,
-            slots=slots,
-            chains=plan.chains,
-            lanes=plan.lanes,
-            passes=self.passes,
-            micro_batch=micro_batch,
-            accept=torch.tensor(plan.accept),
-            margin=plan.margin,
-            carry=plan.carry,
-            finished=torch.tensor(plan.finished) if plan.finished else self.schedule.finished,
-            cond=cond,
-            reward_cond=reward_cond,
-            top=self.config.finalists or self.config.top_k,
-            device=device,
-        ).to(device)
-
-
-def fitting_rows(slots: int, plan: Plan) -> int:
-    """Rows of a micro-batch: as many as a round of all slots fills, at most 32."""
-    return min(32, 1 << (slots * max(plan.widths()) - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -758,18 +697,6 @@ class Driver:
             for image, time in zip(images.split(1), t.split(1), strict=True)
         ]
         return torch.cat(parts)
-
-
-def _finalists(flow: Flow, config: SearchConfig) -> int | None:
-    """How many samples are decoded in full and scored again; None: the search sees full images all along."""
-    if preview_of(flow) is None:
-        if config.finalists is not None:
-            raise OptionError("finalists are for a model with a preview decoder: give it preview_decoder, or leave it")
-        return None
-    count = max(4, config.top_k) if config.finalists is None else config.finalists
-    if count < max(1, config.top_k):
-        raise OptionError(f"finalists must be at least top_k, {config.top_k}, got {count}")
-    return count
 
 
 def _done(work: Callable[[], Tensor]) -> Future[Tensor]:

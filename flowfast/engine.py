@@ -14,9 +14,10 @@ from torch import Tensor
 from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards
 from flowfast.config import SearchConfig, make_config
-from flowfast.driver import Driver, OtherBatch, Setup, noise_key
+from flowfast.driver import Driver, OtherBatch
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
 from flowfast.searcher.steered import evaluate, frozen
+from flowfast.settings import Setup, noise_key
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import flowfast
 from flowfast import archive as archives
 from flowfast.archive import Packages, load_archive, read_info
-from flowfast.driver import noise_key
 from flowfast.errors import ArchiveError, BudgetError, FlowfastError, ModelError, OptionError
+from flowfast.settings import noise_key
 from tests.models.tiny import MODULES
 from tests.searcher.toys import METHODS, PROMPTS, GaussianFlow, NearTarget, bits
 

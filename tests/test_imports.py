@@ -36,9 +36,10 @@ MAY_IMPORT = {
     "graphs": set(),
     "mail": set(),
     "presets": {"config", "flow", "searcher"},
-    "driver": {"checkpoint", "clock", "compiled", "config", "graphs", "mail", "presets", "flow", "searcher", "rewards"},
-    "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher"},
-    "archive": {"config", "driver", "ops", "rewards", "searcher"},
+    "settings": {"compiled", "config", "flow", "presets", "searcher"},
+    "driver": {"checkpoint", "clock", "compiled", "config", "graphs", "mail", "rewards", "searcher", "settings"},
+    "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher", "settings"},
+    "archive": {"config", "ops", "rewards", "searcher", "settings"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {
         "archive",

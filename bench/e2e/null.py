@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfast.config import make_config
-from flowfast.driver import Setup, noise_key
 from flowfast.searcher.loop import Search
+from flowfast.settings import Setup, noise_key
 
 
 class NullFlow(nn.Module):

@@ -25,7 +25,7 @@ class Blake2b {
   uint64_t length_ = 0;
 };
 
-// The key of a request's noise, as flowfast/driver.py's noise_key.
+// The key of a request's noise, as flowfast/settings.py's noise_key.
 int64_t noise_key(int64_t seed, std::string_view prompt, int64_t repeat);
 
 }  // namespace flowfast

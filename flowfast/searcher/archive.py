@@ -84,8 +84,8 @@ class Archive(nn.Module):
         """Puts a request into a slot without touching its neighbours.
 
         cond: one row of `encode`. null_cond: that of the negative prompt; {}: the one of the export. key: of the noise
-        (flowfast.driver.noise_key). budget: NFE. guidance: 1 where the archive has one pass. until: stop early at this
-        reward, or infinity. Raises OptionError, BudgetError.
+        (flowfast.settings.noise_key). budget: NFE. guidance: 1 where the archive has one pass. until: stop early at
+        this reward, or infinity. Raises OptionError, BudgetError.
         """
         self.check_slot(slot)
         plan = self.plan(budget)

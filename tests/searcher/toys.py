@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from flowfast.config import make_config
-from flowfast.driver import Setup, noise_key
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
 from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import Steered
+from flowfast.settings import Setup, noise_key
 
 CPU = torch.device("cpu")
 SPEC = ScheduleSpec(steps=6, integrator="coefficient-preserving:0.5")

@@ -1,0 +1,91 @@
+"""What a configuration means for one flow: its schedule, method, passes and plan, the batch of slots that runs it, and
+the key of a request's noise."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from flowfast.compiled import preview_of
+from flowfast.config import SearchConfig
+from flowfast.errors import OptionError
+from flowfast.flow import ScheduleSpec
+from flowfast.flow.gradient import parse_gradient
+from flowfast.flow.schedule import Schedule
+from flowfast.presets import resolve_path
+from flowfast.searcher.loop import Search
+from flowfast.searcher.methods import make_method
+from flowfast.searcher.plan import Method, Plan
+from flowfast.searcher.steered import Steered
+from flowfast.types import Conditions, Flow
+
+
+def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
+    """The 64-bit key of a request's noise, as a signed integer: it depends on nothing but seed, prompt and repeat."""
+    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{repeat}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class Setup:
+    """What a configuration means for one flow: schedule, method, passes, plan."""
+
+    def __init__(self, flow: Flow, config: SearchConfig):
+        preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
+        self.method: Method = make_method(config.method, {**preferred, **config.method_options})
+        path = resolve_path(flow, config, self.method)
+        guidance = flow.guidance if config.guidance is None else config.guidance
+        finalists = _finalists(flow, config)
+        self.config = config.model_copy(update={**path, "guidance": guidance, "finalists": finalists})
+        self.asked_micro_batch = config.micro_batch
+        strength = 0.0 if config.gradient is None else parse_gradient(config.gradient).strength
+        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, strength=strength, **path)
+        self.schedule: Schedule = self.method.schedule(spec)
+        self.passes = 1 if self.config.guidance == 1.0 else 2
+
+    def plan(self, budget: int) -> Plan:
+        return self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
+
+    def engine(
+        self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
+        reward_cond: Conditions, device: torch.device,
+    ) -> Search:  # fmt: skip
+        """A batch of slots. cond, reward_cond: of one prompt."""
+        kind = Search if self.config.gradient is None else Steered
+        return kind(
+            flow,
+            reward,
+            self.method.module(plan, slots),
+            self.schedule,
+            slots=slots,
+            chains=plan.chains,
+            lanes=plan.lanes,
+            passes=self.passes,
+            micro_batch=micro_batch,
+            accept=torch.tensor(plan.accept),
+            margin=plan.margin,
+            carry=plan.carry,
+            finished=torch.tensor(plan.finished) if plan.finished else self.schedule.finished,
+            cond=cond,
+            reward_cond=reward_cond,
+            top=self.config.finalists or self.config.top_k,
+            device=device,
+        ).to(device)
+
+
+def fitting_rows(slots: int, plan: Plan) -> int:
+    """Rows of a micro-batch: as many as a round of all slots fills, at most 32."""
+    return min(32, 1 << (slots * max(plan.widths()) - 1).bit_length())
+
+
+def _finalists(flow: Flow, config: SearchConfig) -> int | None:
+    """How many samples are decoded in full and scored again; None: the search sees full images all along."""
+    if preview_of(flow) is None:
+        if config.finalists is not None:
+            raise OptionError("finalists are for a model with a preview decoder: give it preview_decoder, or leave it")
+        return None
+    count = max(4, config.top_k) if config.finalists is None else config.finalists
+    if count < max(1, config.top_k):
+        raise OptionError(f"finalists must be at least top_k, {config.top_k}, got {count}")
+    return count
