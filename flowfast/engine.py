@@ -186,8 +186,8 @@ def replay(
     x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), device=device) for _ in range(4))
     table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []
-    scorer = None if config.gradient is None else rewards.load(reward or config.reward, flow)
-    with frozen(flow, scorer):
+    scorer = None if config.gradient is None else rewards.load(config.reward if reward is None else reward, flow)
+    with frozen(*() if scorer is None else (flow, scorer)):
         asked = {} if scorer is None else _rows(_asked(scorer, sample.prompt, device), M)
         for chain, row, candidate in winner.path:
             rows = torch.full((M,), row, device=device)

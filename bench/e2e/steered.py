@@ -1,7 +1,8 @@
 """What does the reward's gradient buy on the embedded model, at equal NFE and at equal seconds? Prompts of the *tuning*
-half; given reward, share exactly right by the held-out verifier, seconds a prompt.
+half; given reward, share exactly right by the held-out verifier, CPU seconds a prompt on one thread (so that other load
+on the machine hardly counts).
 
-    OMP_NUM_THREADS=1 python -m bench.e2e.steered --prompts 16 --seeds 2 --out bench/results/steered.jsonl
+    python -m bench.e2e.steered --prompts 16 --seeds 2 --out bench/results/steered.jsonl
 
 One line an arm and seed goes to --out, and what stands there already is skipped. Arms take turns within a seed.
 """
@@ -33,18 +34,18 @@ ARMS: list[tuple[str, str | None, int]] = [
 
 def run(arm: tuple[str, str | None, int], prompts: list[str], seed: int, micro_batch: int) -> dict[str, Any]:
     method, gradient, budget = arm
-    flow, started = flowfast.load("scenes"), time.perf_counter()
+    flow, started = flowfast.load("scenes"), time.process_time()
     result = flowfast.search(
         flow, prompts, reward="scenes", method=method, gradient=gradient, budget=budget, seed=seed,
         micro_batch=micro_batch,
     )  # fmt: skip
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     images = torch.stack([sample.image for sample in result.samples])
     return {
         "reward": [sample.reward for sample in result.samples],
         "heldout": heldout_score(images, prompts).tolist(),
         "nfe": sum(sample.nfe for sample in result.samples) / len(prompts),
-        "seconds": seconds / len(prompts),
+        "cpu_seconds": seconds / len(prompts),
     }
 
 
@@ -56,7 +57,7 @@ def table(rows: list[dict[str, Any]]) -> None:
         error = [float(values.std() / len(values) ** 0.5) for values in (reward, exact)]
         print(
             f"{arm[0]:5s} {arm[1] or '':8s} {own[0]['nfe']:4.0f} NFE  "
-            f"{min(row['seconds'] for row in own):.2f} s  given {float(reward.mean()):+.2f} +- {error[0]:.2f}  "
+            f"{min(row['cpu_seconds'] for row in own):.2f} s  given {float(reward.mean()):+.2f} +- {error[0]:.2f}  "
             f"held-out {float(exact.mean()):.3f} +- {error[1]:.3f}"
         )
 
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     keep_memory()
+    torch.set_num_threads(1)
     prompts = hard_prompts("tuning")[: options.prompts]
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {(tuple(row["arm"]), row["seed"], row["prompts"]) for row in rows}

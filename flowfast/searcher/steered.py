@@ -8,9 +8,9 @@ model. With x0_hat = D x + E u(x) and g = dr/dx0_hat that is
 and what the shift does to a step is G grad (flowfast/flow/schedule.py). For a reward that is linear in x0 and Gaussian
 data this samples p(x0) exp(strength x r(x0)); elsewhere it is the usual approximation, E[exp r] by exp r(E[x0]).
 
-The gradient belongs to a point, like its velocity: it is computed when a child is evaluated and used by the children's
-children, so the store has a third latent beside x and u. x, u, x0_hat and rewards are those of the search without
-steering, by the same ops. One micro-batch's graph lives at a time.
+The gradient belongs to a point, like its velocity: it is computed when a child is evaluated and used when the child has
+become a parent, so the store has a third latent beside x and u. Velocity, x0_hat and reward of a point are those of a
+search without steering, by the same ops. One micro-batch's graph lives at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -105,7 +105,8 @@ def _pull(outputs: list[Tensor], x: Tensor, cotangents: list[Tensor], kind: type
 
 @contextmanager
 def frozen(*parts: Any) -> Iterator[None]:
-    """No parameter of these asks for a gradient inside: a graph then keeps only what the gradient of x needs."""
+    """No parameter of these (where they have `parameters()`) asks for a gradient inside: a graph then keeps only what
+    the gradient of x needs."""
     asking = [p for part in parts for p in getattr(part, "parameters", tuple)() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)

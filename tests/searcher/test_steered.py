@@ -148,7 +148,7 @@ class Affine:
 
 
 def steered_law(
-    table: Tensor, time: Tensor, reward: Quadratic, *, mean: float, spread: float, of_child: bool = False
+    table: Tensor, times: Tensor, reward: Quadratic, *, mean: float, spread: float, of_child: bool = False
 ) -> tuple[Affine, Affine]:
     """The last x and x0_hat of GaussianFlow: with an affine velocity and gradient the whole sampler is affine in its
     noises. of_child: the mutant that steers by the gradient of the child instead of the parent's."""
@@ -164,7 +164,7 @@ def steered_law(
 
     for row in range(rows):
         a, b, c, g = table[row, :4].tolist()
-        t = float(time[row])
+        t = float(times[row])
         fresh = Affine(0.0, c * torch.eye(rows, dtype=torch.float64)[row])
         child = a * x + b * u + fresh
         x = child + g * (gradient(child, t)[0] if of_child else grad)
@@ -360,9 +360,7 @@ def test_a_budget_in_seconds_pays_for_the_backward_pass() -> None:
     plain, steered = (
         search("svdd", Slow(), gradient=gradient, budget=None, seconds=0.5, slots=1) for gradient in (None, "dps:0.5")
     )
-    assert (
-        steered.samples[0].budget_nfe <= 4 * 0.5 / 0.02
-    )  # rows of a micro-batch, and how many of these there is time for
+    assert steered.samples[0].budget_nfe <= 4 * 0.5 / 0.02  # rows of a micro-batch, and how many there is time for
     assert steered.samples[0].budget_nfe < plain.samples[0].budget_nfe / 2
 
 
