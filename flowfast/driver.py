@@ -162,6 +162,10 @@ class Driver:
             self._choose_sizes(self.plan)
         self.cuts: list[tuple[int, int, int]] = list(config.cuts)
         recorder = recorder_for(self.device, config.cuda_graphs)  # one pool of memory
+        waits = getattr(flow, "waits_because", "")
+        if recorder and waits:
+            log.warning("runs without CUDA graphs, more slowly, because %s", waits)
+            recorder = None
         self.groups = [self._group(self.plan, recorder) for _ in range(self.group_count)]
         plan, start = self.plan, self.plan.start or [True] * self.plan.chains
         self.limits = [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]

@@ -44,7 +44,8 @@ class Flow(Protocol):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of latents x0 (N, *shape). A flow may also have `preview`, the same with a
-        cheaper decoder: a search then looks through that, and decodes only its finalists in full."""
+        cheaper decoder: a search then looks through that, and decodes only its finalists in full; and `waits_because`,
+        why its velocity makes the host wait, so that no CUDA graph is tried."""
 
 
 @runtime_checkable

@@ -140,6 +140,21 @@ def test_a_reward_that_cannot_be_captured_leaves_model_and_decoder_in_the_graph(
         assert (one.winner, one.nfe, one.reward) == (other.winner, other.nfe, other.reward)
 
 
+def test_a_flow_that_waits_is_not_captured_and_says_why(
+    recorder: CpuRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Waits(GaussianFlow):
+        waits_because = "it reads the weather"
+
+    options = {"reward": NearTarget(), "budget": 60, "steps": 6, "micro_batch": 16, "method": "rbf"}
+    found = [flowfast.search(flow, ["a", "bb"], **options) for flow in (Waits(), GaussianFlow())]
+    assert [record.getMessage() for record in caplog.records] == [
+        "runs without CUDA graphs, more slowly, because it reads the weather"
+    ]
+    assert recorder.captures == 1  # the other flow's
+    assert [sample.winner for sample in found[0].samples] == [sample.winner for sample in found[1].samples]
+
+
 def test_a_dead_replay_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "recorder_for", lambda device, wanted: CpuRecorder(alive=False))
     try:

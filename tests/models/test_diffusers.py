@@ -269,6 +269,29 @@ def test_videos_say_what_is_wrong() -> None:
 
 
 @torch.no_grad()
+def test_a_batch_on_both_sides_of_wan_2_2_keeps_its_size_and_waits_once() -> None:
+    """A row's velocity has the same bits whichever transformer its neighbours take."""
+    flow = from_diffusers(wan(boundary=0.8), frames=5, height=16, width=32, guidance=1.0, max_sequence_length=48)
+    sizes: list[tuple[int, int]] = []
+    for number, model in enumerate((flow.transformer, flow.pipe.transformer_2)):
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs, number=number: sizes.append((number, len(kwargs["hidden_states"]))),
+            with_kwargs=True,
+        )
+    x = torch.randn(3, *flow.shape, generator=torch.Generator().manual_seed(3))
+    cond = flow.encode([PROMPTS[0]] * 3)
+    found = {}
+    for times in ([0.9, 0.95, 0.85], [0.9, 0.5, 0.3], [0.6, 0.5, 0.3]):
+        sizes.clear()
+        u = flow.velocity(x, torch.tensor(times), cond)
+        needed = {0 if time >= 0.8 else 1 for time in times}
+        assert sorted(sizes) == [(number, 3) for number in sorted(needed)]
+        for row, time in enumerate(times):
+            assert torch.equal(u[row], found.setdefault((row, time), u[row]))
+    assert flow.waits_because and not from_diffusers(wan(), frames=5, height=16, width=32).waits_because
+
+
+@torch.no_grad()
 def test_noise_of_a_decoder_is_the_same_for_every_video() -> None:
     """LTX hands the last step to its decoder: the pipeline draws noise for that, a search must not."""
     size = {"frames": 9, "height": 32, "width": 64}

@@ -36,6 +36,8 @@ class DiffusersFlow:
 
     pipelines: tuple[str, ...] = ()
     interpolant = "linear"
+    waits_because = ""
+    """What makes the host wait in each call of the model, which then cannot run from a CUDA graph; "": nothing."""
     tiny_decoder: str | None = None
     """The `AutoencoderTiny` that was made for this family's latents; None: none that is known here."""
 

@@ -14,7 +14,12 @@ from flowfast.types import Conditions
 
 class WanFlow(VideoFlow):
     """Latents are (C, frames, rows, columns). Below t = boundary_ratio Wan 2.2 changes to its second transformer: each
-    row of a batch takes its own. Both have one guidance (the pipeline's guidance_scale_2 is left out)."""
+    row of a batch takes its own. Both have one guidance (the pipeline's guidance_scale_2 is left out).
+
+    For that every call waits once for the times of its rows, and rounds of Wan 2.2 do not run from CUDA graphs (those
+    of 2.1 do). A batch with rows on both sides runs through both transformers whole: what a row gets does not depend on
+    how many rows go with it, and a search with chains on both sides pays twice for such a batch.
+    """
 
     pipelines = ("WanPipeline",)
 
@@ -25,6 +30,8 @@ class WanFlow(VideoFlow):
             if getattr(pipe, name) is None:
                 raise ModelError(f"this WanPipeline has no {name}, which its boundary_ratio asks for: load it whole")
         super().__init__(pipe, **options)
+        if self.boundary is not None:
+            self.waits_because = "Wan 2.2 has two transformers, and the host must read which of them a batch needs"
 
     def latent_shape(self) -> tuple[int, ...]:
         config = self.transformer.config
@@ -47,11 +54,10 @@ class WanFlow(VideoFlow):
         if self.boundary is None:
             return self._answer(self.transformer, x_t, time, cond["text"])
         early = time >= self.boundary * self.pipe.scheduler.config.num_train_timesteps
-        u = torch.empty_like(x_t)
-        for model, rows in ((self.transformer, early), (self.pipe.transformer_2, ~early)):
-            if bool(rows.any()):
-                u[rows] = self._answer(model, x_t[rows], time[rows], cond["text"][rows])
-        return u
+        count = int(early.sum())
+        first = self._answer(self.transformer, x_t, time, cond["text"]) if count else x_t
+        second = self._answer(self.pipe.transformer_2, x_t, time, cond["text"]) if count < len(x_t) else x_t
+        return torch.where(early.view(-1, *[1] * (x_t.dim() - 1)), first, second)
 
     def _answer(self, model: Any, x_t: Tensor, time: Tensor, text: Tensor) -> Tensor:
         answer = model(

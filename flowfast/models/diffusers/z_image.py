@@ -16,7 +16,12 @@ class ZImageFlow(DiffusersFlow):
 
     The pipeline guides by u + w (u - u_null), which is a scale of 1 + w in u_null + scale (u - u_null): the default of
     5 shows as `flow.guidance == 6`. Z-Image-Turbo is distilled: guidance=0, steps=9.
+
+    The transformer takes each prompt at its own length and builds its positions from it, so every call of it waits for
+    these lengths, and rounds do not run from CUDA graphs.
     """
+
+    waits_because = "Z-Image's transformer takes each prompt at its own length, which the host must read"
 
     pipelines = ("ZImagePipeline",)
     tiny_decoder = "madebyollin/taef1"
