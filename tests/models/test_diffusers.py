@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowfast
 from flowfast.errors import ModelError, OptionError, WeightError
@@ -289,6 +290,45 @@ def test_a_batch_on_both_sides_of_wan_2_2_keeps_its_size_and_waits_once() -> Non
         for row, time in enumerate(times):
             assert torch.equal(u[row], found.setdefault((row, time), u[row]))
     assert flow.waits_because and not from_diffusers(wan(), frames=5, height=16, width=32).waits_because
+
+
+WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique_dim", "_unique2"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes what reads a value or makes a tensor out of numbers of Python, both of which wait on a device. What writes
+    one number into a tensor does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        masks = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool
+            for index in (args[1] if isinstance(args[1], list | tuple) else ())
+        )
+        if name in WAITS or masks or (name == "lift_fresh" and args[0].numel() > 1):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_what_does_not_say_that_it_waits_does_not(flow: Any, latents: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    cond, time = flow.encode(PROMPTS), torch.tensor([0.9, 0.5])
+    flow.velocity(latents, time, cond), flow.decode(latents)  # what is kept after a first call may wait there
+    lists: list[int] = []
+    plain = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: lists.append(1) or plain(tensor))
+    with Waits() as waits:
+        flow.velocity(latents, time, cond)
+    if not flow.waits_because:
+        assert not waits.found and not lists
+    waits.found.clear(), lists.clear()
+    with waits:
+        flow.decode(latents)
+    assert not waits.found and not lists
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class LTXFlow(VideoFlow):
     ):
         self.frame_rate, self.decode_timestep = frame_rate, decode_timestep
         self.decode_noise_scale = decode_timestep if decode_noise_scale is None else decode_noise_scale
+        self.noise: Tensor | None = None
         super().__init__(pipe, **options)
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -81,7 +82,8 @@ class LTXFlow(VideoFlow):
         latents = pipe._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
         if not vae.config.timestep_conditioning:
             return self.to_videos(latents)
-        noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(latents)
-        latents = (1 - self.decode_noise_scale) * latents + self.decode_noise_scale * noise
+        if self.noise is None:  # copied from the host once
+            self.noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(latents)
+        latents = (1 - self.decode_noise_scale) * latents + self.decode_noise_scale * self.noise
         time = torch.full((len(x0),), self.decode_timestep, device=x0.device, dtype=vae.dtype)
         return self.to_videos(latents, time)

@@ -17,10 +17,12 @@ class Lumina2Flow(DiffusersFlow):
 
     The pipeline's default scales the guided velocity back to the length of the conditional one; the search combines
     the passes itself and does not. The empty prompt is the pipeline's null condition, without its system prompt; any
-    other negative prompt gets the system prompt as prompts do.
+    other negative prompt gets the system prompt as prompts do. The transformer reads the length of each prompt in every
+    call, so rounds do not run from CUDA graphs.
     """
 
     pipelines = ("Lumina2Pipeline",)
+    waits_because = "Lumina 2's transformer takes each prompt at its own length, which the host must read"
     tiny_decoder = "madebyollin/taef1"
 
     def latent_shape(self) -> tuple[int, ...]:

@@ -17,15 +17,19 @@ class QwenImageFlow(DiffusersFlow):
     """Latents are packed, (tokens, 4 C). guidance: two passes above 1; default: the pipeline's `true_cfg_scale`.
 
     The pipeline guides only where it is given a negative prompt, and scales the guided velocity back to the length of
-    the conditional one. The search combines the passes itself and does not: a smaller scale does the same.
+    the conditional one. The search combines the passes itself and does not: a smaller scale does the same. The
+    transformer copies a number from the host in every call, so rounds do not run from CUDA graphs.
     """
 
     pipelines = ("QwenImagePipeline",)
+    waits_because = "Qwen-Image's transformer copies the length of its texts from the host in each call"
 
     def __init__(self, pipe: Any, *, guidance: float | None = None, **options: Any):
         if guidance is None:
             guidance = inspect.signature(type(pipe).__call__).parameters["true_cfg_scale"].default
         super().__init__(pipe, guidance=guidance, **options)
+        scale = (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+        self.mean, self.std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in scale)
 
     def latent_shape(self) -> tuple[int, ...]:
         side = 2 * self.pipe.vae_scale_factor
@@ -61,7 +65,5 @@ class QwenImageFlow(DiffusersFlow):
         return answer.to(x_t.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
-        config = self.pipe.vae.config
         latents = self.pipe._unpack_latents(x0, self.height, self.width, self.pipe.vae_scale_factor)
-        mean, std = (x0.new_tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
-        return self.to_images(latents * std + mean)[:, :, 0]
+        return self.to_images(latents * self.std + self.mean)[:, :, 0]

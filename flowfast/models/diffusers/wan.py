@@ -32,6 +32,8 @@ class WanFlow(VideoFlow):
         super().__init__(pipe, **options)
         if self.boundary is not None:
             self.waits_because = "Wan 2.2 has two transformers, and the host must read which of them a batch needs"
+        scale, kind = (pipe.vae.config.latents_mean, pipe.vae.config.latents_std), pipe.vae.dtype
+        self.mean, self.std = (torch.tensor(v, device=self.device, dtype=kind).view(-1, 1, 1, 1) for v in scale)
 
     def latent_shape(self) -> tuple[int, ...]:
         config = self.transformer.config
@@ -69,9 +71,4 @@ class WanFlow(VideoFlow):
         return answer.to(x_t.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
-        config, dtype = self.pipe.vae.config, self.pipe.vae.dtype
-        mean, std = (
-            torch.tensor(values, device=x0.device, dtype=dtype).view(-1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return self.to_videos(x0.to(dtype) * std + mean)
+        return self.to_videos(x0.to(self.pipe.vae.dtype) * self.std + self.mean)
