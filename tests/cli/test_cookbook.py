@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import flowfast
 from tests.cli.conftest import Run
 
 COOKBOOK = Path(__file__).resolve().parents[2] / "docs" / "cookbook.md"
@@ -67,6 +68,9 @@ def test_a_recipe_runs(command: str, tiny: dict[str, str], run: Run, tmp_path: P
     monkeypatch.chdir(tmp_path)
     video = "wan" in command.lower()
     run(*words, *SMALL, *(["--model-option", "frames=5"] if video else []))
+    if words[0] == "export":
+        assert flowfast.load_archive(tmp_path / "out").info()["budget_max"] == "60"
+        return
     folders = sorted((tmp_path / "out").iterdir())
     assert len(folders) == (2 if "--prompts" in words else 1)
     for folder in folders:
