@@ -32,6 +32,9 @@ std::vector<int64_t> integers(const Tensor& tensor) {
 }
 
 Image image_of(const Tensor& image) {  // (C, H, W)
+  if (image.dim() != 3)
+    throw ModelError("expected images of shape (channels, height, width) from the decoder, got " +
+                     std::to_string(image.dim()) + " dimensions");
   return {static_cast<int>(image.size(0)), static_cast<int>(image.size(1)), static_cast<int>(image.size(2)),
           floats(image)};
 }

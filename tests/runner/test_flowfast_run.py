@@ -1,0 +1,241 @@
+"""flowfast-run finds what Python finds, bit for bit; what it refuses; the library under its own tests and installed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import flowfast
+from flowfast.archive import Packages, load_archive
+from flowfast.driver import noise_key
+from flowfast.seal import seal
+from tests.runner.conftest import PREFIX, ROOT, TESTS, command
+from tests.searcher.toys import GaussianFlow, NearTarget
+
+PROMPTS = [
+    "three red circles and one blue square", "two yellow crosses and a green triangle",
+    "a red circle left of a green triangle", "four blue squares", "one green cross",
+]  # fmt: skip
+MEAN_SHAPE = (3, 4, 4)
+
+
+@pytest.fixture(autouse=True)
+def _built(prefix: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*argv: object) -> list[dict[str, Any]]:
+    """The results of flowfast-run in one thread."""
+    said = command(PREFIX / "bin/flowfast-run", *argv, "--threads", "1", "--json")
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def digest(image: torch.Tensor) -> str:
+    return hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=32).hexdigest()
+
+
+def facts(sample: flowfast.Sample) -> dict[str, Any]:
+    return {
+        "reward": sample.reward, "nfe": sample.nfe, "nfe_speculative": sample.nfe_speculative,
+        "reward_calls": sample.reward_calls, "unspent": sample.unspent, "key": sample.winner.key,
+        "path": [list(step) for step in sample.winner.path], "image": digest(sample.image),
+    }  # fmt: skip
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert {name: found[name] for name in wanted if name != "image"} == {
+        k: v for k, v in wanted.items() if k != "image"
+    }
+    assert found["image"]["blake2b"] == wanted["image"]
+
+
+# ---- the same bits ----
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"seed": -7, "repeat": 2}, {"budget": 57, "guidance": 5.0, "negative_prompt": PROMPTS[3]}],
+    ids=str,
+)
+def test_python_torchscript_and_the_program_find_the_same_bits(scenes: Path, options: dict[str, Any]) -> None:
+    request: dict[str, Any] = {"budget": 200, "seed": 0, "repeat": 0, **options}
+    words = [word for name, value in request.items() for word in ("--" + name.replace("_", "-"), value)]
+    (found,) = run(scenes, "--prompt", PROMPTS[0], *words)
+    sample = flowfast.search(
+        flowfast.load("scenes"), [PROMPTS[0]], reward="scenes", method="rbf", micro_batch=4, **request
+    ).samples[0]
+    assert_same(found, facts(sample))
+
+    archive = load_archive(scenes)
+    null = archive.encode([options["negative_prompt"]]) if "negative_prompt" in options else {}
+    key = noise_key(request["seed"], PROMPTS[0], request["repeat"])
+    with torch.no_grad():
+        guidance = options.get("guidance", 3.0)
+        archive.admit(0, archive.encode([PROMPTS[0]]), null, key, request["budget"], guidance, float("inf"))
+        archive.search()
+        scripted = archive.release(0)
+    assert digest(scripted["image"][0]) == found["image"]["blake2b"]
+    assert scripted["reward"].tolist() == [found["reward"]]
+
+
+def test_until_stops_early(tmp_path: Path) -> None:
+    options = {"method": "rbf", "steps": 10, "micro_batch": 4}
+    flowfast.export(GaussianFlow(MEAN_SHAPE), tmp_path / "toy.pt", reward=Mean(), budget=400, slots=1, **options)
+    (found,) = run(tmp_path / "toy.pt", "--prompt", "a", "--budget", 400, "--until", -2)
+    flow = GaussianFlow(MEAN_SHAPE)
+    wanted = flowfast.search(flow, ["a"], reward=Mean(), budget=400, until=-2.0, **options).samples[0]
+    assert wanted.nfe < 400
+    assert_same(found, facts(wanted))
+
+
+def test_more_prompts_than_slots(scenes: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "prompts.txt"
+    listed.write_text("\n".join(PROMPTS[1:]) + "\n\n")
+    png = tmp_path / "out.png"
+    found = run(scenes, "--prompt", PROMPTS[0], "--prompts", listed, "--budget", 48, "--png", png)
+    wanted = flowfast.search(
+        flowfast.load("scenes"), PROMPTS, reward="scenes", method="rbf", budget=48, micro_batch=4, slots=2
+    )
+    assert [entry["prompt"] for entry in found] == PROMPTS
+    for i, sample in enumerate(wanted.samples):
+        assert_same(found[i], facts(sample))
+        pixels = (sample.image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"out-{i}.png")), pixels)
+    assert not png.exists()
+
+
+def test_prompts_of_any_text(tmp_path: Path) -> None:
+    """Keys and JSON of texts with quotes, control characters and letters beyond ASCII."""
+    prompts = ['say "no"\t\\', "d\u00e9j\u00e0 \u2603", "", "x" * 300]
+    archive = tmp_path / "toy.pt"
+    options = {"method": "svdd", "steps": 6, "micro_batch": 8}
+    flowfast.export(GaussianFlow(MEAN_SHAPE), archive, reward=Mean(), budget=61, slots=3, prompts=prompts, **options)
+    found = run(archive, *(word for prompt in prompts for word in ("--prompt", prompt)), "--budget", 40, "--seed", 5)
+    wanted = flowfast.search(GaussianFlow(MEAN_SHAPE), prompts, reward=Mean(), budget=40, seed=5, **options)
+    for entry, sample in zip(found, wanted.samples, strict=True):
+        assert entry["prompt"] == sample.prompt
+        assert_same(entry, facts(sample))
+
+
+class Mean(NearTarget):
+    """A reward of images (N, 3, H, W) by their mean."""
+
+    def forward(self, images: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+        return -(images.mean([1, 2, 3]) - cond["target"][:, 0]).abs()
+
+
+def test_packages_of_aotinductor_serve_the_same_search(tmp_path: Path) -> None:
+    archive, options = tmp_path / "toy.pt", {"steps": 6, "micro_batch": 4, "guidance": 3.0}
+    flowfast.export(
+        GaussianFlow(MEAN_SHAPE), archive, reward=Mean(), method="rbf", budget=84, slots=2, format="aoti", **options
+    )
+    (found,) = run(archive, "--prompt", "bb", "--budget", 84)
+    driven = load_archive(archive)
+    packages = Packages(archive, driven)
+    with torch.no_grad():
+        driven.admit(0, driven.encode(["bb"]), {}, noise_key(0, "bb"), 84, 3.0, float("inf"))
+        while driven.width():
+            driven.observe(packages.score(packages.propose()))
+        wanted = driven.release(0)
+        image = packages.part["decode"](wanted["x0"].expand(4, -1, -1, -1).contiguous())[0]
+    assert found["reward"] == float(wanted["reward"][0])
+    assert found["image"]["blake2b"] == digest(image)
+    eager = flowfast.search(GaussianFlow(MEAN_SHAPE), ["bb"], reward=Mean(), method="rbf", budget=84, **options)
+    assert [tuple(step) for step in found["path"]] == list(eager.samples[0].winner.path)
+
+    package = tmp_path / "toy.decode.pt2"
+    package.write_bytes(package.read_bytes()[:-1] + b"?")
+    assert "toy.decode.pt2 is damaged or of another export" in refused(archive, "--prompt", "bb", "--budget", 84)
+
+
+# ---- what is refused ----
+
+
+def refused(*argv: object, code: int = 2) -> str:
+    done = subprocess.run([PREFIX / "bin/flowfast-run", *map(str, argv)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, ""), done.stdout + done.stderr
+    assert done.stderr.startswith("flowfast-run: ") and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_what_cannot_work_is_refused(scenes: Path, tmp_path: Path) -> None:
+    asked = (scenes, "--prompt", PROMPTS[0])
+    for said, *argv in (
+        ("unknown option --budgets: choose of --budget, ", *asked, "--budgets", 3),
+        ("--budget needs a value", *asked, "--budget"),
+        ("--budget must be a number, got '2x'", *asked, "--budget", "2x"),
+        ("expected --budget NFE", *asked),
+        ("expected a prompt", scenes, "--budget", 48),
+        ("expected an archive", "--prompt", "a", "--budget", 48),
+        ("expected one archive, got also 'b.pt'", scenes, "b.pt"),
+        ("budgets of 24 to 200 NFE, got 201", *asked, "--budget", 201),
+        ("budgets of 24 to 200 NFE, got -1", *asked, "--budget", -1),
+        ("prompt 'a cat': unknown colour 'a'; write 1-3 phrases", scenes, "--prompt", "a cat", "--budget", 48),
+        ("guidance must be a finite number", *asked, "--budget", 48, "--guidance", "inf"),
+        ("threads must be at least 1, or 0", *asked, "--budget", 48, "--threads", -1),
+        ("device must be cpu, or cuda where PyTorch has it, got 'tpu'", *asked, "--budget", 48, "--device", "tpu"),
+        ("cannot read the prompts in ", scenes, "--prompts", tmp_path / "none.txt", "--budget", 48),
+        ("cannot write ", *asked, "--budget", 24, "--png", tmp_path / "none/out.png"),
+        ("cannot read ", tmp_path / "none.pt", "--prompt", "a", "--budget", 48),
+    ):
+        done = subprocess.run([PREFIX / "bin/flowfast-run", *map(str, argv)], capture_output=True, text=True)
+        assert done.returncode == 2, (argv, done.stdout, done.stderr)
+        assert done.stderr.startswith("flowfast-run: ") and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_archive_whose_reward_lives_elsewhere(tmp_path: Path) -> None:
+    flowfast.export(GaussianFlow(MEAN_SHAPE), tmp_path / "a.pt", reward="host", budget=42, steps=6, slots=1)
+    said = refused(tmp_path / "a.pt", "--prompt", "a", "--budget", 42)
+    assert "was exported with reward 'host': give one in Options::reward" in said
+
+
+def test_an_archive_of_another_noise_stream_is_refused_saying_so(scenes: Path, tmp_path: Path) -> None:
+    whole = scenes.read_bytes()
+    body = bytearray(whole[: whole.rindex(b"flowfast-archive format_version")])
+    body[-2:] = b"\0\0"  # the length of the comment
+    (tmp_path / "same.pt").write_bytes(seal(bytes(body), noise_stream=1))
+    assert (tmp_path / "same.pt").read_bytes() == whole
+    (tmp_path / "other.pt").write_bytes(seal(bytes(body), noise_stream=2))
+    said = refused(tmp_path / "other.pt", "--prompt", PROMPTS[0], "--budget", 48)
+    assert "was written for noise stream 2, this library has noise stream 1" in said
+
+
+def test_info_and_progress(scenes: Path) -> None:
+    (info,) = run(scenes, "--info")
+    assert info == {**load_archive(scenes).info(), "content_hash": scenes.read_bytes()[-64:].decode()}
+    words = [PREFIX / "bin/flowfast-run", scenes, "--prompt", PROMPTS[0], "--budget", "48", "--progress"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.startswith(f"{PROMPTS[0]}: reward ")
+    *_, last = told = done.stderr.splitlines()
+    assert len(told) > 5 and last.startswith(f"{PROMPTS[0]}: 48 of 48 NFE, best reward so far ")
+
+
+# ---- the library ----
+
+
+def test_the_library_under_its_own_tests(scenes: Path) -> None:
+    assert "100% tests passed" in command("ctest", "--preset", "cpu")
+    assert "all checks passed" in command(TESTS / "flowfast_archive_tests", scenes)
+
+
+def test_the_example_builds_on_the_installed_prefix(scenes: Path, tmp_path: Path) -> None:
+    command("cmake", "-S", ROOT / "examples/cpp", "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={PREFIX}")
+    command("cmake", "--build", tmp_path)
+    said = command(tmp_path / "example", scenes, PROMPTS[0], tmp_path / "out.png")
+    (found,) = run(scenes, "--prompt", PROMPTS[0], "--budget", 100)
+    assert said.startswith(f"reward {found['reward']:.4f} after {found['nfe']} NFE")
+    assert Image.open(tmp_path / "out.png").size == (32, 32)
+    header = (PREFIX / "include/flowfast/searcher.h").read_text()
+    assert [line for line in header.splitlines() if line.startswith("#include") and "<" not in line] == []
+    assert "torch" not in header.replace("PyTorch", "")
