@@ -1,0 +1,457 @@
+"""examples/cpp/server, the program: routes, refusals, the full queue, clients that hang up, the end, many clients."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flowfast
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "build/server/flowfast-server"
+GENERATE = "/v1/images/generations"
+JSON = {"Content-Type": "application/json"}
+PROMPT = "three red circles and one blue square"
+SLOTS, SHORT, LONG = 2, 24, 500  # NFE: some hundredths of a second, and about one
+FIELDS = "prompt, n, seed, budget, guidance, negative_prompt, model, response_format, user"
+
+
+class Server:
+    def __init__(self, process: subprocess.Popen[str], port: int):
+        self.process, self.port = process, port
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        """Status, headers, and what the body says."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            text = response.read().decode()
+            is_json = response.headers["Content-Type"] == "application/json" and text
+            return response.status, response.headers, json.loads(text) if is_json else text
+        finally:
+            connection.close()
+
+    def generate(self, **fields: Any) -> Any:
+        return self.ask("POST", GENERATE, json.dumps({"prompt": PROMPT, "budget": SHORT} | fields), JSON)
+
+    def send(self, **fields: Any) -> socket.socket:
+        """A request whose answer nobody has read yet."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        body = json.dumps({"prompt": PROMPT, "budget": LONG} | fields)
+        client.sendall(f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
+        client.sendall(f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        return client
+
+    def raw(self, data: bytes) -> bytes:
+        """All that the server says to it until it closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as client:
+            client.sendall(data)
+            return b"".join(iter(lambda: client.recv(4096), b""))
+
+    def metrics(self) -> dict[str, float]:
+        status, headers, text = self.ask("GET", "/metrics")
+        assert status == 200
+        assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return {name.removeprefix("flowfast_"): float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    def answers(self) -> Counter[int]:
+        """Answers to requests for images, by status."""
+        start = f'requests_total{{route="{GENERATE}",status="'
+        return Counter(
+            {int(name[len(start) : -2]): int(n) for name, n in self.metrics().items() if name.startswith(start)}
+        )
+
+    def wait_until(self, running: int, waiting: int, seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while (found := self.load()) != (running, waiting):
+            assert time.monotonic() < end, f"{found} searches run and wait, not {running, waiting}"
+            time.sleep(0.002)
+
+    def load(self) -> tuple[float, float]:
+        metrics = self.metrics()
+        return metrics["slots_running"], metrics["queue_length"]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not PROGRAM.exists():
+        pytest.skip("build/server/flowfast-server is not there: `make server` builds it, or says what it lacks")
+    path = tmp_path_factory.mktemp("archive") / "scenes.pt"
+    flowfast.export(
+        flowfast.load("scenes"), path, reward="scenes", method="rbf", model="scenes", budget=LONG, slots=SLOTS
+    )
+    return path
+
+
+def start(archive: Path, *options: str) -> subprocess.Popen[str]:
+    argv = [str(PROGRAM), str(archive), "--port", "0", "--threads", "1", *options]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def served(archive: Path, *options: str) -> Iterator[Server]:
+    with start(archive, *options) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            place, _, port = line.strip().rpartition(":")
+            assert place == f"{archive} at http://127.0.0.1", line  # nobody else's unless it is told so
+            yield Server(process, int(port))
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(archive: Path) -> Iterator[Server]:
+    with served(archive, "--client-seconds", "1") as running:
+        yield running
+        assert running.process.poll() is None
+        assert running.load() == (0, 0)
+
+
+def pixels(image: dict[str, Any]) -> Tensor:
+    decoded = Image.open(io.BytesIO(base64.b64decode(image["b64_json"], validate=True)))
+    assert decoded.format == "PNG"
+    return torch.frombuffer(bytearray(decoded.tobytes()), dtype=torch.uint8).view(decoded.height, decoded.width, 3)
+
+
+# ---- what it answers ----
+
+
+def test_images_are_those_of_python(server: Server) -> None:
+    before = time.time()
+    status, _, answer = server.generate(n=2, seed=3, budget=60, model="scenes", response_format="b64_json", user=None)
+    assert status == 200
+    assert int(before) <= answer["created"] <= time.time()
+    assert len(answer["data"]) == 2
+    flow = flowfast.load("scenes")
+    for repeat, image in enumerate(answer["data"]):
+        options = {"method": "rbf", "budget": 60, "seed": 3, "repeat": repeat, "slots": SLOTS}
+        sample = flowfast.search(flow, [PROMPT], reward="scenes", **options).samples[0]
+        assert torch.equal(pixels(image), (sample.image * 255).round().to(torch.uint8).permute(1, 2, 0))
+        assert image["reward"] == pytest.approx(sample.reward, abs=1e-6)
+        assert (image["nfe"], image["seed"], image["repeat"]) == (sample.nfe, 3, repeat)
+        assert 0 < image["seconds"] < 60
+        assert 0 <= image["seconds_waited"] < 60
+    assert not torch.equal(pixels(answer["data"][0]), pixels(answer["data"][1]))
+
+
+def test_fields_reach_the_search(server: Server) -> None:
+    image = pixels(server.generate()[2]["data"][0])
+    for change in ({"seed": 2**63 - 1}, {"budget": 100}, {"guidance": 1.5}, {"negative_prompt": "two red circles"}):
+        status, _, answer = server.generate(**change)
+        assert status == 200, answer
+        assert not torch.equal(pixels(answer["data"][0]), image), change
+    assert torch.equal(pixels(server.generate(seed=None, n=None, guidance=None)[2]["data"][0]), image)
+
+
+def test_default_budget(archive: Path) -> None:
+    with served(archive, "--budget", "30") as server:
+        assert 24 <= server.generate(budget=None)[2]["data"][0]["nfe"] <= 30
+
+
+def test_health_and_metrics(archive: Path) -> None:
+    with served(archive) as server:
+        assert server.ask("GET", "/health?verbose=1")[::2] == (200, {"status": "ok"})
+        nfe = sum(server.generate(seed=seed)[2]["data"][0]["nfe"] for seed in range(3))
+        assert server.generate(n=0)[0] == 400
+        metrics = server.metrics()
+        assert metrics["nfe_total"] == nfe > 0
+        assert server.answers() == {200: 3, 400: 1}
+        assert metrics['requests_total{route="/health",status="200"}'] == 1
+        assert (metrics["queue_length"], metrics["slots_running"], metrics["cancelled_total"]) == (0, 0, 0)
+        buckets = [value for name, value in metrics.items() if name.startswith("request_seconds_bucket")]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == metrics["request_seconds_count"] == 3
+        assert 0 < metrics["request_seconds_sum"] < 60
+
+        lines = server.ask("GET", "/metrics")[2].splitlines()
+        described = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+        assert described == [line.split()[2] for line in lines if line.startswith("# HELP")]
+        for line in lines:
+            if not line.startswith("#"):
+                name = line.split("{")[0].split()[0]
+                assert any(name in (kind, f"{kind}_bucket", f"{kind}_sum", f"{kind}_count") for kind in described), line
+
+
+# ---- what it refuses ----
+
+REFUSED: dict[str, tuple[Any, str | None, str]] = {
+    "not JSON": ("{", None, "the body must be JSON: incomplete JSON"),
+    "no body": ("", None, "the body must be JSON"),
+    "not UTF-8": (b'{"prompt": "\xff"}', None, "the body must be JSON"),
+    "too deep": ("[" * 5000, None, "the body must be JSON: too deep"),
+    "no object": ("[1]", None, f"the body must be a JSON object with any of {FIELDS}"),
+    "unknown field": ({"promt": "a"}, "promt", f'unknown field "promt": choose of {FIELDS}'),
+    "no prompt": ({"prompt": None}, "prompt", "prompt is missing"),
+    "prompt that is no text": ({"prompt": [PROMPT]}, "prompt", "prompt must be a string, got ["),
+    "prompt the model cannot read": ({"prompt": "a cat"}, "prompt", "prompt 'a cat': unknown colour 'a'"),
+    "no image": ({"n": 0}, "n", "n must be a whole number from 1 to 10, got 0"),
+    "too many images": ({"n": 11}, "n", "n must be a whole number from 1 to 10, got 11"),
+    "half a seed": ({"seed": 0.5}, "seed", "seed must be a whole number from 0 to 9223372036854775807, got 5E-1"),
+    "a negative seed": ({"seed": -1}, "seed", "seed must be a whole number from 0"),
+    "a seed of 64 bits": ({"seed": 2**63}, "seed", "got 9223372036854775808"),
+    "true": ({"n": True}, "n", "got true"),
+    "budget too small": ({"budget": 23}, "budget", "budgets of 24 to 500 NFE, got 23"),
+    "budget too large": ({"budget": 501}, "budget", "budgets of 24 to 500 NFE, got 501"),
+    "guidance in words": ({"guidance": "much"}, "guidance", 'guidance must be a number, got "much"'),
+    "another model": ({"model": "dall-e-3"}, "model", 'model must be "scenes", got "dall-e-3"'),
+    "a long value": ({"n": 99 * "\u00e9"}, "n", 'got "' + 29 * "\u00e9" + "..."),
+    "a URL": ({"response_format": "url"}, "response_format", 'response_format must be "b64_json", got "url"'),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_request(server: Server, case: str) -> None:
+    sent, field, message = REFUSED[case]
+    body = json.dumps({"prompt": PROMPT, "budget": SHORT} | sent) if isinstance(sent, dict) else sent
+    status, _, answer = server.ask("POST", GENERATE, body, JSON)
+    assert status == 400
+    error = answer["error"]
+    assert message in error["message"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", field, None)
+
+
+def test_wrong_paths_methods_and_types(server: Server) -> None:
+    status, _, answer = server.ask("GET", "/v1/images")
+    assert status == 404
+    assert "choose of /health, /metrics, /v1/images/generations" in answer["error"]["message"]
+    for method, path, allowed in (("GET", GENERATE, "POST"), ("POST", "/health", "GET"), ("HEAD", "/metrics", "GET")):
+        status, headers, answer = server.ask(method, path)
+        assert (status, headers["Allow"]) == (405, allowed)
+        assert (answer == "") == (method == "HEAD")
+    # What a page of another origin may send without asking is not JSON by its type.
+    for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/jsonx"}):
+        assert server.ask("POST", GENERATE, json.dumps({"prompt": PROMPT}), kind)[0] == 415
+    body = json.dumps({"prompt": PROMPT, "budget": SHORT})
+    assert server.ask("POST", GENERATE, body, {"Content-Type": "Application/JSON; charset=utf-8"})[0] == 200
+
+
+def test_what_is_not_http(server: Server) -> None:
+    head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+    assert server.raw(b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert server.raw(head + b"Content-Length: -1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert server.raw(head + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert server.raw(head + b"X: " + 9000 * b"x" + b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
+    assert server.raw(head + b"Content-Length: 65537\r\n\r\n" + 65537 * b" ").startswith(b"HTTP/1.1 413 ")
+    chunks = b"10000\r\n" + 65536 * b" " + b"\r\n"
+    assert server.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + 2 * chunks).startswith(b"HTTP/1.1 413 ")
+    assert server.generate()[0] == 200
+
+
+def test_slow_clients_time_out(server: Server) -> None:
+    start = time.monotonic()
+    assert server.raw(b"POST / HTTP/1.1\r\nHost:").startswith(b"HTTP/1.1 408 ")
+    assert server.raw(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab").startswith(b"HTTP/1.1 408 ")
+    assert server.raw(b"") == b""  # it asked nothing
+    assert 2.5 < time.monotonic() - start < 10
+
+
+def test_a_connection_is_kept(server: Server) -> None:
+    """Requests that come before the answer of the one before are answered in turn."""
+    ask = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with server.send(budget=SHORT) as client:
+        client.sendall(ask + ask[:10])
+        said = b""
+        while said.count(b"HTTP/1.1 200 OK") < 2:
+            said += client.recv(4096)
+        client.sendall(ask[10:].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        said += b"".join(iter(lambda: client.recv(4096), b""))
+    assert [part.split(b" ", 1)[0] for part in said.split(b"HTTP/1.1 ")] == [b"", b"200", b"200", b"200"]
+    assert said.index(b'"created"') < said.index(b'{"status":"ok"}')
+    assert said.count(b'{"status":"ok"}') == 2
+    assert server.raw(b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200 OK\r\n")
+
+
+def test_leave_to_send_a_body(server: Server) -> None:
+    head = f"POST {GENERATE} HTTP/1.1\r\nContent-Type: application/json\r\nConnection: close\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(head + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert client.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"{}")
+        assert b"prompt is missing" in b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def test_options_that_cannot_work(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "damaged.pt").write_bytes(archive.read_bytes()[:-1])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for program, message in {
+            (archive, "--port", port): f"cannot listen at 127.0.0.1 port {port}: Address already in use",
+            (archive, "--host", "localhost"): "cannot listen at localhost port 0: Invalid argument",
+            (archive, "--queue", "-1"): "--queue must be a whole number from 0 to 1000, got '-1'",
+            (archive, "--prot", "1"): "unknown option --prot",
+            (archive, "--device"): "--device needs a value",
+            (archive, "--device", "abacus"): "abacus",
+            (tmp_path / "none.pt",): "none.pt",
+            (tmp_path / "damaged.pt",): "damaged",
+        }.items():
+            with start(Path(program[0]), *map(str, program[1:])) as process:
+                _, error = process.communicate(timeout=60)
+                assert process.returncode == 2, error
+                assert message in error
+
+
+def test_no_descriptor_left(archive: Path) -> None:
+    """New clients wait until others leave."""
+    with served(archive) as server:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (30, 30))
+        clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+        time.sleep(0.3)
+        for client in clients:
+            client.close()
+        assert server.ask("GET", "/health")[0] == 200
+
+
+# ---- the queue, clients that hang up, the end ----
+
+
+def status_of(client: socket.socket) -> int:
+    with client:
+        reply = http.client.HTTPResponse(client)
+        reply.begin()
+        reply.read()
+        return reply.status
+
+
+def test_full_queue(archive: Path) -> None:
+    with served(archive, "--queue", "1") as server:
+        assert "n must be a whole number from 1 to 3" in server.generate(n=4)[2]["error"]["message"]
+        clients = [server.send(seed=seed) for seed in range(SLOTS + 1)]
+        server.wait_until(running=SLOTS, waiting=1)
+        status, headers, answer = server.generate()
+        assert (status, headers["Retry-After"], answer["error"]["type"]) == (503, "1", "server_error")
+        assert "the queue is full" in answer["error"]["message"]
+        assert [status_of(client) for client in clients] == [200] * (SLOTS + 1)
+        assert server.generate(n=3)[0] == 200
+        assert server.answers() == {200: SLOTS + 2, 400: 1, 503: 1}
+
+
+def test_a_client_that_hangs_up_frees_its_slot(archive: Path) -> None:
+    with served(archive, "--queue", "8") as server:
+        server.generate(budget=LONG)
+        start = time.monotonic()
+        assert server.generate(budget=LONG)[0] == 200
+        whole = time.monotonic() - start
+
+        clients = [server.send(seed=seed) for seed in range(SLOTS + 6)]
+        server.wait_until(running=SLOTS, waiting=6)
+        for client in clients[1:]:
+            client.close()  # one of those that run, and all that wait
+        start = time.monotonic()
+        server.wait_until(running=1, waiting=0)
+        assert time.monotonic() - start < whole / 4
+        assert status_of(clients[0]) == 200  # the others went on
+        server.wait_until(running=0, waiting=0)
+        assert server.metrics()["cancelled_total"] == SLOTS + 5
+        assert server.answers() == {200: 3}
+        assert server.generate(n=SLOTS + 8)[0] == 200  # all places are free again
+
+
+def test_reset_and_kill(archive: Path) -> None:
+    """A reset, and a client that pipelines and is killed, are noticed as well."""
+    with served(archive) as server:
+        reset = server.send()
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        pipelined = server.send(n=2)
+        pipelined.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.wait_until(running=SLOTS, waiting=1)
+        reset.close()
+        pipelined.close()
+        server.wait_until(running=0, waiting=0, seconds=1)
+        assert server.metrics()["cancelled_total"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drain(archive: Path, number: int) -> None:
+    with served(archive) as server:
+        idle = socket.create_connection(("127.0.0.1", server.port))
+        clients = [server.send(seed=seed) for seed in range(SLOTS + 2)]
+        server.wait_until(running=SLOTS, waiting=2)
+        server.process.send_signal(number)
+        end = time.monotonic() + 20
+        while server.ask("GET", "/health")[0] == 200:
+            assert time.monotonic() < end
+        status, headers, answer = server.ask("GET", "/health")
+        assert (status, answer, headers["Connection"]) == (503, {"status": "draining"}, "close")
+        status, headers, _ = server.generate()
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert [status_of(client) for client in clients] == [200] * (SLOTS + 2)
+        assert server.process.wait(20) == 0
+        assert server.process.stderr is not None
+        assert server.process.stderr.read() == ""
+        assert idle.recv(1) == b""
+        with pytest.raises(ConnectionRefusedError):
+            server.ask("GET", "/health")
+
+
+def test_drain_of_an_idle_server(archive: Path) -> None:
+    with served(archive) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it(archive: Path) -> None:
+    with served(archive) as server:
+        clients = [server.send(n=10) for _ in range(5)]
+        server.wait_until(running=SLOTS, waiting=50 - SLOTS)
+        server.process.send_signal(signal.SIGTERM)
+        while server.ask("GET", "/health")[0] == 200:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(5) == -signal.SIGTERM
+        for client in clients:
+            client.close()
+
+
+# ---- many clients ----
+
+
+def test_many_clients(archive: Path) -> None:
+    """Each request gets one answer, 200 or 503; an image is that of its seed, whatever else was under way."""
+    seeds = range(4)
+
+    def client(number: int) -> list[tuple[int, int, Any]]:
+        found = []
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        for turn in range(6):
+            seed = (number + turn) % len(seeds)
+            connection.request("POST", GENERATE, json.dumps({"prompt": PROMPT, "budget": SHORT, "seed": seed}), JSON)
+            response = connection.getresponse()
+            found.append((response.status, seed, json.loads(response.read())))
+        connection.close()
+        return found
+
+    with served(archive, "--queue", "6") as server:
+        alone = [server.generate(seed=seed)[2]["data"][0] for seed in seeds]
+        with ThreadPoolExecutor(16) as pool:
+            answers = [answer for found in pool.map(client, range(16)) for answer in found]
+        statuses = Counter(status for status, _, _ in answers)
+        assert set(statuses) == {200, 503}
+        assert statuses.total() == 16 * 6
+        assert server.answers() == statuses + Counter({200: len(seeds)})
+        for status, seed, answer in answers:
+            if status == 200:
+                same: Callable[[str], bool] = lambda key: answer["data"][0][key] == alone[seed][key]  # noqa: B023, E731
+                assert all(map(same, ("b64_json", "reward", "nfe", "seed")))
+        assert server.load() == (0, 0)
