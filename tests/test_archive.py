@@ -307,6 +307,7 @@ def test_a_trace_that_kept_what_a_prompt_said_is_refused(tmp_path: Path) -> None
             return super().velocity(x_t, t, cond) + float({**cond}["mean"].amax())
 
     exported(tmp_path / "a.pt", Kept(), prompts=["a", "abcdef"], budget=42)  # the same to the toy
+    exported(tmp_path / "a.pt", Kept(), prompts="a", budget=42)
     with pytest.raises(ModelError, match="velocity of Kept gives something else at 8 rows"):
         exported(tmp_path / "a.pt", Kept(), prompts=["a", "bb"], budget=42)
 
@@ -428,6 +429,8 @@ def test_calls_that_cannot_work_are_refused(tmp_path: Path) -> None:
         ({"gradient": "dps:1"}, OptionError, "no gradient"),
         ({"reward": lambda images, prompts: [0.0]}, OptionError, "export with reward 'host'"),
         ({"budget": 5}, BudgetError, "needs at least"),
+        ({"slots": 0}, OptionError, "slots must be at least 1, got 0"),
+        ({"micro_batch": -8}, OptionError, "micro_batch must be at least 1, got -8"),
         ({"colour": 5}, OptionError, "unknown option 'colour'"),
     ],
     ids=lambda value: str(value)[:20],
