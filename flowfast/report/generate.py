@@ -83,10 +83,10 @@ class GenerateFiles:
                 write_video(path.with_suffix(".mp4"), ranked.image, self.fps)
         self._write_result(index, sample, {})
 
-    def finish(self, flow: Flow, result: SearchResult, reward: Any) -> list[float | None]:
+    def finish(self, flow: Flow, result: SearchResult, reward: Any = None) -> list[float | None]:
         """What only the whole call knows: costs, versions, the picture of the search. Returns the held-out scores.
 
-        reward: as it was loaded for the search."""
+        reward: as it was loaded for the search; default: loaded again where a replay needs it."""
         scores: list[float | None] = []
         config: SearchConfig = result.config
         for index, sample in enumerate(result.samples):
