@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import flowfast
+from flowfast import clock as clocks
 from flowfast import driver
 from flowfast.errors import ModelError, OptionError
 from tests.searcher.toys import METHODS, GaussianFlow, NearTarget
@@ -219,15 +221,33 @@ def test_with_graphs_too(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorder.replays
 
 
-def test_a_budget_in_seconds_goes_on_by_the_same_clock() -> None:
-    """Out of memory while the pace is measured, and on the way."""
-    for after in (0, 30):
-        flow = Hungry(Memory(3, after))
-        found = flowfast.search(flow, PROMPTS, reward=NearTarget(), method="svdd", seconds=0.1, steps=6, micro_batch=8)
-        assert flow.memory[0].failures and found.micro_batch == 2
-        assert found.overshoot is not None and found.seconds["total"] == pytest.approx(0.5 + found.overshoot)
-        config = found.config.model_copy(update={"seconds": None, "budget": found.samples[0].budget_nfe})
-        assert_same(flowfast.search(GaussianFlow(), PROMPTS, reward=NearTarget(), config=config), found)
+@pytest.mark.parametrize("after", [0, 150], ids=["while the pace is measured", "on the way"])
+def test_a_budget_in_seconds_goes_on_by_the_same_clock(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """A row takes a millisecond whatever the micro-batch, so nothing has to be cut; the round that failed is lost."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(clocks, "now", lambda: clock.now)
+
+    class Timed(Hungry):
+        def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            try:
+                u = super().velocity(x_t, t, cond)
+            except torch.OutOfMemoryError:
+                clock.now += 0.0 if after else 100.0
+                raise
+            clock.now += 0.001 * len(x_t)
+            return u
+
+    flow, seconds = Timed(Memory(3, after)), 0.4 * len(PROMPTS)
+    options = {"reward": NearTarget(), "method": "svdd", "seconds": 0.4, "steps": 6, "micro_batch": 8}
+    rounds = [0.0]
+    found = flowfast.search(flow, PROMPTS, on_round=lambda told: rounds.append(clock.now), **options)
+    longest = max(end - begin for begin, end in zip(rounds[1:-1], rounds[2:], strict=True))
+    assert flow.memory[0].failures == 2 and found.micro_batch == 2 and bool(found.config.splits) == bool(after)
+    assert found.overshoot is not None and found.seconds["total"] == pytest.approx(seconds + found.overshoot)
+    assert -0.5 * seconds < found.overshoot <= longest + 1e-9 and not found.config.cuts
+    monkeypatch.undo()
+    config = found.config.model_copy(update={"seconds": None, "budget": found.samples[0].budget_nfe})
+    assert_same(flowfast.search(GaussianFlow(), PROMPTS, reward=NearTarget(), config=config), found)
 
 
 @pytest.mark.parametrize("asked", [None, 8])
