@@ -22,8 +22,8 @@ SMALL = ["--model-option", "height=16", "--model-option", "width=32", "--model-o
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Words of the recipes: what stands in for them."""
-    from tests.models.test_preview_decoder import tiny_decoder
     from tests.models.tiny.flux import flux
+    from tests.models.tiny.parts import tiny_decoder
     from tests.models.tiny.sd3 import CASES as SD3
     from tests.models.tiny.wan import CASES as WAN
     from tests.rewards.test_aesthetic import save_aesthetic

@@ -304,3 +304,26 @@ def test_what_a_decoder_left_undone_is_decoded_by_resume(
 
 def test_a_folder_without_a_stopped_call_is_named(run: Run, tmp_path: Path) -> None:
     assert "nothing to resume" in run.refused("generate", "--resume", tmp_path)
+
+
+def test_a_preview_decoder_and_its_finalists(run: Run, tmp_path: Path) -> None:
+    from tests.models.tiny.flux import flux
+    from tests.models.tiny.parts import tiny_decoder
+
+    tiny_decoder().save_pretrained(tmp_path / "tiny", safe_serialization=True)
+    flux(guidance_embeds=False).save_pretrained(tmp_path / "flux", safe_serialization=True)
+    small = [
+        f"--model-option={name}={value}"
+        for name, value in {"height": 16, "width": 24, "steps": 3, "local_files_only": True}.items()
+    ]
+    argv = ["a cat", "--model", tmp_path / "flux", *small, "--model-option", f"preview_decoder={tmp_path / 'tiny'}"]
+    argv += ["--reward", "sharpness", "--method", "bon", "--budget", "18", "--finalists", "2"]
+    run("generate", *argv, "--out", tmp_path / "out")
+    (place,) = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    result = json.loads((place / "result.json").read_text())
+    assert result["preview_reward"] != result["reward"] and result["reward_calls"] == 18 + 2
+    config = yaml.safe_load((place / "config.yaml").read_text())
+    assert config["finalists"] == 2 and config["model_options"]["preview_decoder"] == str(tmp_path / "tiny")
+    run("generate", "--config", place / "config.yaml", "--out", tmp_path / "again")
+    again = tmp_path / "again" / place.name
+    assert (again / "best.png").read_bytes() == (place / "best.png").read_bytes()

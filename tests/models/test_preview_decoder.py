@@ -3,37 +3,25 @@ its own, for every family that has one."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 import flowfast
 from flowfast.errors import OptionError, WeightError
 from flowfast.models.diffusers import from_diffusers
-from tests.cli.conftest import Run, run  # noqa: F401  (a fixture)
 from tests.models.test_diffusers import CASES, PROMPTS, STEPS
-from tests.models.tiny import Case, parts
+from tests.models.tiny import Case
 from tests.models.tiny.flux import flux
+from tests.models.tiny.parts import tiny_decoder
 from tests.models.tiny.wan import wan
 
 FAMILIES = ["flux-dev", "flux-schnell", "sd3", "z-image", "lumina2", "aura-flow"]
 SIZE = {"height": 16, "width": 24}
-
-
-def tiny_decoder(channels: int = 4, blocks: int = 2, **more: Any) -> Any:
-    """Twice as large as its latents, as the tiny pipelines' own autoencoders are."""
-    from diffusers import AutoencoderTiny
-
-    parts.seeded(5)
-    sizes = {f"{side}_block_out_channels": (8,) * blocks for side in ("encoder", "decoder")}
-    counts = {f"num_{side}_blocks": (1,) * blocks for side in ("encoder", "decoder")}
-    return AutoencoderTiny(latent_channels=channels, **sizes, **counts, **more).eval()
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +77,6 @@ def test_a_search_looks_through_it_and_hands_out_the_pipelines_own_images(folder
             preview = flow.preview(sample.latent[None])
         assert sample.top[0].preview_reward == pytest.approx(float(red(preview, None)), abs=1e-5)
         assert torch.equal(flowfast.replay(flow, sample, result.config)[-1][1], sample.image)
-
-
-def test_the_command_line_knows_it(run: Run, folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    flux(guidance_embeds=False).save_pretrained(tmp_path / "flux", safe_serialization=True)
-    small = [f"--model-option={name}={value}" for name, value in {**SIZE, "steps": 3, "local_files_only": True}.items()]
-    argv = ["a cat", "--model", tmp_path / "flux", *small, "--model-option", f"preview_decoder={folder}"]
-    argv += ["--reward", "sharpness", "--method", "bon", "--budget", "18", "--finalists", "2"]
-    run("generate", *argv, "--out", tmp_path / "out")
-    (place,) = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
-    result = json.loads((place / "result.json").read_text())
-    assert result["preview_reward"] != result["reward"] and result["reward_calls"] == 18 + 2
-    config = yaml.safe_load((place / "config.yaml").read_text())
-    assert config["finalists"] == 2 and config["model_options"]["preview_decoder"] == str(folder)
-    run("generate", "--config", place / "config.yaml", "--out", tmp_path / "again")
-    again = tmp_path / "again" / place.name
-    assert (again / "best.png").read_bytes() == (place / "best.png").read_bytes()
 
 
 def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ def spread(module: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
     return module
 
 
+def tiny_decoder(channels: int = 4, blocks: int = 2, **more: Any) -> Any:
+    """An AutoencoderTiny whose images are 2^(blocks - 1) times as large as its latents."""
+    from diffusers import AutoencoderTiny
+
+    seeded(5)
+    sizes = {f"{side}_block_out_channels": (8,) * blocks for side in ("encoder", "decoder")}
+    counts = {f"num_{side}_blocks": (1,) * blocks for side in ("encoder", "decoder")}
+    return AutoencoderTiny(latent_channels=channels, **sizes, **counts, **more).eval()
+
+
 def umt5(hidden: int = 32) -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
