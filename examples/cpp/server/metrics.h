@@ -21,7 +21,7 @@ class Metrics {
     nfe_ += nfe;
   }
 
-  std::string text(int64_t waiting, int64_t running) const {
+  std::string text(int64_t queued, int64_t running) const {
     std::ostringstream out;
     out.precision(17);
     const auto metric = [&](const std::string& name, const char* type, const char* help) {
@@ -35,8 +35,8 @@ class Metrics {
     out << "flowfast_cancelled_total " << cancelled_ << '\n';
     metric("nfe_total", "counter", "Model evaluations times passes of the images that were sent.");
     out << "flowfast_nfe_total " << nfe_ << '\n';
-    metric("queue_length", "gauge", "Searches that wait for a slot.");
-    out << "flowfast_queue_length " << waiting << '\n';
+    metric("queue_length", "gauge", "Searches under way that hold no slot.");
+    out << "flowfast_queue_length " << queued << '\n';
     metric("slots_running", "gauge", "Searches that hold a slot.");
     out << "flowfast_slots_running " << running << '\n';
     metric("request_seconds", "histogram", "From a request for images to its answer, errors apart.");

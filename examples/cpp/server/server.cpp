@@ -212,8 +212,10 @@ Server::Task<std::optional<Server::Response>> Server::answer(const Request& requ
   }
   if (path == kHealth)
     co_return respond(draining_ ? Answer{503, R"({"status":"draining"})"} : Answer{200, R"({"status":"ok"})"});
-  if (path == kMetrics)
-    co_return respond({200, metrics_.text(searcher_.waiting(), searcher_.running())}, "text/plain; version=0.0.4");
+  if (path == kMetrics) {
+    const int64_t running = searcher_.running();
+    co_return respond({200, metrics_.text(under_way_ - running, running)}, "text/plain; version=0.0.4");
+  }
   co_return co_await generate(request, socket, buffer);
 }
 
