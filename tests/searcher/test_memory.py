@@ -109,6 +109,17 @@ def test_it_goes_on_to_the_same_result(method: str, where: str, host: bool) -> N
             assert (found.micro_batch < 8) == bool(memory.failures)
 
 
+@pytest.mark.parametrize("method", ["rbf", "smc", "sop"])
+def test_a_steered_search_keeps_its_gradients(method: str) -> None:
+    options = {"method": method, "gradient": "dps:0.1", **OPTIONS}
+    plain = Memory()
+    expected = flowfast.search(Hungry(plain), PROMPTS, reward=NearTarget(), **options)
+    memory = Memory(most=3, after=int(0.6 * plain.calls))
+    found = flowfast.search(Hungry(memory), PROMPTS, reward=NearTarget(), **options)
+    assert_same(found, expected)
+    assert memory.failures and found.micro_batch == 2 and found.config.splits
+
+
 @pytest.mark.parametrize("host", [False, True], ids=["one group", "two groups"])
 @pytest.mark.parametrize("method", ["rbf", "smc", "sop", "bon"])
 def test_a_rerun_repeats_the_micro_batches(method: str, host: bool) -> None:
