@@ -11,7 +11,6 @@ tensors of their function in its order, conditions by their sorted names: veloci
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import tempfile
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +27,9 @@ from torch import Tensor, nn
 from flowfast import rewards
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError
-from flowfast.files import write_bytes
+from flowfast.files import replacing, write_bytes
 from flowfast.ops.noise import STREAM_VERSION
-from flowfast.seal import FORMAT_VERSION, seal, seal_of
+from flowfast.seal import FORMAT_VERSION, digest, seal_file, seal_of
 from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outside, Table
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import frozen
@@ -70,36 +69,39 @@ def load_archive(path: str | Path, device: str | torch.device | None = None) -> 
     Raises:
         ArchiveError: missing, damaged, not an archive, or of another format or noise stream.
     """
-    data = _read(Path(path))
-    facts = seal_of(data)
-    if facts is None:
-        raise ArchiveError(f"{path} is not a flowfast archive, or it is damaged: write it again with flowfast export")
+    facts = _checked_seal(Path(path))
     for name, own in (("format_version", FORMAT_VERSION), ("noise_stream", STREAM_VERSION)):
-        if facts[name] != own:
+        if facts[name] != str(own):
             raise ArchiveError(
                 f"the archive {path} has {name} {facts[name]}, this flowfast has {own}: export it again with this one"
             )
     try:
         with quiet():
-            return torch.jit.load(io.BytesIO(data), map_location=device)
+            return torch.jit.load(str(path), map_location=device)
     except RuntimeError as error:
         raise ArchiveError(f"PyTorch {torch.__version__} cannot load the archive {path}: {error}") from None
 
 
 def read_info(path: str | Path) -> dict[str, str]:
     """The manifest of an archive file, and the digest in its seal as content_hash. Raises ArchiveError."""
-    return {**load_archive(path).info(), "content_hash": _read(Path(path))[-64:].decode()}
+    return {**load_archive(path).info(), "content_hash": _checked_seal(Path(path))["blake2b"]}
 
 
-def _read(path: Path) -> bytes:
+def _checked_seal(path: Path) -> dict[str, str]:
+    with _opened(path) as file:
+        facts = seal_of(file)
+    if facts is None:
+        raise ArchiveError(f"{path} is not a flowfast archive, or it is damaged: write it again with flowfast export")
+    return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise ArchiveError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 class Packages:
@@ -113,7 +115,9 @@ class Packages:
         self.part: dict[str, Callable[..., Tensor]] = {}
         for name in facts["packages"].split(","):
             file = Path(path).parent / facts[f"{name}_file"]
-            if _digest(_read(file)) != facts[f"{name}_hash"]:
+            with _opened(file) as opened:
+                found = digest(opened, file.stat().st_size)
+            if found != facts[f"{name}_hash"]:
                 raise ArchiveError(f"{file} is damaged or of another export: write it again with flowfast export")
             self.part[name] = cast(Callable[..., Tensor], torch._inductor.aoti_load_package(str(file)))
 
@@ -198,13 +202,15 @@ def export(
     named = chosen if isinstance(chosen, str) else str(getattr(scorer, "name", type(scorer).__name__))
     names = {"model": given.get("model", type(flow).__name__), "reward": named}
     known = list({str(prompt): prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts)}.values())
-    path, buffer = Path(out), io.BytesIO()
+    path = Path(out)
     with quiet(), frozen(*_modules(flow), *_modules(scorer)):  # only such weights can be constants of a trace
         module, packages = _module(flow, scorer, setup, known, names, path.stem if format == "aoti" else None)
-        torch.jit.save(torch.jit.script(module), buffer)
-    for name, data in packages.items():
-        write_bytes(path.with_name(name), data)
-    write_bytes(path, seal(buffer.getvalue(), STREAM_VERSION))
+        data = torch.jit.script(module).save_to_buffer()  # PyTorch's own writer ends the process where the disk is full
+    for name, package in packages.items():
+        write_bytes(path.with_name(name), package)
+    with replacing(path) as temporary, temporary.open("r+b") as file:
+        file.write(data)
+        seal_file(file, STREAM_VERSION)
     return module.manifest
 
 
@@ -229,7 +235,7 @@ def _module(
         packages = {f"{stem}.{name}.pt2": data for name, data in compiled.items()}
         manifest |= {"loader": "aoti", "packages": ",".join(compiled)}
         for name, data in compiled.items():
-            manifest |= {f"{name}_file": f"{stem}.{name}.pt2", f"{name}_hash": _digest(data)}
+            manifest |= {f"{name}_file": f"{stem}.{name}.pt2", f"{name}_hash": digest(io.BytesIO(data), len(data))}
         flow, reward = Outside(COMPILED, flow.shape), reward if host else Outside(COMPILED)
     one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
     engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, next(iter(cond.values())).device)

@@ -9,24 +9,52 @@ it comes; the C++ loader (csrc/runner/seal.cpp) hands nothing to PyTorch that is
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+from typing import BinaryIO
 
 END_OF_DIRECTORY = b"PK\x05\x06"  # the last record of a zip: 22 bytes, the last two the length of the comment
 FORMAT_VERSION = 1
+DIGITS = 64
 
 
 def seal(data: bytes, noise_stream: int) -> bytes:
     """A zip file without a comment, sealed."""
-    if data[-22:-18] != END_OF_DIRECTORY or data[-2:] != b"\0\0":
+    file = io.BytesIO(data)
+    seal_file(file, noise_stream)
+    return file.getvalue()
+
+
+def seal_file(file: BinaryIO, noise_stream: int) -> None:
+    """Seals a zip file without a comment, opened for reading and writing, where it lies."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 22))
+    end = file.read()
+    if end[:4] != END_OF_DIRECTORY or end[-2:] != b"\0\0":
         raise ValueError("expected a zip file without a comment")
     words = f"flowfast-archive format_version={FORMAT_VERSION} noise_stream={noise_stream} blake2b=".encode()
-    head = data[:-2] + (len(words) + 64).to_bytes(2, "little") + words
-    return head + hashlib.blake2b(head, digest_size=32).hexdigest().encode()
+    file.seek(size - 2)
+    file.write((len(words) + DIGITS).to_bytes(2, "little") + words)
+    file.write(digest(file, size + len(words)).encode())
 
 
-def seal_of(data: bytes) -> dict[str, int] | None:
-    """format_version and noise_stream of a sealed file that is whole, else None."""
-    found = re.search(rb"flowfast-archive format_version=(\d+) noise_stream=(\d+) blake2b=[0-9a-f]{64}\Z", data[-256:])
-    if found is None or hashlib.blake2b(data[:-64], digest_size=32).hexdigest().encode() != data[-64:]:
+def seal_of(file: BinaryIO) -> dict[str, str] | None:
+    """format_version, noise_stream and blake2b of a sealed file that is whole, else None."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 256))
+    words = rb"flowfast-archive format_version=(\d+) noise_stream=(\d+) blake2b=([0-9a-f]{64})\Z"
+    found = re.search(words, file.read())
+    if found is None or digest(file, size - DIGITS) != found[3].decode():
         return None
-    return {"format_version": int(found[1]), "noise_stream": int(found[2])}
+    return dict(zip(("format_version", "noise_stream", "blake2b"), map(bytes.decode, found.groups()), strict=True))
+
+
+def digest(file: BinaryIO, count: int) -> str:
+    """BLAKE2b-256 of the first `count` bytes, which leaves the file behind them."""
+    hashed = hashlib.blake2b(digest_size=DIGITS // 2)
+    file.seek(0)
+    while count > 0:
+        piece = file.read(min(count, 1 << 20))
+        hashed.update(piece)
+        count -= len(piece)
+    return hashed.hexdigest()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import flowfast
 from flowfast import archive as archives
 from flowfast.archive import Packages, load_archive, read_info
 from flowfast.errors import ArchiveError, BudgetError, FlowfastError, ModelError, OptionError
+from flowfast.seal import seal
 from flowfast.settings import noise_key
 from tests.models.tiny import MODULES
 from tests.searcher.toys import METHODS, PROMPTS, GaussianFlow, NearTarget, bits
@@ -482,12 +485,25 @@ def test_a_sealed_file_that_torch_cannot_load_is_refused(tmp_path: Path) -> None
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("archive/data.pkl", b"?")
-    (tmp_path / "a.pt").write_bytes(archives.seal(buffer.getvalue(), archives.STREAM_VERSION))
+    (tmp_path / "a.pt").write_bytes(seal(buffer.getvalue(), archives.STREAM_VERSION))
     with pytest.raises(ArchiveError, match="PyTorch .* cannot load the archive"):
         load_archive(tmp_path / "a.pt")
 
 
 def test_an_export_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Where the disk is full too: PyTorch's own writer would end the process."""
     (tmp_path / "file").write_text("")
     with pytest.raises(flowfast.errors.OutputError, match="cannot write"):
         flowfast.export(GaussianFlow(), tmp_path / "file" / "a.pt", reward=NearTarget(), budget=42, **SIZES)
+    exported(tmp_path / "a.pt", budget=42)
+    before = (tmp_path / "a.pt").read_bytes()
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(flowfast.errors.OutputError, match="cannot write"):
+            exported(tmp_path / "a.pt", budget=43)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (tmp_path / "a.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "file"]

@@ -15,8 +15,8 @@ from PIL import Image
 
 import flowfast
 from flowfast.archive import Packages, load_archive
-from flowfast.settings import noise_key
 from flowfast.seal import seal
+from flowfast.settings import noise_key
 from tests.runner.conftest import PREFIX, ROOT, TESTS, command
 from tests.searcher.toys import GaussianFlow, NearTarget
 
