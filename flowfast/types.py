@@ -161,8 +161,8 @@ class SearchResult:
     rounds: int
     nan_rewards: int
     seconds: dict[str, float] = field(default_factory=dict)
-    """total, model, decode, reward, search; what a CUDA graph holds counts as model; reward: waiting for one on the
-    host."""
+    """total, model, decode, reward, search; what a CUDA graph holds counts as model, and so do decoder, reward and
+    backward pass of a steered search; reward: waiting for one on the host."""
     overshoot: float | None = None
     """Seconds beyond a budget in seconds (below 0: left over); None where the budget is in NFE."""
     versions: dict[str, str] = field(default_factory=dict)
