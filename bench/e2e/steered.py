@@ -1,8 +1,9 @@
-"""What does the reward's gradient buy on the embedded model, at equal NFE and at equal seconds? Prompts of the *tuning*
-half; given reward, share exactly right by the held-out verifier, CPU seconds a prompt on one thread (so that other load
-on the machine hardly counts).
+"""What does the reward's gradient buy on the embedded model, at equal NFE and at equal seconds? Given reward, share
+exactly right by the held-out verifier, CPU seconds a prompt on one thread (so that other load on the machine hardly
+counts).
 
     python -m bench.e2e.steered --prompts 16 --seeds 2 --out bench/results/steered.jsonl
+    python -m bench.e2e.steered --split heldout --only rbf --prompts 40 --seeds 1 --out bench/results/steered.jsonl
 
 One line an arm and seed goes to --out, and what stands there already is skipped. Arms take turns within a seed.
 """
@@ -51,7 +52,7 @@ def run(arm: tuple[str, str | None, int], prompts: list[str], seed: int, micro_b
 
 def table(rows: list[dict[str, Any]]) -> None:
     """Means over prompts and seeds, with standard errors over prompts."""
-    for arm in ARMS:
+    for arm in dict.fromkeys(tuple(row["arm"]) for row in rows):
         own = [row for row in rows if tuple(row["arm"]) == arm]
         reward, exact = (torch.tensor([row[name] for row in own]).double().mean(0) for name in ("reward", "heldout"))
         error = [float(values.std() / len(values) ** 0.5) for values in (reward, exact)]
@@ -64,6 +65,8 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--split", choices=("tuning", "heldout"), default="tuning", help="half of the hard prompts")
+    parser.add_argument("--only", default="", help="arms of this method")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--micro-batch", type=int, default=32)
@@ -71,18 +74,21 @@ def main() -> None:
     options = parser.parse_args()
     keep_memory()
     torch.set_num_threads(1)
-    prompts = hard_prompts("tuning")[: options.prompts]
+    prompts = hard_prompts(options.split)[: options.prompts]
+    arms = [arm for arm in ARMS if options.only in ("", arm[0])]
+    setting = {"split": options.split, "prompts": len(prompts)}
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(tuple(row["arm"]), row["seed"], row["prompts"]) for row in rows}
+    rows = [row for row in rows if {name: row[name] for name in setting} == setting]
+    done = {(tuple(row["arm"]), row["seed"]) for row in rows}
     for seed in range(options.seeds):
-        for k in range(len(ARMS)):
-            arm = ARMS[(k + seed) % len(ARMS)]
-            if (arm, seed, len(prompts)) not in done:
-                row = {"arm": arm, "seed": seed, "prompts": len(prompts)}
-                rows.append(row | run(arm, prompts, seed, options.micro_batch))
+        for k in range(len(arms)):
+            arm = arms[(k + seed) % len(arms)]
+            if (arm, seed) not in done:
+                found = run(arm, prompts, seed, options.micro_batch)
+                rows.append({"arm": arm, "seed": seed, **setting, **found})
                 with options.out.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
-    table([row for row in rows if row["prompts"] == len(prompts) and row["seed"] < options.seeds])
+    table([row for row in rows if tuple(row["arm"]) in arms and row["seed"] < options.seeds])
 
 
 if __name__ == "__main__":
