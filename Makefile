@@ -2,9 +2,12 @@
 #   make demo    pictures and a table in demo-out/          make test   ruff, mypy, C++ build, pytest
 #   make slow    the tests that take minutes                make lint   ruff and mypy alone
 #   make compare the README's comparison (hours; resumable) make bench  timings, to bench/results/
+#   make cpp     the C++ library and flowfast-run, tested and installed in build/prefix (PRESET=cuda: with CUDA)
+#   make server  the HTTP server of examples/cpp/server: build/server/flowfast-server
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo-out
 COMPARE_OUT ?= compare-out
+PRESET ?= cpu
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -13,7 +16,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 LIBRARY := flowfast/lib/libflowfast_ops.so
 HAS_COMPILER := $(shell command -v c++ g++ 2>/dev/null | head -n 1)
 
-.PHONY: demo test lint slow compare bench sanitize cuda clean setup
+.PHONY: demo test lint slow compare bench cpp server sanitize sanitize-cpp cuda clean setup
 .DELETE_ON_ERROR:
 
 setup: .venv/.built
@@ -58,14 +61,29 @@ compare: setup
 	$(BIN)/flowfast compare --split heldout --limit 60 --methods ode,bon,sop,smc,code,svdd,rbf --budgets 100,200,500 \
 	  --seconds 0.25 --seeds 3 --interpolants linear,vp --chunk 20 --micro-batch 32 --workers 2 --out $(COMPARE_OUT)
 
-bench: setup
+bench: cpp
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+cpp: setup
+	cmake --preset $(PRESET)
+	cmake --build --preset $(PRESET)
+	ctest --preset $(PRESET)
+	cmake --install build/runner-$(PRESET)
+
+server: cpp
+	examples/cpp/server/get_boost.sh build/deps
+	cmake -S examples/cpp/server -B build/server -G Ninja -DCMAKE_PREFIX_PATH="$(CURDIR)/build/prefix;$(CURDIR)/build/deps/usr"
+	cmake --build build/server
 
 # The torch-free maths under ASan and UBSan; the CUDA kernels compiled for sm_80, sm_90 and sm_100. Part of `make test`, too.
 sanitize: .venv/.installed
 	cmake -S . -B build/sanitize -G Ninja -DFLOWFAST_SANITIZE=ON
 	cmake --build build/sanitize
 	build/sanitize/flowfast_core_tests
+
+# The C++ runner, its driver and searches on a real archive, under ASan and UBSan and under TSan. Part of `make slow`, too.
+sanitize-cpp: setup
+	$(BIN)/python -m pytest -q -m slow tests/runner/test_sanitized.py
 
 cuda: setup
 	$(BIN)/python -m bench.cuda_objects

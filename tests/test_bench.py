@@ -32,6 +32,7 @@ PEERS = {
     "search_overhead": {"alone"},
     "latency": {"one slot"},
     "host_reward": {"one group"},
+    "cpp_runner": {"python"},
 }
 LEFT_OUT = {"step_x0": "compile", "posterior_mean": "compile", "rbf_evaluation": "public_code"}
 KEYS = {
@@ -45,6 +46,7 @@ MORE = {
     "rbf_evaluation": {"ops_per_nfe", "peer_ops_per_nfe", "launches_a_round", "host_us_a_round", "engine", "case"},
     "search_overhead": {"fraction", "fraction_alone", "rounds", "micro_batch"},
     "host_reward": {"waits", "reward_ms_a_batch"},
+    "cpp_runner": {"start_up_s", "searches", "rss_mib", "rss_slope_kib", "rss_slope_error_kib"},
     "latency": {"p50_ms", "p95_ms", "p99_ms", "images_s", "slots"},
 }
 
@@ -52,11 +54,11 @@ MORE = {
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "FLOWFAST_PUBLIC"))}
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, prefix):
     folder = tmp_path_factory.mktemp("bench")
     done = bench("--quick", "--results", folder)
     assert done.returncode == 0, done.stdout + done.stderr

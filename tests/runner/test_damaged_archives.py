@@ -15,7 +15,7 @@ from torch import nn
 
 import flowfast
 from flowfast.seal import seal
-from tests.runner.conftest import TESTS, command
+from tests.cpp import TESTS, command
 from tests.searcher.toys import GaussianFlow, NearTarget
 
 CHUNK = 100  # files that lie on the disk at once

@@ -17,22 +17,15 @@ import flowfast
 from flowfast.archive import Packages, load_archive
 from flowfast.seal import seal
 from flowfast.settings import noise_key
-from tests.runner.conftest import PREFIX, ROOT, TESTS, command
+from tests.cpp import PREFIX, ROOT, TESTS, command
 from tests.searcher.toys import GaussianFlow, NearTarget
 
 PROMPTS = [
     "three red circles and one blue square", "two yellow crosses and a green triangle",
     "a red circle left of a green triangle", "four blue squares", "one green cross",
 ]  # fmt: skip
-MEAN_SHAPE = (3, 4, 4)
-
-
-@pytest.fixture(autouse=True)
-def _built(prefix: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+SHAPE = (3, 4, 4)
+pytestmark = pytest.mark.usefixtures("prefix")
 
 
 def run(*argv: object) -> list[dict[str, Any]]:
@@ -91,9 +84,9 @@ def test_python_torchscript_and_the_program_find_the_same_bits(scenes: Path, opt
 
 def test_until_stops_early(tmp_path: Path) -> None:
     options = {"method": "rbf", "steps": 10, "micro_batch": 4}
-    flowfast.export(GaussianFlow(MEAN_SHAPE), tmp_path / "toy.pt", reward=Mean(), budget=400, slots=1, **options)
+    flowfast.export(GaussianFlow(SHAPE), tmp_path / "toy.pt", reward=Mean(), budget=400, slots=1, **options)
     (found,) = run(tmp_path / "toy.pt", "--prompt", "a", "--budget", 400, "--until", -2)
-    flow = GaussianFlow(MEAN_SHAPE)
+    flow = GaussianFlow(SHAPE)
     wanted = flowfast.search(flow, ["a"], reward=Mean(), budget=400, until=-2.0, **options).samples[0]
     assert wanted.nfe < 400
     assert_same(found, facts(wanted))
@@ -120,9 +113,9 @@ def test_prompts_of_any_text(tmp_path: Path) -> None:
     prompts = ['say "no"\t\\', "d\u00e9j\u00e0 \u2603", "", "x" * 300]
     archive = tmp_path / "toy.pt"
     options = {"method": "svdd", "steps": 6, "micro_batch": 8}
-    flowfast.export(GaussianFlow(MEAN_SHAPE), archive, reward=Mean(), budget=61, slots=3, prompts=prompts, **options)
+    flowfast.export(GaussianFlow(SHAPE), archive, reward=Mean(), budget=61, slots=3, prompts=prompts, **options)
     found = run(archive, *(word for prompt in prompts for word in ("--prompt", prompt)), "--budget", 40, "--seed", 5)
-    wanted = flowfast.search(GaussianFlow(MEAN_SHAPE), prompts, reward=Mean(), budget=40, seed=5, **options)
+    wanted = flowfast.search(GaussianFlow(SHAPE), prompts, reward=Mean(), budget=40, seed=5, **options)
     for entry, sample in zip(found, wanted.samples, strict=True):
         assert entry["prompt"] == sample.prompt
         assert_same(entry, facts(sample))
@@ -138,7 +131,7 @@ class Mean(NearTarget):
 def test_packages_of_aotinductor_serve_the_same_search(tmp_path: Path) -> None:
     archive, options = tmp_path / "toy.pt", {"steps": 6, "micro_batch": 4, "guidance": 3.0}
     flowfast.export(
-        GaussianFlow(MEAN_SHAPE), archive, reward=Mean(), method="rbf", budget=84, slots=2, format="aoti", **options
+        GaussianFlow(SHAPE), archive, reward=Mean(), method="rbf", budget=84, slots=2, format="aoti", **options
     )
     (found,) = run(archive, "--prompt", "bb", "--budget", 84)
     driven = load_archive(archive)
@@ -151,7 +144,7 @@ def test_packages_of_aotinductor_serve_the_same_search(tmp_path: Path) -> None:
         image = packages.part["decode"](wanted["x0"].expand(4, -1, -1, -1).contiguous())[0]
     assert found["reward"] == float(wanted["reward"][0])
     assert found["image"]["blake2b"] == digest(image)
-    eager = flowfast.search(GaussianFlow(MEAN_SHAPE), ["bb"], reward=Mean(), method="rbf", budget=84, **options)
+    eager = flowfast.search(GaussianFlow(SHAPE), ["bb"], reward=Mean(), method="rbf", budget=84, **options)
     assert [tuple(step) for step in found["path"]] == list(eager.samples[0].winner.path)
 
     package = tmp_path / "toy.decode.pt2"
@@ -195,7 +188,7 @@ def test_what_cannot_work_is_refused(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_an_archive_whose_reward_lives_elsewhere(tmp_path: Path) -> None:
-    flowfast.export(GaussianFlow(MEAN_SHAPE), tmp_path / "a.pt", reward="host", budget=42, steps=6, slots=1)
+    flowfast.export(GaussianFlow(SHAPE), tmp_path / "a.pt", reward="host", budget=42, steps=6, slots=1)
     said = refused(tmp_path / "a.pt", "--prompt", "a", "--budget", 42)
     assert "was exported with reward 'host': give one in Options::reward" in said
 
