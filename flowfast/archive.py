@@ -262,7 +262,7 @@ def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> d
         "rows": setup.schedule.rows,
         "micro_batch": config.micro_batch,
         "passes": setup.passes,
-        "guidance": float(config.guidance or 1.0),
+        "guidance": setup.guidance,
         "top": config.top_k,
         "budget_min": next(e for e, found in enumerate(plans.of) if found >= 0) * setup.passes,
         "budget_max": config.budget,

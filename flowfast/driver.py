@@ -330,7 +330,7 @@ class Driver:
             left,
             start,
             plan.widths(),
-            float(config.guidance or 1.0),
+            setup.guidance,
             math.inf if config.until is None else config.until,
             given,
         )

@@ -182,7 +182,7 @@ def replay(
     shape, table = [M, *flow.shape], schedule.table.float()
     conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: setup.passes]]
     device = next(iter(conds[0].values())).device
-    guidance = torch.full((M,), float(config.guidance or 1.0), device=device) if setup.passes == 2 else None
+    guidance = torch.full((M,), setup.guidance, device=device) if setup.passes == 2 else None
     x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), device=device) for _ in range(4))
     table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []

@@ -35,14 +35,14 @@ class Setup:
         preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
         self.method: Method = make_method(config.method, {**preferred, **config.method_options})
         path = resolve_path(flow, config, self.method)
-        guidance = flow.guidance if config.guidance is None else config.guidance
+        self.guidance = float(flow.guidance if config.guidance is None else config.guidance)
         finalists = _finalists(flow, config)
-        self.config = config.model_copy(update={**path, "guidance": guidance, "finalists": finalists})
+        self.config = config.model_copy(update={**path, "guidance": self.guidance, "finalists": finalists})
         self.asked_micro_batch = config.micro_batch
         strength = 0.0 if config.gradient is None else parse_gradient(config.gradient).strength
         spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, strength=strength, **path)
         self.schedule: Schedule = self.method.schedule(spec)
-        self.passes = 1 if self.config.guidance == 1.0 else 2
+        self.passes = 1 if self.guidance == 1.0 else 2
 
     def plan(self, budget: int) -> Plan:
         return self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)

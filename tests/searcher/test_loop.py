@@ -326,6 +326,20 @@ def test_until_stops_as_soon_as_a_finished_sample_has_the_reward(method):
     assert sample.unspent == 200 - first and bound <= sample.reward <= whole.reward
 
 
+def test_guidance_0_is_the_negative_prompt_alone():
+    """It once ran as 1: 0 was taken for no number."""
+
+    class Deaf(GaussianFlow):
+        def encode(self, prompts):
+            return super().encode(["bbb"] * len(prompts))
+
+    options = {"reward": NearTarget(), "method": "rbf", "steps": 6, "micro_batch": 4}
+    found = flowfast.search(GaussianFlow(), ["a"], budget=40, guidance=0.0, negative_prompt="bbb", **options)
+    alone = flowfast.search(Deaf(), ["a"], budget=20, guidance=1.0, **options)
+    assert torch.equal(found.samples[0].latent, alone.samples[0].latent)
+    assert torch.equal(flowfast.replay(GaussianFlow(), found.samples[0], found.config)[-1][1], found.samples[0].image)
+
+
 def test_guidance_takes_two_passes_and_the_negative_prompt():
     """u = u_null + w (u - u_null): on this flow a one-step answer is known."""
     flow = GaussianFlow()
