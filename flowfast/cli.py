@@ -60,7 +60,7 @@ def generate(
     model: Annotated[str | None, typer.Option(help="See `flowfast models`.")] = None,
     reward: Annotated[str | None, typer.Option(help="See `flowfast rewards`; sums: scenes*0.7+sharpness*0.3.")] = None,
     method: Annotated[str | None, typer.Option(help="See `flowfast methods`.")] = None,
-    budget: Annotated[int | None, typer.Option(help="NFE a prompt: model evaluations x passes [default: 200].")] = None,
+    budget: Annotated[int | None, typer.Option(help="NFE a prompt: model evaluations x passes; default 200.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds a prompt, instead of a budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps from noise to data.")] = None,
     preset: Annotated[str | None, typer.Option(help="Named settings of path, noise and grid, e.g. paper.")] = None,
@@ -75,11 +75,11 @@ def generate(
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     chains: Annotated[int | None, typer.Option(help="Particles that go on from step to step.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Candidates of a chain evaluated at once.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Names the noise [default: 0].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Names the noise; default 0.")] = None,
     repeat: Annotated[int | None, typer.Option(help="Another sample of the same prompt and seed.")] = None,
     top_k: Annotated[int | None, typer.Option(help="How many of the best samples to keep.")] = None,
     finalists: Annotated[
-        int | None, typer.Option(help="With a preview decoder: samples to decode in full and score again [default: 4].")
+        int | None, typer.Option(help="With a preview decoder: samples to decode in full and score again; default 4.")
     ] = None,
     until: Annotated[float | None, typer.Option(help="Stop a prompt at this reward.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,
@@ -177,7 +177,7 @@ def chrome_trace(path: Path | None) -> Iterator[None]:
 
 @app.command()
 def compare(
-    prompts: Annotated[Path | None, typer.Option(help="A prompt a line [default: the hard prompts].")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompt a line; default the hard prompts.")] = None,
     split: Annotated[str, typer.Option(help="Half of the hard prompts: tuning or heldout.")] = "tuning",
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
     methods: Annotated[str, typer.Option(help="See `flowfast methods`.")] = "ode,bon,sop,smc,code,svdd,rbf",
