@@ -30,6 +30,9 @@ from flowfast.ops import _backend
 
 torch.utils.rename_privateuse1_backend("privateuseone")  # its own name: now autograd takes it for an accelerator
 _setup_privateuseone_for_python_backend()
+# torch.random.fork_rng, anywhere in this process, now asks this device, too; its numbers are the CPU's.
+torch.privateuseone.get_rng_state = lambda device=0: torch.empty(0, dtype=torch.uint8)  # type: ignore[attr-defined]
+torch.privateuseone.set_rng_state = lambda state, device=0: None  # type: ignore[attr-defined]
 DEVICE = torch.device("privateuseone", 0)
 TO_NUMBER = {"_local_scalar_dense", "is_nonzero", "equal"}
 UNKNOWN_SHAPE = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
