@@ -291,7 +291,7 @@ def test_what_a_decoder_left_undone_is_decoded_by_resume(
     replay = engine.replay
     with monkeypatch.context() as patch:
         patch.setattr(engine.FunctionFlow, "velocity", only_to_replay)
-        patch.setattr(engine, "replay", lambda *arguments: (replaying.append(True), replay(*arguments))[1])
+        patch.setattr(engine, "replay", lambda *given, **named: (replaying.append(True), replay(*given, **named))[1])
         run("generate", "--resume", tmp_path / "out")
     config = yaml.safe_load((other / "config.yaml").read_text())
     run("generate", "--config", other / "config.yaml", "--out", tmp_path / "again")
