@@ -46,7 +46,7 @@ MORE = {
     "rbf_evaluation": {"ops_per_nfe", "peer_ops_per_nfe", "launches_a_round", "host_us_a_round", "engine", "case"},
     "search_overhead": {"fraction", "fraction_alone", "rounds", "micro_batch"},
     "host_reward": {"waits", "reward_ms_a_batch"},
-    "cpp_runner": {"start_up_s", "searches", "rss_mib", "rss_slope_kib", "rss_slope_error_kib"},
+    "cpp_runner": {"start_up_s", "cpu_s", "searches", "rss_mib", "rss_slope_kib", "rss_slope_error_kib"},
     "latency": {"p50_ms", "p95_ms", "p99_ms", "images_s", "slots"},
 }
 

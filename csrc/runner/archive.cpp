@@ -212,7 +212,8 @@ class Compiled final : public Scripted {
   Package load(const std::string& path, const std::string& part, const Options& options) {
     const std::string file = (std::filesystem::path(path).parent_path() / info().at(part + "_file")).string();
     if (digest_of(file) != info().at(part + "_hash"))
-      throw ArchiveError(file + " is damaged or of another export than " + path + ": write both with `flowfast export`");
+      throw ArchiveError(file + " is damaged or of another export than " + path +
+                         ": write both with `flowfast export`");
     return std::make_unique<torch::inductor::AOTIModelPackageLoader>(file, "model", false, 1,
                                                                      at::Device(options.device).index());
   }
@@ -239,7 +240,8 @@ class Compiled final : public Scripted {
 
 at::Device checked_device(const Options& options) {
   if (options.threads < 0)
-    throw OptionError("threads must be at least 1, or 0 for PyTorch's own number, got " + std::to_string(options.threads));
+    throw OptionError("threads must be at least 1, or 0 for PyTorch's own number, got " +
+                      std::to_string(options.threads));
   try {
     const at::Device device(options.device);
     if (device.is_cpu() || (device.is_cuda() && at::hasCUDA())) return device;

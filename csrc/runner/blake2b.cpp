@@ -72,6 +72,13 @@ void Blake2b::compress(bool last) {
   for (int i = 0; i < 8; ++i) h_[i] ^= v[i] ^ v[8 + i];
 }
 
+std::string hexadecimal(std::string_view bytes) {
+  std::string digits;
+  for (const char byte : bytes)
+    for (const int shift : {4, 0}) digits += "0123456789abcdef"[static_cast<uint8_t>(byte) >> shift & 15];
+  return digits;
+}
+
 int64_t noise_key(int64_t seed, std::string_view prompt, int64_t repeat) {
   constexpr std::string_view kNull("\0", 1);
   Blake2b hash(8);

@@ -25,6 +25,8 @@ class Blake2b {
   uint64_t length_ = 0;
 };
 
+std::string hexadecimal(std::string_view bytes);
+
 // The key of a request's noise, as flowfast/settings.py's noise_key.
 int64_t noise_key(int64_t seed, std::string_view prompt, int64_t repeat);
 

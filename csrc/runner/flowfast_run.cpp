@@ -82,7 +82,8 @@ Arguments parse(int argc, char** argv) {
       throw OptionError("unknown option " + name + ": choose of " + valid);
     }
   }
-  if (arguments.archive.empty()) throw OptionError("expected an archive: flowfast-run ARCHIVE --prompt TEXT --budget NFE");
+  if (arguments.archive.empty())
+    throw OptionError("expected an archive: flowfast-run ARCHIVE --prompt TEXT --budget NFE");
   return arguments;
 }
 
@@ -95,16 +96,6 @@ void read_prompts(Arguments& arguments) {
   }
   if (arguments.prompts.empty()) throw OptionError("expected a prompt: give --prompt TEXT or --prompts FILE");
   if (!arguments.has("--budget")) throw OptionError("expected --budget NFE");
-}
-
-std::string hexadecimal(const std::string& bytes) {
-  std::string text;
-  char two[3];
-  for (const char byte : bytes) {
-    std::snprintf(two, sizeof(two), "%02x", static_cast<unsigned char>(byte));
-    text += two;
-  }
-  return text;
 }
 
 std::string json(const std::string& text) {
@@ -134,13 +125,15 @@ std::string json(const std::string& prompt, const Result& result, double load_se
   const Image& image = result.image();
   Blake2b hash(32);
   hash.update({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size() * sizeof(float)});
-  return "{\"prompt\": " + json(prompt) + ", \"reward\": " + json(result.reward()) +
-         ", \"nfe\": " + std::to_string(result.nfe) + ", \"nfe_speculative\": " + std::to_string(result.nfe_speculative) +
-         ", \"reward_calls\": " + std::to_string(result.reward_calls) + ", \"unspent\": " + std::to_string(result.unspent) +
-         ", \"key\": " + std::to_string(result.key) + ", \"path\": [" + path + "]" +
-         ", \"image\": {\"height\": " + std::to_string(image.height) + ", \"width\": " + std::to_string(image.width) +
-         ", \"blake2b\": \"" + hexadecimal(hash.digest()) + "\"}" + ", \"seconds\": {\"load\": " + json(load_seconds) +
-         ", \"waited\": " + json(result.seconds_waited) + ", \"search\": " + json(result.seconds) + "}}";
+  std::string line = "{\"prompt\": " + json(prompt) + ", \"reward\": " + json(result.reward());
+  for (const auto& [name, value] : {std::pair("nfe", result.nfe), {"nfe_speculative", result.nfe_speculative},
+                                    {"reward_calls", result.reward_calls}, {"unspent", result.unspent},
+                                    {"key", result.key}})
+    line += std::string(", \"") + name + "\": " + std::to_string(value);
+  return line + ", \"path\": [" + path + "], \"image\": {\"height\": " + std::to_string(image.height) +
+         ", \"width\": " + std::to_string(image.width) + ", \"blake2b\": \"" + hexadecimal(hash.digest()) +
+         "\"}, \"seconds\": {\"load\": " + json(load_seconds) + ", \"waited\": " + json(result.seconds_waited) +
+         ", \"search\": " + json(result.seconds) + "}}";
 }
 
 void write_png(const Image& image, std::string file, size_t number, size_t count) {

@@ -1,7 +1,6 @@
 #include "runner/seal.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <cstdio>
 #include <fstream>
 
@@ -16,13 +15,6 @@ constexpr int kFormatVersion = 1;
 constexpr std::streamoff kDigits = 64;      // of the digest, at the end of the file
 constexpr std::streamoff kLongest = 256;    // of the seal
 constexpr size_t kPiece = size_t{1} << 20;  // bytes read at once
-
-std::string hexadecimal(const std::string& bytes) {
-  std::string digits;
-  for (const char byte : bytes)
-    for (const int shift : {4, 0}) digits += "0123456789abcdef"[static_cast<uint8_t>(byte) >> shift & 15];
-  return digits;
-}
 
 struct File {
   std::ifstream stream;

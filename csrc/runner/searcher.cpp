@@ -42,7 +42,8 @@ struct Job {
 
   void fail(std::exception_ptr error) { promise.set_exception(std::move(error)); }
   void cancel(const std::string& why) {
-    fail(std::make_exception_ptr(CancelledError("the search for " + quoted(request.prompt) + " was cancelled: " + why)));
+    const std::string said = "the search for " + quoted(request.prompt) + " was cancelled: " + why;
+    fail(std::make_exception_ptr(CancelledError(said)));
   }
 };
 

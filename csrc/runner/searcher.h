@@ -37,7 +37,7 @@ class FLOWFAST_EXPORT ArchiveError : public Error { using Error::Error; };    //
 class FLOWFAST_EXPORT OptionError : public Error { using Error::Error; };     // an option that cannot work
 class FLOWFAST_EXPORT PromptError : public Error { using Error::Error; };     // the model cannot read the prompt
 class FLOWFAST_EXPORT BudgetError : public Error { using Error::Error; };     // outside of what the archive can run
-class FLOWFAST_EXPORT ModelError : public Error { using Error::Error; };      // the model failed, or only NaN came of it
+class FLOWFAST_EXPORT ModelError : public Error { using Error::Error; };      // the model failed, or only NaN came
 class FLOWFAST_EXPORT RewardError : public Error { using Error::Error; };     // the host's reward threw, or miscounted
 class FLOWFAST_EXPORT CancelledError : public Error { using Error::Error; };  // by Handle::cancel or the Searcher's end
 
@@ -59,7 +59,7 @@ using HostReward = std::function<std::vector<float>(
 struct Options {
   int threads = 0;             // of the model's operations; 0: as PyTorch chooses. Give all Searchers the same number
   std::string device = "cpu";  // or "cuda:0"
-  HostReward reward = {};      // instead of the archive's own; called in the driver thread
+  HostReward reward = {};      // instead of the archive's own, in the driver thread; what it throws ends all that run
 };
 
 struct Request {
@@ -150,7 +150,8 @@ class FLOWFAST_EXPORT Searcher {
   // How many requests hold a slot, or wait for one. A server that bounds its queue asks here.
   int64_t running() const;
   int64_t waiting() const;
-  // Takes no more requests (submit throws CancelledError) and returns when those it has are over.
+  // Takes no more requests (submit throws CancelledError) and returns when those it has are over. Neither this nor the
+  // destructor may be called from a callback: they wait for the driver thread.
   void drain();
 
  private:

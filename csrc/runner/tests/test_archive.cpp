@@ -1,5 +1,5 @@
-// The runner on a real archive of `scenes`: flowfast_archive_tests ARCHIVE. Equal requests give equal bits, alone, among
-// others, and while another Searcher of the process is at work.
+// The runner on a real archive of `scenes`: flowfast_archive_tests ARCHIVE. Equal requests give equal bits, alone,
+// among others, and while another Searcher of the process is at work.
 #include <algorithm>
 #include <atomic>
 #include <cmath>

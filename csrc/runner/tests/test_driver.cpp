@@ -125,7 +125,8 @@ void an_error_is_of_its_request() {
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = 0}));
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = kForever + 1}));
   CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .guidance = 2.0}));
-  CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .until = std::numeric_limits<double>::quiet_NaN()}));
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .until = kNaN}));
   try {
     Searcher missing("");
     CHECK(false, "a missing archive was loaded");

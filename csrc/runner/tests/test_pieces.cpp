@@ -14,16 +14,6 @@
 namespace flowfast {
 namespace {
 
-std::string hexadecimal(const std::string& bytes) {
-  std::string text;
-  char two[3];
-  for (const char byte : bytes) {
-    std::snprintf(two, sizeof(two), "%02x", static_cast<unsigned char>(byte));
-    text += two;
-  }
-  return text;
-}
-
 std::string blake2b(size_t digest_bytes, const std::string& data, size_t piece) {
   Blake2b hash(digest_bytes);
   for (size_t i = 0; i < data.size(); i += piece) hash.update(std::string_view(data).substr(i, piece));
@@ -38,8 +28,10 @@ void blake2b_known_answers() {
   std::string text;
   for (int i = 0; i < 1000; ++i) text += static_cast<char>(i * 7 + i / 256);
   for (const size_t piece : {size_t{1}, size_t{127}, size_t{128}, size_t{129}, size_t{1000}}) {
-    CHECK(blake2b(32, text.substr(0, 128), piece) == "14696d2a98d9f8a280da8b132b1045b345e1033759c6b02fcc4ee885c8ae7c37");
-    CHECK(blake2b(32, text.substr(0, 129), piece) == "3934215260b1039be9d9d2b073b059bcd50120c327a22af93eb4d98cf821c14c");
+    CHECK(blake2b(32, text.substr(0, 128), piece) ==
+          "14696d2a98d9f8a280da8b132b1045b345e1033759c6b02fcc4ee885c8ae7c37");
+    CHECK(blake2b(32, text.substr(0, 129), piece) ==
+          "3934215260b1039be9d9d2b073b059bcd50120c327a22af93eb4d98cf821c14c");
     CHECK(blake2b(32, text, piece) == "38981cec8fd0971914a759c4fac0538dbb29495eec4aea07f277e1f5f8562d27");
   }
 }
@@ -108,7 +100,8 @@ void pictures() {
   const std::vector<uint8_t> expected = {0, 128, 0, 64, 255, 255};
   CHECK(image.bytes() == expected);
   // Of Python's zlib and struct; Pillow reads these bytes from it.
-  CHECK(hexadecimal(image.png()) == "89504e470d0a1a0a0000000d49484452000000020000000108020000007b40e8dd00000012494441547801010700f8ff"
+  CHECK(hexadecimal(image.png()) ==
+        "89504e470d0a1a0a0000000d49484452000000020000000108020000007b40e8dd00000012494441547801010700f8ff"
         "0000800040ffff064402bfe035e3030000000049454e44ae426082");
   try {
     (void)Image{2, 1, 1, {0, 0}}.png();
