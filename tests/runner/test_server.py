@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 import flowfast
-from tests.runner.conftest import ROOT, command
+from tests.cpp import ROOT, command
 
 PROGRAM = ROOT / "build/server/flowfast-server"
 GENERATE = "/v1/images/generations"
@@ -129,7 +129,7 @@ def served(archive: Path, *options: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(archive: Path) -> Iterator[Server]:
-    with served(archive, "--client-seconds", "1") as running:
+    with served(archive, "--client-seconds", "2") as running:
         yield running
         assert running.process.poll() is None
         assert running.load() == (0, 0)
@@ -238,6 +238,14 @@ def test_bad_request(server: Server, case: str) -> None:
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", field, None)
 
 
+def test_a_model_that_fails(server: Server) -> None:
+    """Of this guidance comes nothing but NaN: an error, and the next request is served."""
+    status, _, answer = server.generate(guidance=1e38, n=3)
+    assert (status, answer["error"]["type"], answer["error"]["param"]) == (500, "server_error", None)
+    assert "NaN" in answer["error"]["message"]
+    assert server.generate()[0] == 200
+
+
 def test_wrong_paths_methods_and_types(server: Server) -> None:
     status, _, answer = server.ask("GET", "/v1/images")
     assert status == 404
@@ -270,19 +278,18 @@ def test_slow_clients_time_out(server: Server) -> None:
     assert server.raw(b"POST / HTTP/1.1\r\nHost:").startswith(b"HTTP/1.1 408 ")
     assert server.raw(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab").startswith(b"HTTP/1.1 408 ")
     assert server.raw(b"") == b""  # it asked nothing
-    assert 2.5 < time.monotonic() - start < 10
+    assert 5.5 < time.monotonic() - start < 20
 
 
 def test_a_connection_is_kept(server: Server) -> None:
-    """Requests that come before the answer of the one before are answered in turn."""
+    """Requests that come while a search runs are answered after it, in turn."""
     ask = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    with server.send(budget=SHORT) as client:
-        client.sendall(ask + ask[:10])
-        said = b""
-        while said.count(b"HTTP/1.1 200 OK") < 2:
-            said += client.recv(4096)
-        client.sendall(ask[10:].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        said += b"".join(iter(lambda: client.recv(4096), b""))
+    last = ask.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with server.send(budget=LONG) as client:
+        server.wait_until(running=1, queued=0)
+        client.sendall(ask + last[:10])
+        client.sendall(last[10:])
+        said = b"".join(iter(lambda: client.recv(4096), b""))
     assert [part.split(b" ", 1)[0] for part in said.split(b"HTTP/1.1 ")] == [b"", b"200", b"200", b"200"]
     assert said.index(b'"created"') < said.index(b'{"status":"ok"}')
     assert said.count(b'{"status":"ok"}') == 2
@@ -306,6 +313,7 @@ def test_options_that_cannot_work(archive: Path, tmp_path: Path) -> None:
             (archive, "--port", port): f"cannot listen at 127.0.0.1 port {port}: Address already in use",
             (archive, "--host", "localhost"): "cannot listen at localhost port 0: Invalid argument",
             (archive, "--queue", "-1"): "--queue must be a whole number from 0 to 1000, got '-1'",
+            (archive, "--budget", "23"): "--budget must be from 24 to 4000, as the archive says, got 23",
             (archive, "--prot", "1"): "unknown option --prot",
             (archive, "--device"): "--device needs a value",
             (archive, "--device", "abacus"): "abacus",

@@ -109,6 +109,10 @@ Server::Server(flowfast::Searcher& searcher, const Settings& settings)
               .budget = settings.budget ? settings.budget : std::stoll(searcher.info().at("budget_max")),
               .most_images = std::min<int64_t>(10, capacity_)},
       waiters_(static_cast<size_t>(capacity_)) {
+  const std::string &least = searcher.info().at("budget_min"), &most = searcher.info().at("budget_max");
+  if (limits_.budget < std::stoll(least) || limits_.budget > std::stoll(most))
+    throw flowfast::OptionError("--budget must be from " + least + " to " + most + ", as the archive says, got " +
+                                std::to_string(limits_.budget));
   try {
     const asio::ip::tcp::endpoint endpoint(asio::ip::make_address(settings.host), settings.port);
     acceptor_.open(endpoint.protocol());
