@@ -97,9 +97,10 @@ def after_kills(archive: Path, port: int) -> dict[str, float]:
     image = json.loads(connection.getresponse().read())["data"][0]
     rounds = image["nfe"] / (int(info["passes"]) * int(info["chains"]) * int(info["lanes"]))
     times = []
-    for _ in range(10):
+    for turn in range(20):
         clients = [ask(port, budget) for _ in range(2 * slots)]
         wait_for(port, 2 * slots)
+        time.sleep(0.1 + 0.007 * turn)  # at any point of a round
         for client in clients:
             client.close()
         times.append(wait_for(port, 0))

@@ -162,6 +162,8 @@ Server::Task<void> Server::accept() {
 
 // A connection: request, answer, request, answer, ...
 Server::Task<void> Server::serve(Socket socket) {
+  beast::error_code ignored;
+  socket.set_option(asio::ip::tcp::no_delay(true), ignored);  // a large answer goes out at once
   Buffer buffer(kHeaderBytes + kBodyBytes);
   for (bool open = true; open;) {
     Parser parser;
