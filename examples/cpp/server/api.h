@@ -5,6 +5,7 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <flowfast/searcher.h>
@@ -26,8 +27,8 @@ struct Refusal : std::runtime_error {
 
 // What a request may leave out, and may ask for.
 struct Limits {
-  std::string model;       // the only name that "model" may say
-  int64_t budget = 0;      // where the request names none
+  std::string model;         // the only name that "model" may say
+  int64_t budget = 0;        // where the request names none
   int64_t most_images = 10;  // "n"
 };
 

@@ -12,7 +12,8 @@ found || found -isystem "$folder/usr/include" && exit 0
 
 mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
 cd "$folder"
-apt="-q -o Acquire::Retries=0 -o Acquire::http::Timeout=20 -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache -o APT::Sandbox::User="
+apt="-q -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache -o APT::Sandbox::User="
+apt="$apt -o Acquire::Retries=0 -o Acquire::http::Timeout=20"
 unpack() {
   apt-get $apt update >log 2>&1 || return 1
   package=$(apt-cache $apt search --names-only '^libboost1\.[0-9]+-dev$' | cut -d ' ' -f 1 | sort -V | tail -n 1)

@@ -1,6 +1,7 @@
 // flowfast-server: images from an archive, over HTTP. README.md beside this file says how to ask it.
 #include <charconv>
-#include <csignal>
+#include <chrono>
+#include <cstdint>
 #include <exception>
 #include <iostream>
 #include <limits>
