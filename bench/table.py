@@ -94,6 +94,7 @@ def lines() -> Iterator[str]:
         f"{100 * overhead['fraction']:.1f} % more | not measured |"
     )
     yield line("a host reward as slow as the model, 16 prompts", "without overlap", times, *rows_of("host_reward"))
+    yield line("`scenes`, RBF, 200 NFE, 4 prompts in `flowfast-run`", "Python", times, *rows_of("cpp_runner"))
     for slots in (1, 16):
         (row,) = rows_of("latency", slots=slots)
         yield (
