@@ -25,7 +25,9 @@ double seconds_between(Clock::time_point from, Clock::time_point to) {
 }
 
 std::string quoted(const std::string& prompt) {
-  return '"' + (prompt.size() <= 100 ? prompt : prompt.substr(0, 100) + "...") + '"';
+  size_t end = std::min<size_t>(prompt.size(), 100);
+  while (end < prompt.size() && end > 0 && (prompt[end] & 0xc0) == 0x80) --end;  // not inside of a character
+  return '"' + prompt.substr(0, end) + (end < prompt.size() ? "..." : "") + '"';
 }
 
 }  // namespace

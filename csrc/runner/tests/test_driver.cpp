@@ -108,6 +108,25 @@ void a_cancelled_request_is_out_before_the_next_call() {
   CHECK(error_of(a) == "cancelled");
 }
 
+// 66 characters of two bytes after one of one byte: the 100th byte is the first half of a character.
+void a_long_prompt_is_cut_between_characters() {
+  std::string prompt = "a", cut = "\"a";
+  for (int i = 0; i < 66; ++i) prompt += "\u00e4";
+  for (int i = 0; i < 49; ++i) cut += "\u00e4";
+  fake("long").hold();
+  Searcher searcher("long");
+  const Handle handle = searcher.submit({.prompt = prompt, .budget = kForever});
+  handle.cancel();
+  fake("long").let_go();
+  try {
+    handle.get();
+  } catch (const CancelledError& error) {
+    CHECK(std::string(error.what()).find(cut + "...\"") != std::string::npos, "%s", error.what());
+    return;
+  }
+  CHECK(false, "it was not cancelled");
+}
+
 void an_error_is_of_its_request() {
   fake("errors").failing = {"fails"};
   Searcher searcher("errors");
@@ -226,6 +245,7 @@ void test_driver() {
   more_requests_than_slots();
   a_request_moves_into_a_free_slot();
   a_cancelled_request_is_out_before_the_next_call();
+  a_long_prompt_is_cut_between_characters();
   an_error_is_of_its_request();
   the_host_scores();
   progress_is_told();
