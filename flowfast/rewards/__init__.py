@@ -33,7 +33,7 @@ NAMES = {
 }
 """Name: module of this package with ONE_LINE, what `flowfast rewards` prints, and load() or load(argument | None)."""
 
-DIFFERENTIABLE = ("scenes", "sharpness", "aesthetic", "clipscore", "pickscore", "vqascore")
+DIFFERENTIABLE = ("scenes", "sharpness", "aesthetic", "clipscore", "pickscore", "hpsv2", "vqascore")
 """Those of NAMES that have a gradient where they run on the device."""
 
 

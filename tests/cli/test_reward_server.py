@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import torch
 
@@ -16,7 +17,8 @@ from tests.cli.conftest import Run
 
 def test_it_serves_until_ctrl_c() -> None:
     argv = [sys.executable, "-m", "flowfast.cli", "reward-server", "--reward", "sharpness", "--port", "0"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, children too
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()

@@ -28,6 +28,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     arguments = {
         "clipscore": clip,
         "pickscore": clip,
+        "hpsv2": clip,
         "aesthetic": save_aesthetic(folder / "aesthetic"),
         "vqascore": save_llava(folder / "vlm"),
         "counting": folder / "dino",
