@@ -129,9 +129,7 @@ class Driver:
         if self.steered:
             rewards.check_gradient(scorer)
         self.cond = flow.encode(prompts)
-        self.null_cond = (
-            flow.encode([config.negative_prompt]) if setup.passes == 2 else {k: v[:1] for k, v in self.cond.items()}
-        )
+        self.null_cond = flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
         self.device = next(iter(self.cond.values())).device
         if isinstance(scorer, nn.Module):
             scorer.to(self.device)

@@ -204,10 +204,8 @@ def replay(
                 velocity, *null = (flow.velocity(x.view(shape), t, cond).reshape(M, -1) for cond in conds)
                 uncond = null[0] if null else None
                 torch.ops.flowfast.posterior_mean(x, velocity, uncond, guidance, rows, table, u, x0)
-            image = (
-                flow.decode(x0[:1].view([1, *flow.shape]))[0].float().cpu().clone()
-            )  # decode may hand back x0 itself
-            pictures.append((float(schedule.linear_time[row]), image))
+            image = flow.decode(x0[:1].view([1, *flow.shape]))[0].float().cpu()
+            pictures.append((float(schedule.linear_time[row]), image.clone()))  # decode may hand back x0 itself
     return pictures
 
 

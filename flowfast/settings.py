@@ -49,7 +49,7 @@ class Setup:
 
     def engine(
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
-        reward_cond: Conditions, device: torch.device,
+        reward_cond: Conditions, device: torch.device, dtype: torch.dtype = torch.float32,
     ) -> Search:  # fmt: skip
         """A batch of slots. cond, reward_cond: of one prompt."""
         kind = Search if self.config.gradient is None else Steered
@@ -70,6 +70,7 @@ class Setup:
             cond=cond,
             reward_cond=reward_cond,
             top=self.config.finalists or self.config.top_k,
+            dtype=dtype,
             device=device,
         ).to(device)
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfast.config import make_config
-from flowfast.searcher.loop import Search
 from flowfast.settings import Setup, noise_key
 
 
@@ -83,27 +82,18 @@ class NullSearch:
             flow, make_config({"method": "rbf-official", "budget": budget, "chains": 2, "steps": 10, **options})
         )
         self.plan, self.flow, self.slots = self.setup.plan(budget), flow, slots
-        plan, schedule, reward = self.plan, self.setup.schedule, NullReward()
-        self.engine: Any = Search(
+        plan, reward = self.plan, NullReward()
+        self.engine: Any = self.setup.engine(
             flow,
             reward,
-            self.setup.method.module(plan, slots),
-            schedule,
-            slots=slots,
-            chains=plan.chains,
-            lanes=plan.lanes,
-            passes=self.setup.passes,
-            micro_batch=slots * plan.chains * plan.lanes,
-            accept=torch.tensor(plan.accept),
-            margin=plan.margin,
-            carry=plan.carry,
-            finished=torch.tensor(plan.finished) if plan.finished else schedule.finished,
-            cond=flow.encode(["a"]),
-            reward_cond=reward.encode(["a"]),
-            top=self.setup.config.top_k,
-            dtype=dtype,
-            device=device,
-        ).to(device)
+            plan,
+            slots,
+            slots * plan.chains * plan.lanes,
+            flow.encode(["a"]),
+            reward.encode(["a"]),
+            device or torch.device("cpu"),
+            dtype,
+        )
         start = plan.start or [True] * plan.chains
         self.keys = [noise_key(self.setup.config.seed, str(slot)) for slot in range(slots)]
         self.conditions = flow.encode(["a"]), flow.encode([""]), reward.encode(["a"])

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from flowfast.config import make_config
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
-from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
-from flowfast.searcher.steered import Steered
 from flowfast.settings import Setup, noise_key
 
 CPU = torch.device("cpu")
@@ -200,33 +198,17 @@ def build(
     """options: fields of SearchConfig (budget 40 and steps 6 unless given). module: in place of the method's own."""
     flow = (flow or GaussianFlow()).to(device)
     reward = (reward or NearTarget()).to(device)
-    setup = Setup(flow, make_config({"method": method, "budget": 40, "steps": 6, **options}))
+    setup = Setup(flow, make_config({"method": method, "budget": 40, "steps": 6, "top_k": top, **options}))
     if schedule is not None:
         setup.schedule = schedule
     schedule, plan = setup.schedule, setup.plan(setup.config.budget or 0)
-    engine: Any = (Steered if setup.config.gradient else Search)(
-        flow,
-        reward,
-        module(plan, slots) if module else setup.method.module(plan, slots),
-        schedule,
-        slots=slots,
-        chains=plan.chains,
-        lanes=plan.lanes,
-        passes=setup.passes,
-        micro_batch=micro_batch,
-        accept=torch.tensor(plan.accept),
-        margin=plan.margin,
-        carry=plan.carry,
-        finished=torch.tensor(plan.finished) if plan.finished else schedule.finished,
-        cond=flow.encode(["a"]),
-        reward_cond=reward.encode(["a"]),
-        top=top,
-        dtype=dtype,
-        device=device,
-    ).to(device)
+    conditions = flow.encode(["a"]), reward.encode(["a"])
+    engine: Any = setup.engine(flow, reward, plan, slots, micro_batch, *conditions, device, dtype)
+    if module:
+        engine.method = module(plan, slots).to(device)
     if scripted:
         engine = torch.jit.script(engine)
-    return Bench(engine, plan, schedule, flow, reward, float(setup.config.guidance or 1.0), device)
+    return Bench(engine, plan, schedule, flow, reward, setup.guidance, device)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
