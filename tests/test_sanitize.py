@@ -57,8 +57,16 @@ MUTANTS = {
         "cpu/simd_avx2.cpp", "simd", "seed",
     ),
     "a NaN that the sum of all forgets": (
-        "cpu/kernels.h", "sound = V::fma(sum, other, sound);", "sound = V::fma(sum, other, V::real(0.0f));",
+        "cpu/kernels.h", "sound = V::fma(sum[0], sum[1], sound);", "sound = V::fma(sum[0], sum[1], V::real(0.0f));",
         "cpu/simd_avx2.cpp", "simd", "seed",
+    ),
+    "a first round without the candidate": (
+        "core/philox.h", "(row >> 32) ^ address.candidate ^", "(row >> 32) ^",
+        "tests/test_core.cpp", "core", "word 0 is",
+    ),
+    "a last round with the halves changed over": (
+        "cpu/kernels.h", "V::high_words(p1_even, p1_odd)", "V::high_words(p1_odd, p1_even)",
+        "cpu/simd_avx2.cpp", "simd", "avx2, n = 1",
     ),
     "a block done again over its own input": (
         "cpu/kernels.h", "if (all && task.out != task.x)", "if (all)",

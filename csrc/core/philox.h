@@ -62,6 +62,7 @@ struct ScalarLanes {
   FF_HD static Wide wide(uint32_t value) { return value; }
   FF_HD static Wide product(Wide a, Wide b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
   FF_HD static Wide high(Wide a) { return a >> 32; }
+  FF_HD static Wide xor2(Wide a, Wide b) { return a ^ b; }
   FF_HD static Wide xor3(Wide a, Wide b, Wide c) { return a ^ b ^ c; }
 
   FF_HD static Word word(uint32_t value) { return value; }
@@ -105,33 +106,53 @@ struct ScalarLanes {
   FF_HD static Float flip(Float r, Word a, Word b) { return from_bits(bits(r) ^ ((a ^ b) & 0x80000000u)); }
 };
 
-// Ten rounds on kStreams counters at once, in place: c[i] = the four words of counter i. Several independent counters keep
-// the multipliers busy.
-template <class V, int kStreams>
+constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
+constexpr uint32_t kKeyStep0 = 0x9E3779B9u, kKeyStep1 = 0xBB67AE85u;  // from the key of a round to that of the next
+
+// Philox on kStreams counters at once: c[i][0] is the counter of an element; afterwards c[i] is its four words. Several
+// independent counters keep the multipliers busy. The other words of the counter are the address's, the same in all
+// streams, and so is what follows from them alone: half of the first round and a third of the second.
+template <class V, int kStreams, int kRounds = 10>
 FF_HD inline void philox(const Address& address, typename V::Wide (&c)[kStreams][4]) {
-  uint32_t k0 = address.key_low, k1 = address.key_high;
+  static_assert(kRounds > 2);
+  uint32_t k0 = address.key_low + kKeyStep0, k1 = address.key_high + kKeyStep1;  // of the second round
+  const uint64_t row = uint64_t{kMultiplier1} * address.row;
+  const uint64_t next = uint64_t{kMultiplier0} * (static_cast<uint32_t>(row >> 32) ^ address.candidate ^ address.key_low);
   FF_UNROLL
-  for (int round = 0; round < 10; ++round) {
+  for (int i = 0; i < kStreams; ++i) {
+    const auto p0 = V::product(c[i][0], V::wide(kMultiplier0));
+    const auto word2 = V::xor2(V::high(p0), V::wide(address.chain ^ address.key_high));
+    const auto p1 = V::product(word2, V::wide(kMultiplier1));
+    c[i][0] = V::xor2(V::high(p1), V::wide(static_cast<uint32_t>(row) ^ k0));
+    c[i][1] = p1;
+    c[i][2] = V::xor2(p0, V::wide(static_cast<uint32_t>(next >> 32) ^ k1));
+    c[i][3] = V::wide(static_cast<uint32_t>(next));
+  }
+  FF_UNROLL
+  for (int round = 2; round < kRounds; ++round) {
+    k0 += kKeyStep0;
+    k1 += kKeyStep1;
     FF_UNROLL
     for (int i = 0; i < kStreams; ++i) {
-      const auto p0 = V::product(c[i][0], V::wide(0xD2511F53u));
-      const auto p1 = V::product(c[i][2], V::wide(0xCD9E8D57u));
+      const auto p0 = V::product(c[i][0], V::wide(kMultiplier0));
+      const auto p1 = V::product(c[i][2], V::wide(kMultiplier1));
       c[i][0] = V::xor3(V::high(p1), c[i][1], V::wide(k0));
       c[i][1] = p1;
       c[i][2] = V::xor3(V::high(p0), c[i][3], V::wide(k1));
       c[i][3] = p0;
     }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
 }
 
-// One counter.
-template <class V>
-FF_HD inline void philox(const Address& address, typename V::Wide (&c)[4]) {
-  typename V::Wide one[1][4] = {{c[0], c[1], c[2], c[3]}};
-  philox<V, 1>(address, one);
-  for (int w = 0; w < 4; ++w) c[w] = one[0][w];
+// The four words of one counter.
+struct FourWords {
+  uint32_t word[4];
+};
+FF_HD inline FourWords philox(const Address& address, uint32_t counter) {
+  ScalarLanes::Wide c[1][4] = {{counter}};
+  philox<ScalarLanes, 1>(address, c);
+  return {{static_cast<uint32_t>(c[0][0]), static_cast<uint32_t>(c[0][1]), static_cast<uint32_t>(c[0][2]),
+           static_cast<uint32_t>(c[0][3])}};
 }
 
 // A word as a number in (0, 1).

@@ -36,12 +36,10 @@ FF_HD inline void resampling_words(int64_t key, int64_t row, int64_t n, uint32_t
                         row_word(row, kResampling), 0};
   for (int64_t block = 0; block * kBlock < n; ++block) {
     for (int64_t q = 0; q < kCounters && block * kBlock + q < n; ++q) {
-      const auto counter = static_cast<uint32_t>(block * kCounters + q);
-      uint64_t c[1][4] = {{counter, address.candidate, address.row, address.chain}};
-      philox<ScalarLanes>(address, c);
+      const FourWords four = philox(address, static_cast<uint32_t>(block * kCounters + q));
       for (int w = 0; w < 4; ++w) {
         const int64_t element = block * kBlock + w * kCounters + q;
-        if (element < n) words[element] = static_cast<uint32_t>(c[0][w]);
+        if (element < n) words[element] = four.word[w];
       }
     }
   }

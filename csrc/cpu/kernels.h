@@ -16,11 +16,12 @@ constexpr int kGroups = V::kWidth < 4 ? 1 : V::kWidth / 4;
 
 // The words of one block in element order; kSplit: in each two vectors first the even elements, then the odd ones, which
 // is the order in which 16-bit storage is widened fastest. V::kHalves wide vectors (the even and the odd lanes of it) make
-// one vector of words.
+// one vector of words. The last of the ten rounds does so, for one half is where it belongs already.
 template <class V, bool kSplit = false>
 void block_words(const Address& address, int64_t begin, uint32_t* words) {
   constexpr int kStreams = kGroups<V> * V::kHalves;
   const uint32_t first = static_cast<uint32_t>(begin / kBlock * kCounters);
+  const auto k0 = V::word(address.key_low + 9 * kKeyStep0), k1 = V::word(address.key_high + 9 * kKeyStep1);
   for (int q = 0; q < kCounters; q += kGroups<V> * V::kWidth) {
     typename V::Wide c[kStreams][4];
     FF_UNROLL
@@ -28,15 +29,20 @@ void block_words(const Address& address, int64_t begin, uint32_t* words) {
       const int vector = i / V::kHalves, half = i % V::kHalves;
       c[i][0] = kSplit ? V::template counters<4>(first + q + vector / 2 * 2 * V::kWidth + vector % 2 + 2 * half)
                        : V::template counters<2>(first + q + vector * V::kWidth + half);
-      c[i][1] = V::wide(address.candidate);
-      c[i][2] = V::wide(address.row);
-      c[i][3] = V::wide(address.chain);
     }
-    philox<V, kStreams>(address, c);
+    philox<V, kStreams, 9>(address, c);
     FF_UNROLL
-    for (int i = 0; i < kStreams; i += V::kHalves)
-      for (int w = 0; w < 4; ++w)
-        V::store(words + w * kCounters + q + i / V::kHalves * V::kWidth, V::join(c[i][w], c[i + V::kHalves - 1][w]));
+    for (int i = 0; i < kStreams; i += V::kHalves) {
+      const auto &even = c[i], &odd = c[i + V::kHalves - 1];
+      const auto m0 = V::wide(kMultiplier0), m1 = V::wide(kMultiplier1);
+      const auto p0_even = V::product(even[0], m0), p0_odd = V::product(odd[0], m0);
+      const auto p1_even = V::product(even[2], m1), p1_odd = V::product(odd[2], m1);
+      uint32_t* out = words + q + i / V::kHalves * V::kWidth;
+      V::store(out, V::xor3(V::high_words(p1_even, p1_odd), V::low_words(even[1], odd[1]), k0));
+      V::store(out + kCounters, V::low_words(p1_even, p1_odd));
+      V::store(out + 2 * kCounters, V::xor3(V::high_words(p0_even, p0_odd), V::low_words(even[3], odd[3]), k1));
+      V::store(out + 3 * kCounters, V::low_words(p0_even, p0_odd));
+    }
   }
 }
 
@@ -76,6 +82,16 @@ void store(T* data, typename V::Float value, int64_t count) {
   T buffer[V::kWidth];
   V::store(buffer, value);
   memcpy(data, buffer, count * sizeof(T));
+}
+
+// Asks for a line in time, read or written. Processors look ahead on their own, too, but not beyond the end of a page.
+template <class V>
+void will_read(const void* data) {
+  if constexpr (V::kWidth > 1) __builtin_prefetch(data, 0);
+}
+template <class V>
+void will_write(const void* data) {
+  if constexpr (V::kWidth > 1) __builtin_prefetch(data, 1);
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -122,6 +138,8 @@ void branch_step_blocks(const StepTask& task) {
     const int64_t end = smaller(begin + kBlock, task.end);
     for (int64_t i = begin; i < end; i += V::kWidth) {
       const int64_t count = end - i;
+      will_read<V>(x + i + kBlock);
+      will_read<V>(u + i + kBlock);
       // Both sums are complete before the first store: out may be x.
       const auto read_x = [&] { return load<V>(x + i, count); };
       const auto read_u = [&] { return load<V>(u + i, count); };
@@ -142,36 +160,34 @@ void branch_step_blocks(const StepTask& task) {
 // false where a result is NaN, which is rounded wrongly here: out must not be x, so that the block can be done again.
 template <class V, bool kMean>
 bool bfloat16_block(const StepTask& task, const float* c, int64_t begin) {
-  using Word = typename V::Word;
   const BFloat16* x = static_cast<const BFloat16*>(task.x) + begin;
   const BFloat16* u = static_cast<const BFloat16*>(task.u) + begin;
   BFloat16* out = static_cast<BFloat16*>(task.out) + begin;
   BFloat16* x0_out = kMean ? static_cast<BFloat16*>(task.x0_out) + begin : nullptr;
   alignas(64) float z[kBlock];
   block_normals<V, true>(task.address, begin, z);
-  auto sound = V::real(0.0f);  // becomes NaN with the first result that is one, and stays it
+  auto sound = V::real(0.0f);  // infinite or NaN from the first x' that is so; finite x' means finite x and u: no NaN in x0
   for (int64_t i = 0; i < kBlock; i += 2 * V::kWidth) {
-    Word rounded[2], rounded_x0[2];
-    typename V::Float xs[2], us[2];
+    typename V::Float xs[2], us[2], sum[2], x0[2];
+    will_read<V>(x + i + kBlock);
+    will_read<V>(u + i + kBlock);
+    will_write<V>(out + i + kBlock);  // pays in 16 bits only
+    if constexpr (kMean) will_write<V>(x0_out + i + kBlock);
     V::load_pair(x + i, xs);
     V::load_pair(u + i, us);
     FF_UNROLL
     for (int odd = 0; odd < 2; ++odd) {
-      auto sum = V::fma(V::real(c[kA]), xs[odd], V::real(0.0f));
-      sum = V::fma(V::real(c[kB]), us[odd], sum);
-      sum = V::fma(V::real(c[kC]), V::load(z + i + odd * V::kWidth), sum);
-      rounded[odd] = V::round16(V::bits(sum));
-      auto other = sum;
-      if constexpr (kMean) {
-        other = V::fma(V::real(c[kEFrom]), us[odd], V::fma(V::real(c[kDFrom]), xs[odd], V::real(0.0f)));
-        rounded_x0[odd] = V::round16(V::bits(other));
-      }
-      sound = V::fma(sum, other, sound);
+      sum[odd] = V::fma(V::real(c[kA]), xs[odd], V::real(0.0f));
+      sum[odd] = V::fma(V::real(c[kB]), us[odd], sum[odd]);
+      sum[odd] = V::fma(V::real(c[kC]), V::load(z + i + odd * V::kWidth), sum[odd]);
+      if constexpr (kMean)
+        x0[odd] = V::fma(V::real(c[kEFrom]), us[odd], V::fma(V::real(c[kDFrom]), xs[odd], V::real(0.0f)));
     }
-    V::store_pair(out + i, rounded);
-    if constexpr (kMean) V::store_pair(x0_out + i, rounded_x0);
+    sound = V::fma(sum[0], sum[1], sound);
+    V::store_pair(out + i, sum);
+    if constexpr (kMean) V::store_pair(x0_out + i, x0);
   }
-  return !V::any_nan(sound);
+  return V::all_finite(sound);
 }
 
 template <class V, bool kMean>
@@ -215,6 +231,8 @@ bool posterior_mean_elements(const MeanTask& task) {
   auto worst = V::word(0);  // largest magnitude, as bits: a NaN is above infinity
   for (int64_t i = task.begin, end = task.end; i < end; i += V::kWidth) {
     const int64_t count = end - i;
+    will_read<V>(x + i + 4 * kBlock);  // there is no generator to wait for
+    will_read<V>(u + i + 4 * kBlock);
     const auto read_x = [&] { return load<V>(x + i, count); };
     const auto read_u = [&] { return load<V>(u + i, count); };
     typename V::Float guided, x0 = V::real(0.0f);

@@ -17,13 +17,15 @@ struct Lanes {
   static Wide wide(uint32_t value) { return _mm256_set1_epi64x(value); }
   static Wide product(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
   static Wide high(Wide a) { return _mm256_srli_epi64(a, 32); }
+  static Wide xor2(Wide a, Wide b) { return _mm256_xor_si256(a, b); }
   static Wide xor3(Wide a, Wide b, Wide c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
   template <int kStride>
   static Wide counters(uint32_t first) {
     constexpr int k = kStride;
     return _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 0, k, 0, 2 * k, 0, 3 * k, 0));
   }
-  static Word join(Wide even, Wide odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa); }
+  static Word low_words(Wide even, Wide odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa); }
+  static Word high_words(Wide even, Wide odd) { return _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa); }
 
   static Word word(uint32_t value) { return _mm256_set1_epi32(value); }
   static Float real(float value) { return _mm256_set1_ps(value); }
@@ -72,14 +74,16 @@ struct Lanes {
     pair[0] = from_bits(left<16>(words));
     pair[1] = from_bits(both(words, word(0xffff0000u)));
   }
-  static void store_pair(BFloat16* data, const Word (&pair)[2]) {
-    const Word packed = _mm256_blend_epi16(right<16>(pair[0]), pair[1], 0xaa);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(data), packed);
-  }
   static Word round16(Word a) {  // to the nearest multiple of 2^16, to even
     return add(a, add(both(right<16>(a), word(1)), word(0x7fff)));
   }
-  static bool any_nan(Float a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
+  static void store_pair(BFloat16* data, const Float (&pair)[2]) {  // no NaN
+    const Word even = round16(bits(pair[0])), odd = round16(bits(pair[1]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(data), _mm256_blend_epi16(right<16>(even), odd, 0xaa));
+  }
+  static bool all_finite(Float a) {
+    return !_mm256_movemask_ps(_mm256_cmp_ps(minus(a, a), real(0.0f), _CMP_NEQ_UQ));  // infinity - infinity is NaN
+  }
   static void store(Half* data, Float value) { store16(data, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
 };
 

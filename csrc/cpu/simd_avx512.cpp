@@ -17,6 +17,7 @@ struct Lanes {
   static Wide wide(uint32_t value) { return _mm512_set1_epi64(value); }
   static Wide product(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
   static Wide high(Wide a) { return _mm512_srli_epi64(a, 32); }
+  static Wide xor2(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
   static Wide xor3(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
   template <int kStride>
   static Wide counters(uint32_t first) {
@@ -24,7 +25,8 @@ struct Lanes {
     return _mm512_add_epi32(_mm512_set1_epi32(first),
                             _mm512_setr_epi32(0, 0, k, 0, 2 * k, 0, 3 * k, 0, 4 * k, 0, 5 * k, 0, 6 * k, 0, 7 * k, 0));
   }
-  static Word join(Wide even, Wide odd) { return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32)); }
+  static Word low_words(Wide even, Wide odd) { return _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, _MM_PERM_CCAA); }
+  static Word high_words(Wide even, Wide odd) { return _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB); }
 
   static Word word(uint32_t value) { return _mm512_set1_epi32(value); }
   static Float real(float value) { return _mm512_set1_ps(value); }
@@ -73,14 +75,17 @@ struct Lanes {
     pair[0] = from_bits(left<16>(words));
     pair[1] = from_bits(both(words, word(0xffff0000u)));
   }
-  static void store_pair(BFloat16* data, const Word (&pair)[2]) {
-    _mm512_storeu_si512(data, _mm512_mask_blend_epi16(0xaaaaaaaau, right<16>(pair[0]), pair[1]));
-  }
   static Word round16(Word a) {  // to the nearest multiple of 2^16, to even
     const __mmask16 odd = _mm512_test_epi32_mask(a, word(0x10000));
     return add(a, _mm512_mask_blend_epi32(odd, word(0x7fff), word(0x8000)));
   }
-  static bool any_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static void store_pair(BFloat16* data, const Float (&pair)[2]) {  // no NaN
+    const Word even = round16(bits(pair[0])), odd = round16(bits(pair[1]));
+    _mm512_storeu_si512(data, _mm512_mask_blend_epi16(0xaaaaaaaau, right<16>(even), odd));
+  }
+  static bool all_finite(Float a) {
+    return !_mm512_cmp_ps_mask(minus(a, a), real(0.0f), _CMP_NEQ_UQ);  // infinity - infinity is NaN
+  }
   static void store(Half* data, Float value) { store16(data, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
 };
 

@@ -10,7 +10,8 @@ struct Lanes : ScalarLanes {
 
   template <int kStride>
   static Wide counters(uint32_t first) { return first; }
-  static Word join(Wide even, Wide) { return static_cast<Word>(even); }
+  static Word low_words(Wide a, Wide) { return static_cast<Word>(a); }
+  static Word high_words(Wide a, Wide) { return static_cast<Word>(a >> 32); }
   static Word load(const uint32_t* data) { return *data; }
   static void store(uint32_t* data, Word value) { *data = value; }
   template <class T>

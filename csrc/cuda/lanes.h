@@ -40,6 +40,7 @@ struct ThreadLanes : ScalarLanes {
     return {static_cast<uint32_t>(ab), static_cast<uint32_t>(ab >> 32)};
   }
   FF_HD static Wide high(Wide a) { return {a.high, 0}; }
+  FF_HD static Wide xor2(Wide a, Wide b) { return {a.low ^ b.low, 0}; }
   FF_HD static Wide xor3(Wide a, Wide b, Wide c) { return {a.low ^ b.low ^ c.low, 0}; }
 
   FF_HD static Float square_root(Float a) {

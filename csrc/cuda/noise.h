@@ -24,12 +24,7 @@ using Words = ThreadLanes::Wide[kWidth][4];
 template <int kWidth>
 FF_HD inline void thread_words(const Address& address, int64_t counter, Words<kWidth>& words) {
   FF_UNROLL
-  for (int i = 0; i < kWidth; ++i) {
-    words[i][0] = ThreadLanes::wide(static_cast<uint32_t>(counter) + i);
-    words[i][1] = ThreadLanes::wide(address.candidate);
-    words[i][2] = ThreadLanes::wide(address.row);
-    words[i][3] = ThreadLanes::wide(address.chain);
-  }
+  for (int i = 0; i < kWidth; ++i) words[i][0] = ThreadLanes::wide(static_cast<uint32_t>(counter) + i);
   philox<ThreadLanes, kWidth>(address, words);
 }
 

@@ -22,11 +22,9 @@ FF_HD inline uint32_t resampling_word(int64_t key, int64_t row, int64_t element)
   const Address address{static_cast<uint32_t>(key), static_cast<uint32_t>(static_cast<uint64_t>(key) >> 32), 0,
                         row_word(row, kResampling), 0};
   const int64_t block = element / kBlock, plane = element % kBlock / kCounters;
-  uint64_t c[4] = {static_cast<uint32_t>(block * kCounters + element % kCounters), address.candidate, address.row,
-                   address.chain};
-  philox<ScalarLanes>(address, c);
-  // Not c[plane]: registers have no index.
-  return static_cast<uint32_t>(plane < 2 ? (plane == 0 ? c[0] : c[1]) : (plane == 2 ? c[2] : c[3]));
+  const FourWords c = philox(address, static_cast<uint32_t>(block * kCounters + element % kCounters));
+  // Not word[plane]: registers have no index.
+  return plane < 2 ? (plane == 0 ? c.word[0] : c.word[1]) : (plane == 2 ? c.word[2] : c.word[3]);
 }
 
 struct WeightTotal {
