@@ -180,7 +180,9 @@ def compare(
     prompts: Annotated[Path | None, typer.Option(help="A prompt a line; default the hard prompts.")] = None,
     split: Annotated[str, typer.Option(help="Half of the hard prompts: tuning or heldout.")] = "tuning",
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
-    methods: Annotated[str, typer.Option(help="See `flowfast methods`.")] = "ode,bon,sop,smc,code,svdd,rbf",
+    methods: Annotated[
+        str, typer.Option(help="See `flowfast methods`; rbf+dps:1 is steered by the reward.")
+    ] = "ode,bon,sop,smc,code,svdd,rbf",
     budgets: Annotated[str, typer.Option(help="NFE a prompt.")] = "100,200,500",
     seconds: Annotated[str, typer.Option(help="Seconds a prompt, beside --budgets.")] = "",
     seeds: Annotated[int, typer.Option(help="Seeds 0 .. N-1.")] = 3,

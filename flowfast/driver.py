@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast import checkpoint as checkpoints
-from flowfast import clock, rewards, spans
+from flowfast import clock, deadline, rewards, spans
 from flowfast.compiled import PreviewFlow, compiled
 from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
@@ -41,7 +40,6 @@ from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
 log = logging.getLogger("flowfast.driver")
-_BATCH_SECONDS: MutableMapping[Any, dict[Any, deque[float]]] = WeakKeyDictionary()
 BATCH_CAPS: MutableMapping[Any, int] = WeakKeyDictionary()
 """The micro-batch that fitted into memory, of flows for which the default did not."""
 STATUS = ("", "best", "accepted", "discarded")
@@ -140,7 +138,7 @@ class Driver:
         self.polls = bool(self.device.type == "cpu" or on_round or on_progress or config.until is not None)
         self.clock, self.pool = clock.Clock(self.device), cast(ThreadPoolExecutor | None, None)
         self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search
-        self.deadline: clock.Deadline | None = None
+        self.deadline: deadline.Deadline | None = None
         self.rounds, self.stage = held.facts["counts"]["rounds"] if held else 0, ""
         if held and held.clocks:
             self.clock, self.deadline, self.measuring = held.clocks
@@ -196,35 +194,14 @@ class Driver:
         self._choose_sizes(probe)
         try:
             with frozen(*self.steered):
-                self.deadline = clock.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
+                self.deadline = deadline.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
         except torch.OutOfMemoryError as error:
             raise self._half(error, None) from None
-        waves = [self.slots] * (count // self.slots) + [count % self.slots]
-
-        def fits(budget: int) -> bool:
-            try:
-                widths = setup.plan(budget).widths()
-            except BudgetError:  # below what the method needs
-                return False
-            return sum(self._batches(widths, prompts) for prompts in waves) * pace <= seconds * count
-
-        # Not by halving: more budget may take less time, where it pays for a second chain that fills the batch.
-        pace, low = self.deadline.pace, setup.passes
-        high = 2 + 2 * int(seconds / pace * self.micro_batch) * setup.passes
-        for step in (max(1, high // 64), max(1, high // 2048)):
-            low = max([low, *(budget for budget in range(low, min(high, low + 65 * step), step) if fits(budget))])
+        budget = deadline.largest_budget(
+            setup, seconds, self.deadline.pace, prompts=count, slots=self.slots, micro_batch=self.micro_batch
+        )
         self.measuring = clock.now() - before
-        try:
-            setup.plan(low)
-        except BudgetError as error:
-            raise BudgetError(
-                f"{seconds:g} s a prompt are too short here, where {self.micro_batch} rows take {pace:.3g} s: {error}"
-            ) from None
-        return low
-
-    def _batches(self, widths: list[int], prompts: int) -> int:
-        """Micro-batches of `prompts` prompts that go in step."""
-        return sum(-(-prompts * width // self.micro_batch) for width in widths)
+        return budget
 
     @torch.no_grad()
     def _batch_seconds(self, plan: Plan, pace_name: str | None) -> float:
@@ -234,8 +211,9 @@ class Driver:
             unimportant = {"seed", "repeat", "seconds", "until", "top_k", "negative_prompt", "cuts"}
             facts = self.setup.config.model_dump_json(exclude=unimportant)
             self.pace_key = (pace_name, facts, self.slots, self.micro_batch, torch.get_num_threads())
-            if self.pace_key in _BATCH_SECONDS.get(self.original, {}):
-                return statistics.median(_BATCH_SECONDS[self.original][self.pace_key])
+            known = deadline.known_pace(self.original, self.pace_key)
+            if known is not None:
+                return known
         group, times = self._group(plan), []
         self.limits = [
             torch.tensor(values, device=self.device)
@@ -256,22 +234,23 @@ class Driver:
     def _hold(self, group: Group, waiting: int) -> None:
         """Keeps to the deadline: where the rounds that are planned would end late, prompts of this group get less. Also
         repeats the cuts that a configuration brings along."""
-        engine, deadline = group.engine, self.deadline
-        if deadline is None:
+        engine = group.engine
+        if self.deadline is None:
             for slot, index in group.index_of.items():
                 cuts = [cut for cut in self.cuts if cut[0] == index and cut[1] <= engine.rounds[slot]]
                 if cuts and cuts[-1][1] == engine.rounds[slot]:
                     self._cut(group, slot, cuts)
             return
-        deadline.tick(engine.padded // self.micro_batch)
-        batches = float(waiting * self._batches(self.plan.widths(), self.slots)) / self.slots
+        self.deadline.tick(engine.padded // self.micro_batch)
+        batches = waiting * deadline.batches(self.plan.widths(), self.slots, self.micro_batch) / self.slots
         for each in self.groups:
             rest = [each.engine.plans[slot][each.engine.rounds[slot] :] for slot in each.index_of]
-            batches += self._batches([sum(column) for column in zip_longest(*rest, fillvalue=0)], 1)
-        over = batches * deadline.pace - deadline.left()
-        if not batches or over <= deadline.round_seconds:
+            batches += deadline.batches(
+                [sum(column) for column in zip_longest(*rest, fillvalue=0)], 1, self.micro_batch
+            )
+        share = self.deadline.share(batches)
+        if share == 1.0:
             return
-        share = max(0.0, 1 - over / (batches * deadline.pace))
         for slot, index in group.index_of.items():
             rest_of = sum(engine.plans[slot][engine.rounds[slot] :])
             if rest_of:
@@ -450,7 +429,7 @@ class Driver:
         config = self.setup.config
         if self.deadline and self.pace_key and not config.splits:
             pace = seconds["total"] * self.micro_batch * self.setup.passes / self.rows_seen
-            _BATCH_SECONDS.setdefault(self.original, {}).setdefault(self.pace_key, deque(maxlen=5)).append(pace)
+            deadline.learn_pace(self.original, self.pace_key, pace)
         slots = self.slots * len(self.groups)
         return SearchResult(
             samples=tuple(cast(list[Sample], self.samples)),

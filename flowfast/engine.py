@@ -85,9 +85,8 @@ def flow_from(
     """An own model: velocity(x_t (N, *shape), t (N,), cond) -> u_t (N, *shape), t = 1 noise.
 
     decode turns x0 into what the reward sees (default: x0 itself); encode turns prompts into tensors (N, ...);
-    t_finish is the linear-equivalent time
-    at or below which a posterior mean counts as a finished sample. preview: a cheaper decode for the search to look
-    through; its finalists are decoded in full and scored again.
+    t_finish is the linear-equivalent time at or below which a posterior mean counts as a finished sample. preview: a
+    cheaper decode for the search to look through; its finalists are decoded in full and scored again.
     """
     facts = {"interpolant": interpolant, "t_finish": t_finish, "guidance": guidance, "preview": preview}
     return FunctionFlow(velocity, shape, decode, encode, **facts)
@@ -110,9 +109,8 @@ def search(
     """Searches for the best sample of each prompt within a budget.
 
     reward: a name, a Reward, or a plain callable (images (N, 3, H, W), prompts) -> N scores, higher is better.
-    options: fields of SearchConfig, or a
-    whole `config` (then options override its fields). latents (P, *shape) or (P, C, *shape): own initial noise of
-    each prompt (of each chain).
+    options: fields of SearchConfig, or a whole `config` (then options override its fields). latents (P, *shape) or
+    (P, C, *shape): own initial noise of each prompt (of each chain).
     on_round gets every candidate, on_sample each prompt's result as soon as it is there, on_progress (NFE spent, NFE
     in all).
     checkpoint: a file that holds the search, written every checkpoint_seconds (30), before a finished prompt is

@@ -32,12 +32,15 @@ MAY_IMPORT = {
     "rewards": {"flow", "models"},
     "config": set(),
     "clock": set(),
+    "deadline": {"clock", "settings"},
     "compiled": set(),
     "graphs": set(),
     "mail": set(),
     "presets": {"config", "flow", "searcher"},
     "settings": {"compiled", "config", "flow", "presets", "searcher"},
-    "driver": {"checkpoint", "clock", "compiled", "config", "graphs", "mail", "rewards", "searcher", "settings"},
+    "driver": {
+        *("checkpoint", "clock", "compiled", "config", "deadline", "graphs", "mail", "rewards", "searcher", "settings")
+    },
     "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher", "settings"},
     "archive": {"config", "ops", "rewards", "searcher", "settings"},
     "report": {"engine", "config", "presets", "models", "rewards", "searcher"},

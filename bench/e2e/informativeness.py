@@ -1,6 +1,6 @@
 """Where along t does the verifier know anything? Rank correlation rho(t), within a prompt, of the posterior-mean
-reward with the final reward of the
-same trajectory, and the spread s(t) of a child's reward around its siblings. Search pays where rho x s is large.
+reward with the final reward of the same trajectory, and the spread s(t) of a child's reward around its siblings. Search
+pays where rho x s is large.
 
     python -m bench.e2e.informativeness --prompts 24 --runs 16 --out bench/results/informativeness.json
 """

@@ -34,7 +34,8 @@ RESAMPLES = 10_000
 
 
 class Arm(NamedTuple):
-    """One thing that is compared: a method on a path with a budget in NFE or in seconds a prompt."""
+    """One thing that is compared: a method ("rbf", or steered by a gradient, "rbf+dps:1") on a path with a budget in
+    NFE or in seconds a prompt."""
 
     method: str
     interpolant: str
@@ -74,7 +75,7 @@ class Comparison:
         found = []
         for method in self.methods:
             for path in self.interpolants:
-                if method == "ode":
+                if method.partition("+")[0] == "ode":
                     found += [Arm(method, path, self.budgets[0], None)] if path == self.interpolants[0] else []
                 else:
                     found += [Arm(method, path, budget, seconds) for budget, seconds in amounts]
@@ -82,12 +83,14 @@ class Comparison:
 
     def config(self, arm: Arm, seed: int) -> SearchConfig:
         """The search of one arm. Raises OptionError."""
+        method, steered, gradient = arm.method.partition("+")
         path = {"preset" if arm.interpolant in presets.PRESETS else "interpolant": arm.interpolant}
         return make_config(
             {
                 "model": self.model,
                 "reward": self.reward,
-                "method": arm.method,
+                "method": method,
+                "gradient": gradient if steered else None,
                 "budget": arm.budget,
                 "seconds": arm.seconds,
                 "steps": self.steps,
@@ -122,7 +125,7 @@ def check(comparison: Comparison, flow: Flow) -> None:
         raise OptionError("expected at least one of --budgets or --seconds, got neither")
     if comparison.seeds < 1 or comparison.chunk < 1:
         raise OptionError(f"--seeds and --chunk must be at least 1, got {comparison.seeds} and {comparison.chunk}")
-    if "ode" in comparison.methods and not comparison.budgets:
+    if not comparison.budgets and any(method.partition("+")[0] == "ode" for method in comparison.methods):
         raise OptionError("method 'ode' needs one of --budgets: add one, or leave it out of --methods")
     flow.encode(list(comparison.prompts))
     for arm in comparison.arms():

@@ -113,6 +113,7 @@ def curve_picture(rows: Sequence[dict[str, Any]], what: str = "heldout") -> byte
     panels = figure.subplots(1, 2, sharey=True)
     paths = list(dict.fromkeys(row["interpolant"] for row in rows))
     kinds = list(dict.fromkeys((row["method"], row["interpolant"]) for row in rows))
+    strokes = list(dict.fromkeys((path, method.partition("+")[2]) for method, path in kinds))  # a method has one colour
     timed = any(row["budget"] is None for row in rows)
     for number, (method, path) in enumerate(kinds):
         own = [r for r in rows if (r["method"], r["interpolant"]) == (method, path) and r[what] is not None]
@@ -125,7 +126,9 @@ def curve_picture(rows: Sequence[dict[str, Any]], what: str = "heldout") -> byte
                 axes.axhspan(level[1], level[2], color=COLOURS["ode"], alpha=0.12, lw=0)
             continue
         name = f"{method} ({path})" if len(paths) > 1 else method
-        style = {"color": COLOURS.get(method), "linestyle": LINES[paths.index(path) % len(LINES)], "label": name}
+        base, _, gradient = method.partition("+")
+        stroke = LINES[strokes.index((path, gradient)) % len(LINES)]
+        style = {"color": COLOURS.get(base), "linestyle": stroke, "label": name}
         apart = 1.02 ** (number - (len(kinds) - 1) / 2)
         for axes, shown, x in zip(panels, (counted, right), ("nfe", "seconds_per_prompt"), strict=True):
             _errorbar(axes, shown, [row[x] * apart for row in shown], what, style)

@@ -1,11 +1,9 @@
 """The search loop: branch -> velocity -> posterior mean -> decode -> reward -> decide, on the device, without a wait.
 
 A *slot* holds one prompt, a slot has C *chains*, a chain proposes up to K *lanes* (candidate children of its parent)
-a round. All of it is tensors
-(searcher/state.py); the host knows only how many lanes a round can have at most, which follows from the budget, never
-from the data. What a method
-decides is its `Plan` and its module (searcher/methods). The class scripts with `torch.jit.script` when model and
-reward do.
+a round. All of it is tensors (searcher/state.py); the host knows only how many lanes a round can have at most, which
+follows from the budget, never from the data. What a method decides is its `Plan` and its module (searcher/methods).
+The class scripts with `torch.jit.script` when model and reward do.
 """
 
 from typing import TYPE_CHECKING, Any, Optional
@@ -81,9 +79,7 @@ class Search(nn.Module):
         device: torch.device | None = None,
     ):
         """accept, finished (T,) bool: may the first child that beats the best reward by margin be taken here; is its
-        x0_hat a
-        finished sample. cond, reward_cond: one
-        prompt's conditions (1, ...), as examples of shape and type."""
+        x0_hat a finished sample. cond, reward_cond: one prompt's conditions (1, ...), as examples of shape and type."""
         super().__init__()
         device = device or torch.device("cpu")
         transitions, numel = schedule.table.shape[0], 1
@@ -152,7 +148,7 @@ class Search(nn.Module):
         self.rounds: list[int] = [0 for _ in range(slots)]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # nn.Module looks through parameters and modules first, a third of a round's host time where plain attributes are
+        # nn.Module looks through parameters and modules first, a third of a round's host time where attributes are
         # written, and keeps its modules apart, where reading one takes as long as reading twenty tensors.
         if isinstance(value, nn.Module):
             super().__setattr__(name, value)
@@ -443,31 +439,17 @@ class Search(nn.Module):
         written."""
         s, S, C = self.state, self.slots, self.chains
         moved = stepped.view(S, C).any(1)
-        row = (s.row * stepped).view(S, C).amax(
-            1
-        ) - 1  # the transition that was just taken; chains of such a method go in step
+        row = (s.row * stepped).view(S, C).amax(1) - 1  # that was just taken; chains of such a method go in step
         alive = torch.logical_or(s.alive, torch.logical_and(stepped, s.row >= self.rows)).view(S, C)
         reward = torch.where(alive, s.reward.view(S, C), -torch.inf)
         ancestors = self.method.regroup(reward, row.clamp(min=0), moved, s.key)
         chain = (ancestors + torch.arange(S, device=row.device).unsqueeze(1) * C).flatten()
-        rows = torch.where(
-            self.side.unsqueeze(0) == s.active.unsqueeze(1),
-            (2 * chain + s.active.index_select(0, chain)).unsqueeze(1),
-            -1,
-        )
-        rows = torch.where(rows >= 0, rows, 2 * self.chain_index.unsqueeze(1) + self.side.unsqueeze(0))
+        here = self.side.unsqueeze(0) == s.active.unsqueeze(1)  # of the two rows of each chain: the parent
+        own = 2 * self.chain_index.unsqueeze(1) + self.side.unsqueeze(0)
+        rows = torch.where(here, (2 * chain + s.active.index_select(0, chain)).unsqueeze(1), own)
         self.gather(rows.flatten())
-        for tensor in (
-            s.row,
-            s.quota,
-            s.left,
-            s.tried,
-            s.alive,
-            s.threshold,
-            s.reward,
-            s.path_chain,
-            s.path_candidate,
-        ):
+        mine = (s.row, s.quota, s.left, s.tried, s.alive, s.threshold, s.reward, s.path_chain, s.path_candidate)
+        for tensor in mine:
             tensor.copy_(tensor.index_select(0, chain))
         s.alive.logical_and_(torch.logical_not(s.stopped))
 

@@ -1,8 +1,8 @@
 """All that a search remembers between two rounds, as tensors on the device (docs/design.md, "The loop never waits").
 
 S slots (one prompt each) x C chains; B = S * C. A chain owns two rows of the store: its parent, and the best child of
-the current step so far.
-`active` says which of the two is the parent, so that a step is taken by flipping a bit, not by copying a latent.
+the current step so far. `active` says which of the two is the parent, so that a step is taken by flipping a bit, not by
+copying a latent.
 """
 
 import torch

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flowfast
 from flowfast import engine
 from flowfast.errors import OutputError
 from flowfast.report.compare import RESAMPLES, Arm, Comparison, estimate, summarise
@@ -97,6 +98,24 @@ def test_it_goes_on_where_it_was_stopped(
     assert calls == 6 + len(lines_of(parts / "rows.jsonl")) - 5
 
 
+def test_a_method_steered_by_the_reward_is_another_arm(run: Run, tmp_path: Path, prompts: Path) -> None:
+    argv = ("--reward", "scenes", "--steps", "4", "--budgets", "16", "--seconds", "0.05", "--seeds", "1")
+    run("compare", "--prompts", prompts, *argv, "--methods", "bon,rbf,rbf+dps:1", "--out", tmp_path / "o")
+    lines = lines_of(tmp_path / "o/rows.jsonl")
+    counted = {line["arm"][0]: line for line in lines if line["arm"][2]}
+    assert counted.keys() == {"bon", "rbf", "rbf+dps:1"}
+    assert counted["rbf"]["nfe"] == counted["rbf+dps:1"]["nfe"]
+    assert counted["rbf"]["reward"] != counted["rbf+dps:1"]["reward"]
+    steered = flowfast.search(
+        flowfast.load("scenes"), counted["rbf"]["prompts"], reward="scenes", method="rbf", gradient="dps:1", steps=4,
+        budget=16, micro_batch=8, slots=16,
+    )  # fmt: skip
+    assert [sample.reward for sample in steered.samples] == pytest.approx(counted["rbf+dps:1"]["reward"], rel=1e-5)
+    rows = json.loads((tmp_path / "o/results.json").read_text())["rows"]
+    assert [row["method"] for row in rows if row["difference"]] == ["rbf", "rbf", "rbf+dps:1", "rbf+dps:1"]
+    assert Image.open(tmp_path / "o/curve.png").size[0] > 500
+
+
 def test_another_comparison_is_refused_there(run: Run, tmp_path: Path, prompts: Path) -> None:
     run("compare", "--prompts", prompts, *SMALL, "--out", tmp_path / "o")
     line = run.refused("compare", "--prompts", prompts, *SMALL, "--limit", "2", "--out", tmp_path / "o")
@@ -108,6 +127,8 @@ def test_another_comparison_is_refused_there(run: Run, tmp_path: Path, prompts: 
     [
         (["--methods", "bon,best"], "best on linear at 16 NFE: unknown method 'best'"),
         (["--methods", ""], "at least one of --methods"),
+        (["--methods", "bon,rbf+dsp:1"], "rbf+dsp:1 on linear at 16 NFE: unknown gradient 'dsp'"),
+        (["--methods", "bon,rbf+"], "rbf+ on linear at 16 NFE"),
         (["--interpolants", "cubic"], "cubic"),
         (["--budgets", "16,few"], "--budgets: expected numbers with commas between them, got '16,few'"),
         (["--budgets", ""], "--budgets or --seconds"),

@@ -50,8 +50,8 @@ class SVDD(Method):
     value): p(x0) exp(r / temperature).
 
     Rule: each of N = 2 chains gets half of the evaluations; one for its initial noise and one a transition are set
-    aside, the rest is spread over the
-    transitions that add noise, evenly or by `weights`. At 500 evaluations and 10 steps: K about 25.
+    aside, the rest is spread over the transitions that add noise, evenly or by `weights`. At 500 evaluations and
+    10 steps: K about 25.
     """
 
     name: ClassVar[str] = "svdd"
