@@ -27,7 +27,7 @@ def learn_pace(flow: Any, key: Any, seconds: float) -> None:
     _PACES.setdefault(flow, {}).setdefault(key, deque(maxlen=5)).append(seconds)
 
 
-def batches(widths: list[int], prompts: int, micro_batch: int) -> int:
+def count_batches(widths: list[int], prompts: int, micro_batch: int) -> int:
     """Micro-batches of `prompts` prompts that go in step, each with widths[r] rows in its r-th round."""
     return sum(-(-prompts * width // micro_batch) for width in widths)
 
@@ -42,7 +42,7 @@ def largest_budget(setup: Setup, seconds: float, pace: float, *, prompts: int, s
             widths = setup.plan(budget).widths()
         except BudgetError:  # below what the method needs
             return False
-        return sum(batches(widths, wave, micro_batch) for wave in waves) * pace <= seconds * prompts
+        return sum(count_batches(widths, wave, micro_batch) for wave in waves) * pace <= seconds * prompts
 
     # Not by halving: more budget may take less time, where it pays for a second chain that fills the batch.
     low = setup.passes

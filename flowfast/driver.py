@@ -163,8 +163,7 @@ class Driver:
             log.warning("runs without CUDA graphs, more slowly, because %s", waits)
             recorder = None
         self.groups = [self._group(self.plan, recorder) for _ in range(self.group_count)]
-        plan, start = self.plan, self.plan.start or [True] * self.plan.chains
-        self.limits = [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]
+        self.limits = self._limits(self.plan)
         self.linear_time, self.finished = setup.schedule.linear_time.tolist(), self.groups[0].engine.finished.tolist()
         self.rows_seen = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
@@ -215,10 +214,7 @@ class Driver:
             if known is not None:
                 return known
         group, times = self._group(plan), []
-        self.limits = [
-            torch.tensor(values, device=self.device)
-            for values in (plan.quota, plan.left, plan.start or [True] * plan.chains)
-        ]
+        self.limits = self._limits(plan)
         for slot in range(self.slots):
             self._admit(group, plan, slot, 0)
         for _ in range(min(8, len(plan.widths()))):
@@ -242,10 +238,10 @@ class Driver:
                     self._cut(group, slot, cuts)
             return
         self.deadline.tick(engine.padded // self.micro_batch)
-        batches = waiting * deadline.batches(self.plan.widths(), self.slots, self.micro_batch) / self.slots
+        batches = waiting * deadline.count_batches(self.plan.widths(), self.slots, self.micro_batch) / self.slots
         for each in self.groups:
             rest = [each.engine.plans[slot][each.engine.rounds[slot] :] for slot in each.index_of]
-            batches += deadline.batches(
+            batches += deadline.count_batches(
                 [sum(column) for column in zip_longest(*rest, fillvalue=0)], 1, self.micro_batch
             )
         share = self.deadline.share(batches)
@@ -277,6 +273,11 @@ class Driver:
         )
         engine.ahead = recorder is None
         return Group(engine, Graphs(recorder), Graphs(recorder), Mailbox(self.device, LAG + 1))
+
+    def _limits(self, plan: Plan) -> list[Tensor]:
+        """What a chain may try and spend, and which ones start, for `Search.admit`."""
+        start = plan.start or [True] * plan.chains
+        return [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]
 
     def _admit(self, group: Group, plan: Plan, slot: int, index: int) -> None:
         config, setup = self.setup.config, self.setup

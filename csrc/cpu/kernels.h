@@ -84,14 +84,17 @@ void store(T* data, typename V::Float value, int64_t count) {
   memcpy(data, buffer, count * sizeof(T));
 }
 
-// Asks for a line in time, read or written. Processors look ahead on their own, too, but not beyond the end of a page.
-template <class V>
-void will_read(const void* data) {
-  if constexpr (V::kWidth > 1) __builtin_prefetch(data, 0);
+// Asks for the line `ahead` elements on, read or written; it may lie behind the end. Processors look ahead on their own,
+// too, but not beyond the end of a page.
+template <class V, class T>
+void will_read(const T* data, int64_t ahead) {
+  if constexpr (V::kWidth > 1)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(data) + ahead * sizeof(T)), 0);
 }
-template <class V>
-void will_write(const void* data) {
-  if constexpr (V::kWidth > 1) __builtin_prefetch(data, 1);
+template <class V, class T>
+void will_write(const T* data, int64_t ahead) {
+  if constexpr (V::kWidth > 1)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(data) + ahead * sizeof(T)), 1);
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -138,8 +141,10 @@ void branch_step_blocks(const StepTask& task) {
     const int64_t end = smaller(begin + kBlock, task.end);
     for (int64_t i = begin; i < end; i += V::kWidth) {
       const int64_t count = end - i;
-      will_read<V>(x + i + kBlock);
-      will_read<V>(u + i + kBlock);
+      if constexpr (kPlain) {  // else x or u may be of no account
+        will_read<V>(x + i, kBlock);
+        will_read<V>(u + i, kBlock);
+      }
       // Both sums are complete before the first store: out may be x.
       const auto read_x = [&] { return load<V>(x + i, count); };
       const auto read_u = [&] { return load<V>(u + i, count); };
@@ -157,7 +162,7 @@ void branch_step_blocks(const StepTask& task) {
 }
 
 // One whole block in bfloat16 with no coefficient 0, in pairs of vectors: the even elements and the odd ones. Returns
-// false where a result is NaN, which is rounded wrongly here: out must not be x, so that the block can be done again.
+// false where a result may be NaN, which is rounded wrongly here: out must not be x, so that the block can be done again.
 template <class V, bool kMean>
 bool bfloat16_block(const StepTask& task, const float* c, int64_t begin) {
   const BFloat16* x = static_cast<const BFloat16*>(task.x) + begin;
@@ -166,13 +171,14 @@ bool bfloat16_block(const StepTask& task, const float* c, int64_t begin) {
   BFloat16* x0_out = kMean ? static_cast<BFloat16*>(task.x0_out) + begin : nullptr;
   alignas(64) float z[kBlock];
   block_normals<V, true>(task.address, begin, z);
-  auto sound = V::real(0.0f);  // infinite or NaN from the first x' that is so; finite x' means finite x and u: no NaN in x0
+  // Infinite or NaN from the first x' that is so. Where x' is finite x and u are, and x0_hat is no NaN.
+  auto sound = V::real(0.0f);
   for (int64_t i = 0; i < kBlock; i += 2 * V::kWidth) {
     typename V::Float xs[2], us[2], sum[2], x0[2];
-    will_read<V>(x + i + kBlock);
-    will_read<V>(u + i + kBlock);
-    will_write<V>(out + i + kBlock);  // pays in 16 bits only
-    if constexpr (kMean) will_write<V>(x0_out + i + kBlock);
+    will_read<V>(x + i, kBlock);
+    will_read<V>(u + i, kBlock);
+    will_write<V>(out + i, kBlock);  // pays in 16 bits only
+    if constexpr (kMean) will_write<V>(x0_out + i, kBlock);
     V::load_pair(x + i, xs);
     V::load_pair(u + i, us);
     FF_UNROLL
@@ -208,7 +214,8 @@ void branch_step_range(const StepTask& task) {
   const float* c = task.row;
   const bool plain = c[kA] != 0.0f && c[kB] != 0.0f && c[kC] != 0.0f && !task.grad;
   if constexpr (V::kPairs && std::is_same_v<T, BFloat16>) {
-    const bool all = plain && (!task.x0_out || (c[kDFrom] != 0.0f && c[kEFrom] != 0.0f));
+    const auto usual = [](float coefficient) { return coefficient != 0.0f && std::isfinite(coefficient); };
+    const bool all = plain && (!task.x0_out || (usual(c[kDFrom]) && usual(c[kEFrom])));
     if (all && task.out != task.x)
       return task.x0_out ? branch_step_bfloat16<V, true>(task) : branch_step_bfloat16<V, false>(task);
   }
@@ -231,8 +238,8 @@ bool posterior_mean_elements(const MeanTask& task) {
   auto worst = V::word(0);  // largest magnitude, as bits: a NaN is above infinity
   for (int64_t i = task.begin, end = task.end; i < end; i += V::kWidth) {
     const int64_t count = end - i;
-    will_read<V>(x + i + 4 * kBlock);  // there is no generator to wait for
-    will_read<V>(u + i + 4 * kBlock);
+    will_read<V>(x + i, 4 * kBlock);  // there is no generator to wait for
+    will_read<V>(u + i, 4 * kBlock);
     const auto read_x = [&] { return load<V>(x + i, count); };
     const auto read_u = [&] { return load<V>(u + i, count); };
     typename V::Float guided, x0 = V::real(0.0f);

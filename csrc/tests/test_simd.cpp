@@ -48,13 +48,15 @@ void compare(const Kernels& kernels, int64_t n) {
 }
 
 // bfloat16 of any bits, and coefficients whose sums often lie in the middle between two numbers that it holds;
-// NaN everywhere, in one block of three, or nowhere; beside x and in its place.
+// NaN everywhere, in one block of three, or nowhere; beside x and in its place; now and then a coefficient of x0 that makes
+// NaN of a zero.
 void compare_all_bits(const Kernels& kernels) {
   constexpr int64_t n = 3 * kBlock + 37;
   Exact<float> table = problem_table();
   for (int column : {kA, kB, kDFrom, kEFrom}) table[kColumns + column] = column == kB || column == kEFrom ? -0.9f : 1.0f;
   for (uint64_t seed = 0; seed < 30; ++seed) {
     Random random(seed);
+    table[kColumns + kEFrom] = seed % 7 == 6 ? INFINITY : -0.9f;
     Exact<BFloat16> x(n), u(n), out(n), x0(n), expected(n), expected_x0(n);
     fill(x, seed + 40);
     fill(u, seed + 80);
@@ -63,6 +65,7 @@ void compare_all_bits(const Kernels& kernels) {
       x[i].bits = static_cast<uint16_t>(random.bits());
       if (i % 3 == 0) u[i].bits = static_cast<uint16_t>(random.bits());
     }
+    u[n / 2].bits = 0;
     const Address address = problem_address(seed, 1);
     const float* c = table.get() + kColumns;
     for (bool mean : {true, false}) {

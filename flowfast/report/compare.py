@@ -23,7 +23,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, OutputError
 from flowfast.memory import keep_memory
 from flowfast.report.heldout import heldout
-from flowfast.report.pictures import contact_picture, curve_picture
+from flowfast.report.pictures import base_of, contact_picture, curve_picture
 from flowfast.report.tables import HEAD, comparison_rows, markdown, overview
 from flowfast.report.write import Lines, read_lines, read_picture, write_bytes, write_json, write_picture, write_text
 from flowfast.types import Flow
@@ -75,7 +75,7 @@ class Comparison:
         found = []
         for method in self.methods:
             for path in self.interpolants:
-                if method.partition("+")[0] == "ode":
+                if base_of(method) == "ode":
                     found += [Arm(method, path, self.budgets[0], None)] if path == self.interpolants[0] else []
                 else:
                     found += [Arm(method, path, budget, seconds) for budget, seconds in amounts]
@@ -125,7 +125,7 @@ def check(comparison: Comparison, flow: Flow) -> None:
         raise OptionError("expected at least one of --budgets or --seconds, got neither")
     if comparison.seeds < 1 or comparison.chunk < 1:
         raise OptionError(f"--seeds and --chunk must be at least 1, got {comparison.seeds} and {comparison.chunk}")
-    if not comparison.budgets and any(method.partition("+")[0] == "ode" for method in comparison.methods):
+    if not comparison.budgets and "ode" in map(base_of, comparison.methods):
         raise OptionError("method 'ode' needs one of --budgets: add one, or leave it out of --methods")
     flow.encode(list(comparison.prompts))
     for arm in comparison.arms():
@@ -304,7 +304,7 @@ def write_results(
 
 def contact_sheet(comparison: Comparison, lines: Sequence[dict[str, Any]], out: Path) -> bytes:
     """The first prompts, seed 0, every method and path at the largest budget."""
-    arms = [arm for arm in comparison.arms() if arm.method == "ode" or arm[2:] == largest(comparison)]
+    arms = [arm for arm in comparison.arms() if base_of(arm.method) == "ode" or arm[2:] == largest(comparison)]
     prompts = comparison.prompts[:PICTURES]
     found: dict[tuple[Arm, str], tuple[float, float | None]] = {}
     for line in lines:

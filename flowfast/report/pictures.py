@@ -102,6 +102,11 @@ def contact_picture(
     return _png(figure)
 
 
+def base_of(method: str) -> str:
+    """The method of an arm without its gradient: "rbf" of "rbf+dps:1"."""
+    return method.partition("+")[0]
+
+
 def curve_picture(rows: Sequence[dict[str, Any]], what: str = "heldout") -> bytes:
     """PNG: `what` ("heldout" or "reward") of every method against NFE and against seconds, with 95 % intervals.
 
@@ -126,9 +131,8 @@ def curve_picture(rows: Sequence[dict[str, Any]], what: str = "heldout") -> byte
                 axes.axhspan(level[1], level[2], color=COLOURS["ode"], alpha=0.12, lw=0)
             continue
         name = f"{method} ({path})" if len(paths) > 1 else method
-        base, _, gradient = method.partition("+")
-        stroke = LINES[strokes.index((path, gradient)) % len(LINES)]
-        style = {"color": COLOURS.get(base), "linestyle": stroke, "label": name}
+        stroke = LINES[strokes.index((path, method.partition("+")[2])) % len(LINES)]
+        style = {"color": COLOURS.get(base_of(method)), "linestyle": stroke, "label": name}
         apart = 1.02 ** (number - (len(kinds) - 1) / 2)
         for axes, shown, x in zip(panels, (counted, right), ("nfe", "seconds_per_prompt"), strict=True):
             _errorbar(axes, shown, [row[x] * apart for row in shown], what, style)
@@ -137,7 +141,7 @@ def curve_picture(rows: Sequence[dict[str, Any]], what: str = "heldout") -> byte
     panels[0].set_ylabel({"heldout": "share of prompts right (held-out verifier)", "reward": "given reward"}[what])
     panels[0].set_title("equal NFE", fontsize=11)
     panels[1].set_title("equal seconds" if timed else "the same runs by their time", fontsize=11)
-    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None and row["method"] != "ode"})
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None and base_of(row["method"]) != "ode"})
     for axes, ticks in zip(panels, (budgets, sorted({r["seconds"] for r in rows if r["seconds"]})), strict=True):
         axes.set_xscale("log")
         if ticks:
