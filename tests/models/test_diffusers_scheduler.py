@@ -263,9 +263,9 @@ def test_what_cannot_work_is_named() -> None:
         make(config, methud="bon")
     with pytest.raises(OptionError, match="unknown interpolant 'cubic'"):
         FlowSDEScheduler.from_config(config, interpolant="cubic")
-    with pytest.raises(ModelError, match="class DDIMScheduler that predicts epsilon"):
+    with pytest.raises(ModelError, match="got DDIMScheduler: it predicts epsilon"):
         FlowSDEScheduler.from_config(DDIMScheduler(prediction_type="epsilon"))
-    with pytest.raises(ModelError, match="give from_config the scheduler itself"):
+    with pytest.raises(ModelError, match="give the scheduler itself"):
         FlowSDEScheduler.from_config(UniPCMultistepScheduler(prediction_type="flow_prediction").config)
     with pytest.raises(OptionError, match="no reward"):
         make(config).set_timesteps(4)

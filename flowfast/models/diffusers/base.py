@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flowfast.errors import OptionError
+from flowfast.models.diffusers.samplers import own_sampler, sampler_times
 from flowfast.types import Conditions
 
 KEPT_TEXTS = 32  # encoded prompts a flow keeps, for the next search and for replays
@@ -132,9 +133,7 @@ class DiffusersFlow:
 
     def own_times(self, steps: int) -> list[float]:
         """Linear times at which the pipeline's own sampler evaluates the model, for grid "model"."""
-        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(**self.sampler_arguments(steps))
-        return [float(sigma) for sigma in scheduler.sigmas[:-1]]
+        return sampler_times(own_sampler(self.pipe.scheduler), **self.sampler_arguments(steps))
 
     def to_images(self, latents: Tensor, vae: Any = None) -> Tensor:
         """(N, 3, H, W) in [0, 1], float32, of latents as the autoencoder (default: the pipeline's) takes them."""

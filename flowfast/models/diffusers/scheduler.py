@@ -1,9 +1,9 @@
 """Schedulers for diffusers' own pipelines: SDE sampling, and search inside the pipeline's loop.
 
-    pipe.scheduler = FlowSDEScheduler.from_config(pipe.scheduler.config, diffusion="square:3", seed=0)
+    pipe.scheduler = FlowSDEScheduler.from_config(pipe.scheduler, diffusion="square:3", seed=0)
 
     pipe.scheduler = FlowSearchScheduler.from_config(
-        pipe.scheduler.config, method="svdd", reward=reward, decode=from_diffusers(pipe).decode, prompts=[prompt]
+        pipe.scheduler, method="svdd", reward=reward, decode=from_diffusers(pipe).decode, prompts=[prompt]
     )
     images = pipe(prompt, num_images_per_prompt=8).images
     images[pipe.scheduler.best[0]]
@@ -19,7 +19,6 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
@@ -29,6 +28,7 @@ from torch import Tensor
 import flowfast.ops  # noqa: F401  (registers torch.ops.flowfast)
 from flowfast.errors import FlowfastError, ModelError, OptionError, RewardError
 from flowfast.flow import Schedule, ScheduleSpec, build_schedule
+from flowfast.models.diffusers.samplers import sampler_facts, sampler_from, sampler_times
 
 METHODS = ("bon", "smc", "svdd", "code")
 ROLLOVER = (
@@ -82,16 +82,7 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         integrator: str | None = None,
         seed: int = 0,
     ):
-        facts = dict(base or {})
-        prediction = facts.get("prediction_type", "flow_prediction")
-        # The config of a scheduler that was not loaded from a file does not name its class. Euler's has no prediction.
-        name = facts.get("_class_name", "unknown" if "prediction_type" in facts else "FlowMatchEulerDiscreteScheduler")
-        if not hasattr(diffusers, name) or prediction != "flow_prediction":
-            raise ModelError(
-                f"expected the config of a flow scheduler of diffusers, got one of class {name} that predicts "
-                f"{prediction}; where the class is unknown, give from_config the scheduler itself"
-            )
-        self.own: Any = getattr(diffusers, name).from_config(facts)
+        self.own: Any = sampler_from(dict(base or {}))
         # Pipelines look for shifts, sequence lengths, ... in the config of their scheduler.
         self.register_to_config(**{key: value for key, value in self.own.config.items() if key[0] != "_"})
         self.interpolant, self.diffusion, self.seed = interpolant, diffusion, seed
@@ -103,7 +94,9 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
-        """The scheduler for a pipeline, from its own scheduler or that one's config, or from a saved one of this class.
+        """The scheduler for a pipeline, from its own scheduler or that one's config, or from one of these classes.
+
+        A scheduler says more than its config, where `set_shift` was called on it.
 
         Raises:
             OptionError: unknown or wrong options. ModelError: not the scheduler of a flow.
@@ -112,7 +105,8 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         wrong = sorted(set(options) - set(known))
         if wrong:
             raise OptionError(f"unknown option {', '.join(wrong)} of {cls.__name__}: choose from {', '.join(known)}")
-        facts = {"_class_name": type(config).__name__, **config.config} if hasattr(config, "config") else dict(config)
+        ours = isinstance(config, FlowSDEScheduler)
+        facts = {**config.config, "base": sampler_facts(config.own)} if ours else sampler_facts(config or {})
         kept = {key: facts[key] for key in known if key in facts} if "base" in facts else {"base": facts}
         scheduler = cls(**(kept | options))
         return (scheduler, {}) if return_unused_kwargs else scheduler
@@ -127,6 +121,11 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
     def sigma_min(self, value: float) -> None:
         self.own.sigma_min = value  # Z-Image's pipeline does this
 
+    def set_shift(self, shift: float) -> None:
+        """That of the pipeline's own scheduler, where it has one."""
+        self.own.set_shift(shift)
+        self.register_to_config(base=sampler_facts(self.own))
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -135,10 +134,15 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        """The times of the pipeline's own scheduler, below the highest that the interpolant reaches."""
-        given = {"num_inference_steps": num_inference_steps, "sigmas": sigmas, "mu": mu, "timesteps": timesteps}
-        self.own.set_timesteps(**{name: value for name, value in given.items() if value is not None})
-        self.schedule = self._schedule_at(self.own.sigmas[:-1].tolist())
+        """The times of the pipeline's own scheduler, once each, below the highest that the interpolant reaches.
+
+        Raises:
+            OptionError: arguments that the pipeline's own scheduler cannot take. ModelError: times of no flow.
+        """
+        times = sampler_times(
+            self.own, num_inference_steps=num_inference_steps, sigmas=sigmas, mu=mu, timesteps=timesteps
+        )
+        self.schedule = self._schedule_at(times)
         self.table = self.schedule.table.float().to(device)
         self.sigmas = torch.cat([self.schedule.time.float(), torch.zeros(1)]).to(device)
         self.timesteps = self.sigmas[:-1] * self.own.config.num_train_timesteps
