@@ -69,7 +69,7 @@ class SearchConfig(BaseModel):
     until: float | None = None
     """Stop a prompt as soon as a finished sample has this reward."""
     reward_deadline: float | None = None
-    """Seconds that one call of a host reward may take."""
+    """Seconds that one call of a host reward may take; it has at most 64 images (flowfast/rewards/host.py)."""
 
 
 def make_config(options: dict[str, Any]) -> SearchConfig:

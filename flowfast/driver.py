@@ -13,7 +13,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, MutableMapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
@@ -38,6 +38,7 @@ from flowfast.searcher.steered import frozen
 from flowfast.settings import Setup, fitting_rows, noise_key
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
+from flowfast.worker import Worker
 
 log = logging.getLogger("flowfast.driver")
 BATCH_CAPS: MutableMapping[Any, int] = WeakKeyDictionary()
@@ -136,7 +137,7 @@ class Driver:
             asked = rewards.encode_alone(scorer, prompts) if self.steered else scorer.encode(prompts)
         self.reward_cond = {name: value.to(self.device) for name, value in asked.items()}
         self.polls = bool(self.device.type == "cpu" or on_round or on_progress or config.until is not None)
-        self.clock, self.pool = clock.Clock(self.device), cast(ThreadPoolExecutor | None, None)
+        self.clock, self.pool = clock.Clock(self.device), cast(Worker | None, None)
         self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search
         self.deadline: deadline.Deadline | None = None
         self.rounds, self.stage = held.facts["counts"]["rounds"] if held else 0, ""
@@ -413,12 +414,15 @@ class Driver:
     def run(self, started: float) -> SearchResult:
         if self.deadline and not self.held:
             self.deadline.start(started + self.measuring, self.device)
-        with ThreadPoolExecutor(1) as pool, frozen(*self.steered):
+        with Worker("host reward") as pool, frozen(*self.steered):
             self.pool = pool if len(self.groups) > 1 else None
             self.waiting = self._resume()
             try:
                 self._run_all()
-            except torch.OutOfMemoryError as error:
+            except (torch.OutOfMemoryError, OtherBatch) as error:
+                wait([group.scored for group in self.groups if group.scored])  # a reward never runs twice at once
+                if isinstance(error, OtherBatch):
+                    raise
                 raise self._half(error, self._hold_all()) from None
         failed = [prompt for prompt, sample in zip(self.prompts, self.samples, strict=True) if sample is None]
         if failed:

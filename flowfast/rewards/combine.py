@@ -8,6 +8,7 @@ runs beside it.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -79,8 +80,8 @@ class HostSum(CallableReward):
         self.range = _range(members, weights, references is not None)
         self.members, self.weights, self.references = list(members), list(weights), references
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        scores = all_scores(self.members, images, prompts, t, self.deadline)
+    def score(self, images: Tensor, prompts: list[str], t: Tensor | None, deadline: float | None) -> Tensor:
+        scores = all_scores(self.members, images, prompts, t, deadline)
         if self.references is not None:
             scores = torch.stack([rank_in(self.references[i], score) for i, score in enumerate(scores)])
         return torch.tensor(self.weights) @ scores
@@ -140,13 +141,18 @@ def rank_in(reference: Tensor, score: Tensor) -> Tensor:
 def all_scores(
     members: Sequence[Any], images: Tensor, prompts: Sequence[str], t: Tensor | None, deadline: float | None = None
 ) -> Tensor:
-    """Scores (members, N) float32 on the CPU. Raises RewardError by the policy."""
+    """Scores (members, N) float32 on the CPU. deadline: seconds for all members together; one that runs on the host
+    also keeps its own. Raises RewardError by the policy."""
     t = images.new_zeros(len(prompts)) if t is None else t.to(images.device)
+    until = None if deadline is None else time.monotonic() + deadline
     rows = []
     for member in members:
+        left = None if until is None else max(until - time.monotonic(), 1e-3)
         if isinstance(member, nn.Module):
             cond = {key: value.to(images.device) for key, value in member.encode(list(prompts)).items()}  # type: ignore[operator]
-            answer = guarded(_name_of(member), partial(member, images, t, cond), len(prompts), deadline)
+            answer = guarded(_name_of(member), partial(member, images, t, cond), len(prompts), left)
+        elif left is not None and isinstance(member, CallableReward):
+            answer = member.score(images, list(prompts), t, min(left, member.deadline or left))
         else:
             answer = member(images, prompts, t)
         rows.append(answer.detach().cpu())

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flowfast.errors import RewardError
 from flowfast.rewards.policy import guarded
 
+MOST_IMAGES = 64
+"""Images of one call."""
+MOST_VALUES = 2**25
+"""Values of one call's images, 128 MiB in float32: 10 images of 1024 x 1024, 42 of 512 x 512."""
+
 
 class CallableReward:
     """`function(images (N, 3, H, W) in [0, 1] on the CPU, prompts) -> N scores`, higher is better.
+
+    A round may have hundreds of images. The function gets at most MOST_IMAGES and MOST_VALUES of them in a call, in
+    their order, so that neither its memory nor what a deadline means depends on the size of a round.
 
     Args:
         function: any callable; a list, an array or a tensor of N real numbers will do as its answer.
@@ -43,5 +52,19 @@ class CallableReward:
         Raises:
             RewardError: by the policy of flowfast/rewards/policy.py.
         """
-        host, texts = images.detach().float().cpu(), prompts if isinstance(prompts, list) else list(prompts)
-        return guarded(self.name, lambda: self.function(host, texts), len(prompts), self.deadline).detach().cpu()
+        scores = [
+            self.score(images[part], list(prompts[part]), None if t is None else t[part], self.deadline)
+            for part in parts_of(images, MOST_IMAGES)
+        ]
+        return torch.cat(scores) if scores else torch.zeros(0)
+
+    def score(self, images: Tensor, prompts: list[str], t: Tensor | None, deadline: float | None) -> Tensor:
+        """One call: scores (N,) float32 on the CPU."""
+        host = images.detach().float().cpu()
+        return guarded(self.name, lambda: self.function(host, prompts), len(prompts), deadline).detach().cpu()
+
+
+def parts_of(images: Tensor, most: int) -> Iterator[slice]:
+    """Slices of images (N, ...) of at most `most` images and MOST_VALUES values, at least one image each."""
+    step = max(1, min(most, MOST_VALUES // max(1, images[:1].numel())))
+    return (slice(start, start + step) for start in range(0, len(images), step))

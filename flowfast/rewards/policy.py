@@ -2,20 +2,25 @@
 
 | it ...                          | then                                                                   |
 |---------------------------------|------------------------------------------------------------------------|
-| raises                          | RewardError with its name, the exception is the cause                  |
+| raises, or calls sys.exit       | RewardError with its name, the exception is the cause                  |
 | runs out of memory              | the search tries again with fewer images (engine.search)               |
-| does not answer by the deadline | RewardError with its name and the deadline                             |
+| does not answer by the deadline | RewardError with its name and the deadline; the call is left behind    |
 | returns the wrong shape or type | RewardError: what was expected, what came                              |
 | returns NaN                     | that candidate counts as -inf: it never wins (result.nan_rewards)      |
-| runs out of memory              | as where the model does: in the first round a smaller micro-batch      |
+| returns -inf, +inf              | it never wins; it wins, for +inf is a number that is larger than all   |
 
-Results that were handed out before stay: a failing reward ends the search, not what is on disk.
+An answer is N real numbers, one an image, in a tensor on any device, an array, or a list or tuple of numbers or of
+tensors of one number; integers will do. True, "0.5", None, complex numbers, a dict, a generator, a coroutine, a pair
+(scores, something) and a column (N, 1) are refused by name. Numbers beyond float32 are infinite.
+
+A deadline is for one call, which has a bounded number of images (host.py). In a weighted sum it is for all members
+together. Results that were handed out before stay: a failing reward ends the search, not what is on disk.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +45,7 @@ def guarded(name: str, call: Callable[[], Any], count: int, deadline: float | No
         answer = call() if deadline is None else _within(name, call, deadline)
     except (FlowfastError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {name!r} raised {type(error).__name__}: {error}; mend it or choose another reward"
         ) from error
@@ -53,20 +58,27 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
     Raises:
         RewardError: it is not one real number an image.
     """
-    came = f"{type(answer).__name__}"
-    if not isinstance(answer, Tensor):
+    came = type(answer).__name__
+    if isinstance(answer, list | tuple) and any(isinstance(entry, Tensor) for entry in answer):
+        answer = _joined(answer)
+    if isinstance(answer, Tensor):
+        came = f"a tensor of {answer.dtype}" + (", sparse" if answer.layout is not torch.strided else "")
+        right = not (answer.dtype is torch.bool or answer.is_complex() or answer.layout is not torch.strided)
+    else:
         try:
             array = np.asarray(answer)
-        except ValueError:  # a ragged list
+        except Exception:  # a ragged list, or entries that no array can hold
             array = np.asarray(None)
-        if array.dtype.kind not in "fiu":
-            raise RewardError(
-                f"reward {name!r}: expected {count} real numbers, one an image, got {came} of {array.dtype}"
-            )
-        answer = torch.as_tensor(array.astype(np.float32))
-    elif answer.dtype is torch.bool or answer.is_complex():
+        mixed = isinstance(answer, list | tuple) and any(isinstance(entry, bool | np.bool_) for entry in answer)
+        came = f"{came} of {'bool' if mixed else array.dtype}"
+        right = array.dtype.kind in "fiu" and not mixed
+        if right:
+            with np.errstate(over="ignore"):
+                answer = torch.as_tensor(array.astype(np.float32))
+    if not right:
         raise RewardError(
-            f"reward {name!r}: expected {count} real numbers, one an image, got a tensor of {answer.dtype}"
+            f"reward {name!r}: expected {count} real numbers, one an image, got {came}; return a list, an array or a "
+            "tensor of numbers, NaN for an image without a score"
         )
     if tuple(answer.shape) != (count,):
         raise RewardError(
@@ -74,6 +86,14 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
             "return one number for each image of the batch"
         )
     return answer.to(torch.float32)
+
+
+def _joined(entries: Sequence[Any]) -> Any:
+    """A list of tensors as one tensor, on the host; as it is where that is no list of single numbers."""
+    try:
+        return torch.stack([torch.as_tensor(entry).detach().cpu().reshape(()) for entry in entries])
+    except (RuntimeError, TypeError, ValueError):
+        return entries
 
 
 def _within(name: str, call: Callable[[], Any], deadline: float) -> Any:

@@ -1,7 +1,11 @@
 """What goes wrong in rewards and models (testing.md F1, F2) stays where it went wrong, or is one clear error."""
 
 import math
+import signal
+import subprocess
+import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -121,6 +125,56 @@ def test_a_reward_that_hangs_meets_its_deadline():
     with pytest.raises(RewardError, match="slow"):
         flowfast.search(GaussianFlow(), ["a"], reward=slow, method="ode", reward_deadline=0.1, **OPTIONS)
     assert time.perf_counter() - started < 10
+
+
+def test_a_deadline_is_not_waited_for_twice():
+    """The images of the other group of slots wait for the reward, too: nobody waits for them once one has failed."""
+
+    def hang(images, prompts):
+        time.sleep(20)
+
+    started = time.perf_counter()
+    with pytest.raises(RewardError, match="'hang' did not answer within 1.5 s"):
+        flowfast.search(GaussianFlow(), ["a", "bb"], reward=hang, method="bon", reward_deadline=1.5, **OPTIONS)
+    assert time.perf_counter() - started < 2.8
+
+
+HANGS = """
+import sys, threading, torch, flowfast
+def hang(images, prompts):
+    print("asked", flush=True)
+    threading.Event().wait()
+options = dict(method="bon", budget=60, reward_deadline=float(sys.argv[2]) or None, slots=int(sys.argv[1]))
+flow = flowfast.flow_from(lambda x, t, cond: x, shape=(3, 4, 4))
+flowfast.search(flow, ["a", "b"], reward=hang, **options)
+"""
+
+
+def test_a_reward_that_hangs_is_left_at_one_signal():
+    """Two groups of slots, the one on another thread; one group; a deadline, which has a thread of its own."""
+    cases = [(2, 0, "SIGINT"), (1, 0, "SIGINT"), (2, 60, "SIGINT"), (2, 0, "SIGTERM")]
+    heeds = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", HANGS, str(slots), str(deadline)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds,
+        )
+        for slots, deadline, _ in cases
+    ]  # fmt: skip
+    try:
+        for program, (_, _, name) in zip(programs, cases, strict=True):
+            assert program.stdout.readline() == "asked\n", program.stderr.read()
+            time.sleep(0.2)  # the other group has begun its round
+            program.send_signal(getattr(signal, name))
+            _, said = program.communicate(timeout=20)
+            assert program.returncode == -getattr(signal, name)
+            if name == "SIGINT":
+                assert said.endswith("KeyboardInterrupt\n"), said
+                assert said.count("Traceback") == 1
+    finally:
+        for program in programs:
+            program.kill()
+            program.communicate()
 
 
 def test_what_was_handed_out_before_a_reward_failed_stays():
