@@ -23,8 +23,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
-from flowfast.prompts import prompt_of
-from flowfast.prompts import read_prompts as read_file
+from flowfast.prompts import prompt_of, read_lists
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -52,6 +51,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+Lists = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--prompts",
+        help="A list of prompts, may come several times: .txt (one a line), .jsonl, .json, .csv, .tsv, a folder of "
+        ".txt (one each), - for standard input.",
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-column", help="Where a list's prompts are; default: prompt, caption or text, else the only one."
+    ),
+]
 
 
 @app.command()
@@ -88,10 +101,8 @@ def generate(
         list[str] | None, typer.Option("--model-option", help="NAME=VALUE for a diffusers pipeline: height=512, ...")
     ] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="More prompts: one a line, or JSONL with fields (prompt, seed, ...)."),
-    ] = None,
+    lists: Lists = None,
+    column: Column = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of a call that was stopped: goes on there.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the search to this file.")] = None,
@@ -112,7 +123,7 @@ def generate(
         if not config.exists():
             raise OptionError(f"nothing to resume in {resume}: no {CALL} there (a call that finished leaves none)")
     asked = read_config(config) if config else {}
-    texts = [*(prompts or []), *(read_file(prompt_file) if prompt_file else [])] or asked.get("prompts", [])
+    texts = [*(prompts or []), *read_lists(lists or [], column)] or asked.get("prompts", [])
     asked.pop("prompts", None)
     asked |= given
     if "budget" in given and "seconds" not in given:
@@ -177,7 +188,8 @@ def chrome_trace(path: Path | None) -> Iterator[None]:
 
 @app.command()
 def compare(
-    prompts: Annotated[Path | None, typer.Option(help="A prompt a line; default the hard prompts.")] = None,
+    lists: Lists = None,
+    column: Column = None,
     split: Annotated[str, typer.Option(help="Half of the hard prompts: tuning or heldout.")] = "tuning",
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
     methods: Annotated[
@@ -200,7 +212,8 @@ def compare(
     from flowfast.report.tables import HEAD, comparison_rows, markdown
     from flowfast.report.write import check_writable
 
-    texts = read_prompts(prompts, model, split)[:limit]
+    texts = read_lists(lists, column, seeds=False) if lists else built_in_prompts(model, split)
+    texts = texts[:limit]
     plan = comparing.Comparison(
         prompts=tuple(dict.fromkeys(texts)),
         methods=tuple(words(methods)),
@@ -243,7 +256,8 @@ def export_archive(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="Known to the archive, where encoding does not script.")
     ] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompts", help="More of them, as for generate.")] = None,
+    lists: Lists = None,
+    column: Column = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml of a search: its other settings.")] = None,
     form: Annotated[
         str, typer.Option("--format", help="torchscript, or aoti: compiled parts beside it.")
@@ -258,7 +272,7 @@ def export_archive(
     asked.pop("prompts", None)
     for name, pairs in (("method_options", option), ("model_options", model_option)):
         asked[name] = {**asked.get(name, {}), **parse_options(pairs or [])}
-    texts = [*(prompt or []), *(read_file(prompt_file) if prompt_file else [])]
+    texts = [*(prompt or []), *read_lists(lists or [], column)]
     resolved = make_config(asked)
     flow = engine.load(resolved.model, **resolved.model_options)
     archive.export(flow, out, prompts=texts, format=form, config=resolved)
@@ -380,10 +394,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return {**found, "prompts": [prompt_of(entry, f"--config {path}") for entry in texts]}
 
 
-def read_prompts(path: Path | None, model: str, split: str) -> list[str]:
-    """The prompts of a file, or a half of the model's hard prompts. Raises OptionError, PromptError."""
-    if path is not None:
-        return read_file(path)
+def built_in_prompts(model: str, split: str) -> list[str]:
+    """A half of the model's hard prompts. Raises OptionError."""
     if model != "scenes":
         raise OptionError(f"model {model!r} has no built-in prompts: give --prompts FILE")
     if split not in ("tuning", "heldout"):

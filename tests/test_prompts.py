@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def written(folder: Path, name: str, *lines: str) -> Path:
 
 
 def test_lines_and_objects(tmp_path: Path) -> None:
-    assert read_prompts(written(tmp_path, "p.txt", "a cat", "", '  {"prompt": "x"} ')) == ["a cat", '{"prompt": "x"}']
+    assert read_prompts(written(tmp_path, "p.txt", "a cat", "", "  a dog ")) == ["a cat", "a dog"]
     lines = [
         {"prompt": "three cats", "classes": ["cat"], "counts": [3], "seed": 7, "category": "animals"},
         {"prompt": 'a sign that says "OPEN"', "text": "OPEN", "id": 12},
@@ -40,13 +41,10 @@ def test_lines_and_objects(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{prompt", r"line 1: not JSON.*write an object a line"),
-        ('{"text": "x"}', 'line 1: expected an object with a text under "prompt"'),
-        ('{"prompt": " "}', 'text under "prompt"'),
-        ("3", 'text under "prompt"'),
-        ('{"prompt": "x", "seed": "7"}', "field 'seed' must be int, got '7'"),
-        ('{"prompt": "x", "seed": true}', "field 'seed' must be int"),
-        ('{"prompt": "x", "counts": [1.5], "classes": ["a"]}', "field 'counts' must be a list of int"),
-        ('{"prompt": "x", "counts": [1, 2], "classes": ["a"]}', "as many counts as classes"),
+        ('{"prompt": " "}', "field 'prompt': it is empty"),
+        ("3", "expected a list of texts or objects, got 3"),
+        ('{"prompt": "x", "seed": "seven"}', "field 'seed' must be a whole number, got 'seven'"),
+        ('{"prompt": "x", "seed": true}', "field 'seed' must be a whole number, got True"),
         ("", "has no prompt"),
     ],
 )
@@ -60,6 +58,22 @@ def test_a_missing_file_and_an_unknown_field_are_named(tmp_path: Path) -> None:
         read_prompts(tmp_path / "nowhere.txt")
     with pytest.raises(PromptError, match="unknown field 'sead'; choose of classes, counts, text, seed"):
         Prompt("x", sead=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": "seven"}, "field 'seed' must be a whole number, got 'seven'"),
+        ({"seed": 10**5000}, "field 'seed' must be a whole number, got a number of about 5000 digits"),
+        ({"counts": [1.5], "classes": ["a"]}, "field 'counts' must be a list of whole numbers from 0 on, got a list"),
+        ({"counts": [-1], "classes": ["a"]}, "field 'counts' must be a list of whole numbers from 0 on, got a list"),
+        ({"counts": [1, 2], "classes": ["a"]}, "field 'counts' must be as many counts as classes, got 2 for 1"),
+        ({"classes": "cat, dog"}, "field 'classes' must be a list of texts, got 'cat, dog'"),
+    ],
+)
+def test_a_prompt_made_by_hand_is_refused_at_once(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError, match=f"prompt 'x': {message}"):
+        Prompt("x", **fields)
 
 
 def test_a_prompt_is_its_text_and_survives_copies() -> None:
