@@ -352,7 +352,8 @@ class Driver:
             self._decide(group, found)
             return
         n = images.shape[0]
-        letter = group.mail.send([images, engine.lane_live[:n], engine.lane_slot[:n], engine.lane_real[1, :n]])
+        lanes = (engine.lane_live[:n], engine.lane_slot[:n], engine.lane_real[1, :n], engine.image_sum[:n])
+        letter = group.mail.send([images, *lanes])
         texts = [self.prompts[group.index_of.get(slot, 0)] for slot in range(self.slots)]
         work = partial(self._host_rewards, group, letter, texts)
         group.scored = self.pool.submit(work) if self.pool else _done(work)
@@ -398,9 +399,9 @@ class Driver:
 
     @torch.no_grad()
     def _host_rewards(self, group: Group, letter: Letter, texts: list[str]) -> Tensor:
-        """Rewards (N,) of a round's images on the host; the reward sees live lanes only."""
-        images, on, slot, t = letter.read()
-        live = on.nonzero().flatten()
+        """Rewards (N,) of a round's images on the host; the reward sees finite images of live lanes only."""
+        images, on, slot, t, image_sum = letter.read()
+        live = on.logical_and(image_sum.isfinite()).nonzero().flatten()
         scores = group.scores[: len(on)].fill_(-math.inf)
         if len(live):
             with spans.REWARD:
@@ -641,14 +642,16 @@ class Driver:
         letter = group.mail.send([images, x0, x, t, reward, *(found[name] for name in names)])
         images, x0, x, t, reward, seen, row_of, chain_of, candidate_of, cost = (each.clone() for each in letter.read())
         nfe, speculative, calls, nan = cost.tolist()
+        there = seen > -math.inf  # there may be fewer finished samples than finalists
+        live = there & images.flatten(1).isfinite().all(1)
+        nan += int((there & ~live).sum())
         if self.previews:
-            live = seen > -math.inf  # there may be fewer finished samples than finalists
             if self.host_reward and live.any():
                 work = partial(self.scorer, images[live], [prompt] * int(live.sum()), t[live])
                 reward[live] = (self.pool.submit(work) if self.pool else _done(work)).result()  # never two at once
             calls += int(live.sum())
             nan += int(reward[live].isnan().sum())
-            reward = torch.where(live, reward, -math.inf).nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
+        reward = torch.where(live, reward, -math.inf).nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
         self.nan_rewards += nan
         self.spent[index] = nfe
         top = []

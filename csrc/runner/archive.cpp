@@ -184,6 +184,7 @@ class Compiled final : public Scripted {
       const bool guided = info().at("passes") == "2";
       call("mean", i, u, guided ? IValue(run(velocity_, "velocity", with(x_t, given, "null/"))) : IValue());
       parts_.push_back(run(decode_, "decoder", {call("latents", i).toTensor()}));
+      call("look", i, parts_.back());
     }
     images_ = at::cat(parts_);
   }

@@ -8,6 +8,8 @@
 | returns the wrong shape or type | RewardError: what was expected, what came                              |
 | returns NaN                     | that candidate counts as -inf: it never wins (result.nan_rewards)      |
 | returns -inf, +inf              | it never wins; it wins, for +inf is a number that is larger than all   |
+| meets an image that is not      | as if it had returned NaN, whatever it says; on the host it is not     |
+| finite                          | called for it                                                          |
 
 An answer is N real numbers, one an image, in a tensor on any device, an array, or a list or tuple of numbers or of
 tensors of one number; integers will do. True, "0.5", None, complex numbers, a dict, a generator, a coroutine, a pair

@@ -14,7 +14,7 @@ lies in packages of its own, the driver makes a round's calls of it:
     archive.lay(); archive.branch()
     for i in range(archive.parts()):
         archive.mean(i, velocity of archive.inputs(i), the same with its null conditions or None)
-    images = cat of decode(archive.latents(i)), each i
+    images = cat of decode(archive.latents(i)), each i; each one also shown to archive.look(i, images of part i)
     archive.observe(cat of reward(images of part i, archive.reward_inputs(i)), each i)
 
 One thread at a time; without gradients (torch.no_grad, InferenceMode).
@@ -84,15 +84,17 @@ class Archive(nn.Module):
         """Puts a request into a slot without touching its neighbours.
 
         cond: one row of `encode`. null_cond: that of the negative prompt; {}: the one of the export. key: of the noise
-        (flowfast.settings.noise_key). budget: NFE. guidance: 1 where the archive has one pass. until: stop early at
-        this reward, or infinity. Raises OptionError, BudgetError.
+        (flowfast.settings.noise_key). budget: NFE. guidance: up to 1: off, as it must be where the archive has one
+        pass. until: stop early at this reward, or infinity. Raises OptionError, BudgetError.
         """
         self.check_slot(slot)
+        if not (guidance >= 0.0 and guidance < torch.inf):
+            raise OptionError("guidance must be a finite number of at least 0 (up to 1: off), got " + str(guidance))
         plan = self.plan(budget)
         null: dict[str, Tensor] = {}
         if self.passes == 2:
             null = self.named("cond/", null_cond, self.engine.cond) if len(null_cond) > 0 else self.null_cond
-        elif guidance != 1.0:
+        elif guidance > 1.0:
             raise OptionError(
                 "guidance " + str(guidance) + ": this archive was exported without guidance; give 1 or export it again"
             )
@@ -110,7 +112,7 @@ class Archive(nn.Module):
             self.left[plan],
             self.start[plan],
             widths,
-            guidance,
+            max(guidance, 1.0),
             until,
             None,
         )
@@ -138,6 +140,13 @@ class Archive(nn.Module):
         if not self.hollow:
             images = [self.engine.flow.decode(latent.unsqueeze(0)).float() for latent in found["x0"]]
             found["image"] = torch.cat(images)
+            # An image that is not finite has no reward: such samples go behind the others.
+            finite = torch.isfinite(found["image"].flatten(1)).all(1)
+            reward = torch.where(finite, found["reward"], -torch.inf)
+            reward, order = torch.sort(reward, dim=0, descending=True, stable=True)
+            for name in ("x0", "x", "row", "chain", "candidate", "image"):
+                found[name] = found[name].index_select(0, order)
+            found["reward"] = reward
         return found
 
     @torch.jit.export
@@ -231,6 +240,12 @@ class Archive(nn.Module):
     def latents(self, i: int) -> Tensor:
         """x0_hat (M, *shape) of micro-batch i, for the decoder."""
         return self.engine.x0_shaped[i]
+
+    @torch.jit.export
+    def look(self, i: int, images: Tensor) -> None:
+        """The decoder's images (M, 3, H, W) of micro-batch i: one that is not finite never wins. Raises ModelError
+        where there are not M."""
+        self.engine.look(i, images)
 
     @torch.jit.export
     def reward_inputs(self, i: int) -> dict[str, Tensor]:

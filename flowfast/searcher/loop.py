@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import flowfast.ops  # noqa: F401  (registers torch.ops.flowfast)
+from flowfast.errors import ModelError
 from flowfast.flow.schedule import Schedule
 from flowfast.searcher.state import State, slice_of
 
@@ -34,12 +35,14 @@ class Search(nn.Module):
     lane_index: Tensor
     chain_index: Tensor
     side: Tensor
+    no_reward: Tensor
     lane: Tensor
     lane_real: Tensor
     lane_live: Tensor
     live: Tensor
     position: Tensor
     broken: Tensor
+    image_sum: Tensor
     dense: Tensor
     status: Tensor
     advance: Tensor
@@ -101,6 +104,7 @@ class Search(nn.Module):
             "finished": finished,
             "chain_index": torch.arange(slots * chains),
             "side": torch.arange(2),
+            "no_reward": torch.tensor(torch.nan, dtype=torch.float32),
         }
         for name, tensor in constant.items():
             setattr(self, name, tensor.to(device))
@@ -118,6 +122,7 @@ class Search(nn.Module):
         buffer("lane_real", (3, widest), torch.float32)
         buffer("lane_live", (widest,), torch.bool)
         buffer("broken", (widest,), torch.bool)
+        buffer("image_sum", (widest,), torch.float32)
         buffer("live", (B, lanes), torch.bool)
         buffer("dense", (B, lanes), torch.float32)
         for name, shape in (("position", (B, lanes)), ("status", (B, lanes)), ("advance", (B,))):
@@ -132,7 +137,7 @@ class Search(nn.Module):
         self.x_shaped = [part.view([M, *self.shape]) for part in self.x_part]
         self.x0_shaped = [part.view([M, *self.shape]) for part in self.x0_part]
         self.slot_part, self.row_part = list(self.lane_slot.split(M)), list(self.kernel_row.split(M))
-        self.broken_part = list(self.broken.split(M))
+        self.broken_part, self.image_sum_part = list(self.broken.split(M)), list(self.image_sum.split(M))
         self.t_part, self.linear_t_part, self.guidance_part = (list(t.split(M)) for t in self.lane_real)
         self.padded, self.next_width, self.assigned = 0, -1, False
         self.ahead = True  # `decide` lays the next lanes, too; not in a CUDA graph, which would replay their number
@@ -303,9 +308,9 @@ class Search(nn.Module):
     def mean(self, i: int, u: Tensor, null: Optional[Tensor]) -> None:
         """Posterior mean of micro-batch i, from its velocity u (M, *shape) and, with guidance, that of the null
         condition."""
-        u, guidance = u.reshape(self.micro_batch, self.numel), torch.jit.annotate(Optional[Tensor], None)
+        u, guidance = self.flat(u), torch.jit.annotate(Optional[Tensor], None)
         if null is not None:
-            null, guidance = null.reshape(self.micro_batch, self.numel), self.guidance_part[i]
+            null, guidance = self.flat(null), self.guidance_part[i]
         u_out = None if self.direct else self.u_part[i]
         torch.ops.flowfast.posterior_mean(
             self.x_part[i], u, null, guidance, self.row_part[i], self.table, u_out, self.x0_part[i],
@@ -314,10 +319,33 @@ class Search(nn.Module):
         if self.direct:
             self.u_lane = u
 
+    def flat(self, u: Tensor) -> Tensor:
+        """A velocity as (M, n) of the state's own type. Raises ModelError where it has another number of elements."""
+        if u.size(0) != self.micro_batch or u.numel() != self.micro_batch * self.numel:
+            raise ModelError(
+                "velocity must return the shape of x_t, " + str([self.micro_batch] + self.shape) + ", got "
+                + str(list(u.shape)) + ": mend the model"
+            )  # fmt: skip
+        return u.reshape(self.micro_batch, self.numel).to(self.x_lane.dtype).contiguous()
+
     @torch.jit.export
     def decode(self) -> Tensor:
-        parts = [self.flow.decode(self.x0_shaped[i]) for i in range(self.padded // self.micro_batch)]
+        parts: list[Tensor] = []
+        for i in range(self.padded // self.micro_batch):
+            parts.append(self.flow.decode(self.x0_shaped[i]))
+            self.look(i, parts[i])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @torch.jit.export
+    def look(self, i: int, images: Tensor) -> None:
+        """Notes whether the images (M, ...) of micro-batch i are finite: their sums say so in one launch. Raises
+        ModelError where there are not M of them."""
+        if images.dim() < 2 or images.size(0) != self.micro_batch:
+            raise ModelError(
+                "decode must return one image a latent, " + str(self.micro_batch) + " here, got the shape "
+                + str(list(images.shape)) + ": mend the decoder"
+            )  # fmt: skip
+        torch.sum(images.flatten(1), [1], dtype=torch.float32, out=self.image_sum_part[i])
 
     @torch.jit.export
     def score(self, images: Tensor) -> Tensor:
@@ -355,13 +383,16 @@ class Search(nn.Module):
     # ---- parts of a round ----
 
     def settle(self, rewards: Tensor) -> None:
-        """All that is decided of each chain by itself."""
+        """All that is decided of each chain by itself. An image that is not finite has no reward, whatever was said of
+        it: in 8 bits NaN is black."""
         s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
+        finite = self.image_sum[: rewards.size(0)].abs() < torch.inf
+        rewards = torch.where(finite, rewards.to(torch.float32), self.no_reward)
         if self.method.draws:
             n = rewards.size(0)
             bias = self.method.bias(self.lane_key[:n], self.lane_row[:n], self.lane_candidate[:n], self.lane_chain[:n])
         torch.ops.flowfast.decide(
-            rewards.to(torch.float32).contiguous(),
+            rewards.contiguous(),
             self.method.temperature,
             bias,
             s.chain,

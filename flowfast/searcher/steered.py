@@ -161,6 +161,7 @@ class Steered(Search):
             # A child whose children would be NaN counts like one that is NaN itself.
             unsound = torch.logical_not(found.grad.isfinite().all(1))
             self.broken_part[i].logical_or_(unsound.logical_and_(self.used.index_select(0, row.clamp(min=0))))
+            self.look(i, found.images)
             self.images.append(found.images)
             self.rewards.append(found.rewards)
 
