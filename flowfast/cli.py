@@ -83,7 +83,8 @@ def generate(
     grid: Annotated[str | None, typer.Option(help="Where the steps stand: uniform, paper, ...")] = None,
     tail: Annotated[int | None, typer.Option(help="Noise-free steps that finish a sample.")] = None,
     guidance: Annotated[
-        str | None, typer.Option(help="Scale of classifier-free guidance (1: none), dps:STRENGTH, or both: 3,dps:0.5.")
+        str | None,
+        typer.Option(help="Scale of classifier-free guidance (up to 1: off), dps:STRENGTH, or both: 3,dps:0.5."),
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     chains: Annotated[int | None, typer.Option(help="Particles that go on from step to step.")] = None,
@@ -245,7 +246,7 @@ def export_archive(
     slots: Annotated[int | None, typer.Option(help="Requests that run at once; 4 if not given.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps from noise to data.")] = None,
     preset: Annotated[str | None, typer.Option(help="Named settings of path, noise and grid, e.g. paper.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; up to 1: off.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     top_k: Annotated[int | None, typer.Option(help="How many of the best samples to keep.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call.")] = None,

@@ -36,6 +36,8 @@ class SearchConfig(BaseModel):
     tail: int | None = None
     shift: float | None = None
     guidance: float | None = None
+    """Scale of classifier-free guidance, in two passes: u = u_null + scale (u - u_null). Up to 1 it is off, one pass.
+    What a distilled model takes as an input (FLUX dev) is another scale: `guidance` of `flowfast.from_diffusers`."""
     gradient: str | None = None
     """Gradient guidance, "dps:0.5": the reward's gradient steers every step (flowfast/flow/gradient.py). An evaluation
     then costs a backward pass on top, which NFE do not count. On CUDA some backward passes add in any order: last bits

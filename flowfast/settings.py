@@ -4,6 +4,7 @@ the key of a request's noise."""
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Setup:
         preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
         self.method: Method = make_method(config.method, {**preferred, **config.method_options})
         path = resolve_path(flow, config, self.method)
-        self.guidance = float(flow.guidance if config.guidance is None else config.guidance)
+        self.guidance = _guidance(flow, config)
         finalists = _finalists(flow, config)
         self.config = config.model_copy(update={**path, "guidance": self.guidance, "finalists": finalists})
         self.asked_micro_batch = config.micro_batch
@@ -78,6 +79,14 @@ class Setup:
 def fitting_rows(slots: int, plan: Plan) -> int:
     """Rows of a micro-batch: as many as a round of all slots fills, at most 32."""
     return min(32, 1 << (slots * max(plan.widths()) - 1).bit_length())
+
+
+def _guidance(flow: Flow, config: SearchConfig) -> float:
+    """The scale of classifier-free guidance, 1 where it is off: that is up to 1, as pipelines have it."""
+    scale = float(flow.guidance if config.guidance is None else config.guidance)
+    if not 0 <= scale < math.inf:
+        raise OptionError(f"guidance must be a finite number of at least 0 (up to 1: off), got {scale}")
+    return max(1.0, scale)
 
 
 def _finalists(flow: Flow, config: SearchConfig) -> int | None:

@@ -34,7 +34,7 @@ class Flow(Protocol):
 
     @property
     def guidance(self) -> float:
-        """Default classifier-free guidance scale; 1 means one pass."""
+        """Default scale of classifier-free guidance; up to 1 it is off, one pass."""
 
     def encode(self, prompts: list[str]) -> Conditions:
         """Conditions of N prompts; the empty prompt is the null condition. Raises PromptError."""

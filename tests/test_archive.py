@@ -70,6 +70,24 @@ def refused(call: Any, kind: type[FlowfastError], match: str) -> None:
 # ---- the same bits ----
 
 
+@pytest.mark.parametrize("exported_at", [0.0, 3.0], ids=["one pass", "two passes"])
+def test_guidance_up_to_1_is_off(exported_at: float, tmp_path: Path) -> None:
+    """One pass where it was off at export; with two, the conditional velocity alone."""
+    archive = exported(tmp_path / "a.ffa", method="bon", guidance=exported_at, budget=56)
+    info, passes = archive.info(), 2 if exported_at > 1 else 1
+    assert (info["guidance"], info["passes"]) == (str(max(1.0, exported_at)), str(passes))
+    sample = searched("a", 28, method="bon", guidance=0)
+    for slot, scale in enumerate((0.0, 0.5, 1.0)):
+        admit(archive, slot, "a", 28 * passes, guidance=scale)
+    archive.search()
+    for slot in range(3):
+        found = archive.release(slot)
+        assert torch.equal(bits(found["x0"][0]), bits(sample.latent))
+        assert found["cost"].tolist()[0] == sample.nfe * passes
+    for scale in (-0.5, math.nan, math.inf):
+        refused(lambda scale=scale: admit(archive, 0, "a", 28 * passes, guidance=scale), OptionError, "at least 0")
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["one pass", "two passes"])
 @pytest.mark.parametrize(("method", "evaluations"), [*((method, 61) for method in METHODS), ("sop", 57)])
 def test_every_budget_gives_the_bits_of_python_or_is_refused(
