@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flowfast import engine, ops, rewards
+from flowfast import engine, ops, rewards, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.flow.gradient import parse_guidance
@@ -39,12 +39,13 @@ DEFAULT_BUDGET = 200
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
     keep_memory()
+    secrets.GIVEN.clear()  # those of an earlier call in this process
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         return app(argv, prog_name="flowfast", standalone_mode=False) or 0
     except (FlowfastError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"flowfast: {' '.join(message.split())}", file=sys.stderr)
+        print(f"flowfast: {secrets.hidden(' '.join(message.split()))}", file=sys.stderr)
         return 2
     except typer.Abort:
         return 130

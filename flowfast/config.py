@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from flowfast import secrets
 from flowfast.errors import OptionError
 
 
@@ -73,6 +74,18 @@ class SearchConfig(BaseModel):
     reward_deadline: float | None = None
     """Seconds that one call of a host reward may take; it has at most 64 images (flowfast/rewards/host.py)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_secrets(cls, options: Any) -> Any:
+        """Names of variables for the secrets in options (flowfast/secrets.py), before anything can show them."""
+        if not isinstance(options, dict):
+            return options
+        found = {**options, "model_options": secrets.sealed_options(options.get("model_options", {}))}
+        for name, kind in (("model", "MODEL"), ("reward", "REWARD")):
+            if isinstance(found.get(name), str):
+                found[name] = secrets.sealed(found[name], kind)
+        return found
+
 
 def make_config(options: dict[str, Any]) -> SearchConfig:
     """The configuration from options; OptionError names what is unknown or wrong, and the valid names."""
@@ -84,4 +97,7 @@ def make_config(options: dict[str, Any]) -> SearchConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise OptionError(f"option {name!r}: {first['msg'].lower()}, got {first['input']!r}") from None
+        came = repr(first["input"])
+        if name.startswith("model_options"):  # it may hold a secret that no name gives away
+            came = type(first["input"]).__name__
+        raise OptionError(f"option {name!r}: {first['msg'].lower()}, got {came}") from None

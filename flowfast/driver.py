@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast import checkpoint as checkpoints
-from flowfast import clock, deadline, rewards, spans
+from flowfast import clock, deadline, rewards, secrets, spans
 from flowfast.compiled import PreviewFlow, compiled
 from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
@@ -484,7 +484,10 @@ class Driver:
         latents, apart = self.latents, {"micro_batch", "splits", "slots", "budget", "seconds", "cuts"}
         config = json.loads(self.setup.config.model_dump_json(exclude=apart))
         options = config["model_options"].items()
-        config["model_options"] = {name: value for name, value in options if name not in MEMORY_OPTIONS}
+        config["model_options"] = {
+            name: value for name, value in options if name not in MEMORY_OPTIONS and not secrets.is_secret(name)
+        }
+        config["reward"] = secrets.without_login(config["reward"])
         return {
             "prompts": [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in self.prompts],
             "config": config,

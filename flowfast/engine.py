@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowfast import checkpoint as checkpoints
-from flowfast import clock, rewards
+from flowfast import clock, rewards, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import Driver, OtherBatch
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
@@ -27,6 +27,7 @@ def load(name: str, **options: Any) -> Flow:
     """A flow by name: "scenes", or the id or folder of a diffusers pipeline, for which options go to
     `flowfast.models.diffusers.from_diffusers`. Raises OptionError for an unknown one, WeightError for damaged
     weights."""
+    name, options = secrets.opened(name), secrets.opened_options(options)
     if name == "scenes":
         if options:
             raise OptionError(f"model 'scenes' takes no options, got {', '.join(options)}")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "flowfast"
 
 # everyone may import these
-LEAVES = {"errors", "files", "memory", "prompts", "seal", "spans", "types", "version", "worker"}
+LEAVES = {"errors", "files", "memory", "prompts", "seal", "secrets", "spans", "types", "version", "worker"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "fields": set(),
     "prompts": {"fields"},
     "seal": set(),
+    "secrets": set(),
     "spans": set(),
     "types": set(),
     "version": {"ops"},

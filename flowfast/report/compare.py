@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowfast import engine, presets
+from flowfast import engine, presets, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, OutputError
 from flowfast.memory import keep_memory
@@ -68,6 +68,9 @@ class Comparison:
     reward: str = "scenes"
     steps: int | None = None
     micro_batch: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", secrets.sealed(self.reward))
 
     def arms(self) -> list[Arm]:
         """All arms. "ode" needs no budget: it is one sample, so it is run once, on the model's own path."""
@@ -127,6 +130,7 @@ def check(comparison: Comparison, flow: Flow) -> None:
         raise OptionError(f"--seeds and --chunk must be at least 1, got {comparison.seeds} and {comparison.chunk}")
     if not comparison.budgets and "ode" in map(base_of, comparison.methods):
         raise OptionError("method 'ode' needs one of --budgets: add one, or leave it out of --methods")
+    secrets.opened(comparison.reward)
     flow.encode(list(comparison.prompts))
     for arm in comparison.arms():
         try:
@@ -184,12 +188,14 @@ def run_jobs(
         for job in jobs:
             yield run_job(comparison, flow, *job, out)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (comparison, out, workers)) as pool:
+    shared = (comparison, out, workers, secrets.GIVEN)
+    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, shared) as pool:
         yield from pool.imap(_run_in_worker, jobs)
 
 
-def _start_worker(comparison: Comparison, out: Path, workers: int) -> None:
+def _start_worker(comparison: Comparison, out: Path, workers: int, given: dict[str, Any]) -> None:
     global _work
+    secrets.GIVEN.update(given)
     keep_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _work = (comparison, engine.load(comparison.model), out)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowfast import secrets
 from flowfast.errors import OptionError, RewardError
 from flowfast.rewards.combine import rank_ensemble, weighted_sum
 from flowfast.rewards.host import CallableReward
@@ -56,7 +57,7 @@ def load(reward: Any, flow: Flow | None = None, deadline: float | None = None) -
         OptionError: unknown name. RewardError: not a reward. WeightError: its weights are missing or damaged.
     """
     if isinstance(reward, str):
-        terms = parse(reward)
+        terms = parse(secrets.sealed(reward))
         members = [_load(term, deadline) for term in terms]
         if len(terms) == 1 and not terms[0].weighted:
             return members[0]

@@ -8,9 +8,9 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from flowfast.rewards import CallableReward, on_host
 from flowfast.rewards.http import CONTENT_TYPE, HttpReward, load, pack, unpack
 from flowfast.rewards.server import RewardServer
 from flowfast.rewards.sharpness import Sharpness
+from tests.rewards.servers import answering
 
 N = 4
 PIXELS = torch.randint(0, 256, (N, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
@@ -43,29 +44,6 @@ def running(server: ThreadingHTTPServer) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-@contextmanager
-def answering(answer: Callable[[int], tuple[int, bytes] | None]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """A server that answers request i with answer(i), status and body; None: cuts the line. Address, what it got."""
-    got: list[tuple[str, bytes]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-            reply = answer(len(got) - 1)
-            if reply is None:
-                self.connection.shutdown(socket.SHUT_RDWR)
-                return
-            self.send_response(reply[0])
-            self.end_headers()
-            self.wfile.write(reply[1])
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
-        yield url, got
 
 
 def scores_of(values: list[Any]) -> bytes:
@@ -242,8 +220,8 @@ def test_it_tries_again(fault: tuple[int, bytes] | None) -> None:
         scores = HttpReward(url, backoff=0.01)(IMAGES, PROMPTS).tolist()
     assert [scores[0], scores[1], scores[3]] == [1, 2.5, -3]
     assert math.isnan(scores[2])
-    assert [path for path, _ in got] == ["/score"] * 3
-    images, prompts = unpack(got[2][1])
+    assert [asked.path for asked in got] == ["/score"] * 3
+    images, prompts = unpack(got[2].body)
     assert torch.equal(images, IMAGES)
     assert prompts == PROMPTS
 
@@ -346,7 +324,7 @@ def test_a_refusal_is_final() -> None:
     refused = pytest.raises(RewardError, match="refused the batch: status 404: no such page")
     with answering(lambda i: (404, b"no such page")) as (url, got), refused:
         HttpReward(url + "/my/scorer?size=large")(IMAGES, PROMPTS)
-    assert [path for path, _ in got] == ["/my/scorer?size=large"]
+    assert [asked.path for asked in got] == ["/my/scorer?size=large"]
 
 
 # ---- addresses ----
@@ -355,8 +333,8 @@ def test_a_refusal_is_final() -> None:
 def test_addresses() -> None:
     assert load("//host:8000").url == "http://host:8000"
     secure = load("https://host/a")
-    assert (secure.secure, secure.host, secure.port, secure.path) == (True, "host", None, "/a")
-    assert (load("http://host").path, load("http://host/").path) == ("/score", "/score")
+    assert secure.target == (True, "host", 443, "/a", None)
+    assert (load("http://host").target.path, load("http://host/").target.path) == ("/score", "/score")
     assert load("http://host").name == "http://host"
     assert CONTENT_TYPE == "application/x-safetensors"
 
