@@ -27,15 +27,15 @@ setup: .venv/.built
 	  echo "flowfast needs Python 3.11 or newer with venv: install it or say make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(BIN)/python -m pip install -q $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel cmake ninja
-	FLOWFAST_REQUIRE_LIBRARY=$(HAS_COMPILER) $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,test]'
 	@touch $@
 
 # The install has built the library; only later changes of the sources are built here. With a compiler a build that fails
 # is an error; without one flowfast runs its ops in plain PyTorch and says so.
-.venv/.built: .venv/.installed setup.py CMakeLists.txt $(SOURCES)
+.venv/.built: .venv/.installed setup.py csrc/build_backend.py CMakeLists.txt $(SOURCES)
 ifneq ($(HAS_COMPILER),)
 	@if [ ! -e $(LIBRARY) ] || [ -n "$$(find csrc setup.py CMakeLists.txt -newer $(LIBRARY))" ]; then \
-	  FLOWFAST_REQUIRE_LIBRARY=1 $(BIN)/python setup.py -q build_ext --inplace; fi
+	  $(BIN)/python setup.py -q build_ext --inplace; fi
 	@touch $@
 else
 	@echo "no C++ compiler found: flowfast will run its ops in plain PyTorch, with the same results but more slowly (install g++ for the fast ones)"

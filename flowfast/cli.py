@@ -298,7 +298,7 @@ def info(
     file: Annotated[Path | None, typer.Argument(metavar="[ARCHIVE]", help="Of `flowfast export`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Versions, devices, and which backend runs each op, and why; or what an ARCHIVE is."""
+    """Versions, devices, the compiled libraries, and which backend runs each op, and why; or what an ARCHIVE is."""
     if file is not None:
         from flowfast.archive import read_info
 
@@ -311,12 +311,13 @@ def info(
             "cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())},
         },
+        "libraries": ops.libraries(),
         "ops": {name: {"backend": backend, "reason": reason} for name, (backend, reason) in ops.live().items()},
     }
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    for section in ("versions", "devices"):
+    for section in ("versions", "devices", "libraries"):
         print_names(found[section])
     print_names({name: f"{live['backend']:<10} {live['reason']}" for name, live in found["ops"].items()})
 

@@ -105,6 +105,23 @@ def test_instructions_of_the_step(out, disassembler, storage):
         assert step.plain < step.longest <= 1.3 * INSTRUCTIONS[arch], step
 
 
+def test_the_launchers_need_no_newer_torch(tmp_path):
+    """torch 2.10 and 2.11 have no STABLE_TORCH_ERROR_CODE_CHECK; the host's half of launch.h compiles without it."""
+    try:
+        toolkit = cuda_objects.find_nvcc().resolve().parent.parent
+    except cuda_objects.ToolMissing as error:
+        pytest.skip(str(error))
+    folders = [folder for folder in (toolkit / "include", Path("/usr/local/cuda/include")) if folder.is_dir()]
+    source = tmp_path / "launch.cpp"
+    includes = "".join(f"#include <torch/csrc/stable/{name}.h>\n" for name in ("accelerator", "library", "tensor"))
+    source.write_text(f'{includes}#undef STABLE_TORCH_ERROR_CODE_CHECK\n#include "cuda/launch.h"\n')
+    command = ["c++", "-std=c++20", "-fsyntax-only", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    command += ["-I", str(cuda_objects.CSRC), "-isystem", str(Path(torch.__path__[0]) / "include")]
+    command += [part for folder in folders for part in ("-isystem", str(folder))]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_count_sees_every_path():
     """A small graph: 1 instruction, then 2 more or 4 more, an early end aside."""
 

@@ -23,7 +23,7 @@ class OnDevice {
  public:
   explicit OnDevice(int32_t device) : guard_(device) {
     void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
     stream = static_cast<cudaStream_t>(current);
   }
 

@@ -17,7 +17,7 @@ from flowfast.ops import (  # each module registers its ops when it is imported
     resample,
     rollover,
 )
-from flowfast.ops._backend import instruction_set, live, use_backend, use_instruction_set
+from flowfast.ops._backend import instruction_set, libraries, live, use_backend, use_instruction_set
 from flowfast.ops.noise import STREAM_VERSION
 from flowfast.ops.resample import RESAMPLING
 
@@ -31,6 +31,7 @@ __all__ = [
     "decide",
     "gather_ancestors",
     "instruction_set",
+    "libraries",
     "live",
     "noise",
     "normalize_log_weights",

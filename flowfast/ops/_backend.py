@@ -1,10 +1,10 @@
 """Which kernel stands behind each op of `torch.ops.flowfast`, and how to change it.
 
-Every op has a *reference* in plain PyTorch, which runs on any device. The compiled library (`csrc/`, built by setup.py
-into `flowfast/lib/`) adds kernels for the CPU ("cpp") and, where it was built with nvcc, for CUDA ("cuda"). Without it
-the same schemas are defined from Python, so that `torch.ops.flowfast.<op>(...)` works in eager and scripted code either
-way and gives the same bits. Where a CUDA or ROCm device and triton are there, the Triton kernels of `kernels/` come
-first on that device; triton itself is imported when the first of them runs.
+Every op has a *reference* in plain PyTorch, which runs on any device. Two compiled libraries (`csrc/`, `_library.py`)
+add kernels: one for the CPU ("cpp"), which also has the schemas, the other, built with nvcc, for CUDA ("cuda"). Without
+the first the same schemas are defined from Python, so that `torch.ops.flowfast.<op>(...)` works in eager and scripted
+code either way and gives the same bits. Where a CUDA or ROCm device and triton are there, the Triton kernels of
+`kernels/` come first on that device; triton itself is imported when the first of them runs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from flowfast.errors import OptionError
+from flowfast.ops import _library
+from flowfast.ops._library import Library
 
 NAMESPACE = "flowfast"
 BACKENDS = ("reference", "cpp", "triton", "cuda")
-LIBRARY = Path(__file__).parent.parent / "lib" / "libflowfast_ops.so"
 
 
 class Op(NamedTuple):
@@ -40,8 +40,9 @@ OPS: dict[str, Op] = {}
 _registrations: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
 _overrides: list[torch.library.Library] = []  # what stands before the kernels of the compiled library
 _forced = ""  # the backend that was asked for by name
-_reason = ""  # why the compiled library is, or is not, in use
-_library: ctypes.CDLL | None = None
+_cpu: Library  # the compiled libraries, once `load` was called
+_cuda: Library
+_functions: ctypes.CDLL | None = None  # of the CPU's library; None without it
 
 
 def register(schema: str, reference: Callable[..., None]) -> None:
@@ -50,26 +51,15 @@ def register(schema: str, reference: Callable[..., None]) -> None:
 
 
 def load() -> None:
-    """Loads the compiled library, or defines the schemas from Python and warns; then obeys FLOWFAST_BACKEND.
-
-    FLOWFAST_LIBRARY names another build of the library (a sanitizer build, say); empty means none.
-    """
-    global _reason, _library
-    path = os.environ.get("FLOWFAST_LIBRARY", str(LIBRARY))
-    try:
-        if not path:
-            raise OSError("FLOWFAST_LIBRARY is empty")
-        if not os.path.exists(path):
-            raise OSError(f"{path} does not exist")
-        torch.ops.load_library(path)
-        _library = ctypes.CDLL(path)
-        _library.flowfast_instruction_set.restype = ctypes.c_char_p
-        _reason = f"compiled library {path}"
-    except OSError as error:
-        _reason = f"no compiled library: {error}"
+    """Loads the compiled libraries, or defines the schemas from Python and warns; then obeys FLOWFAST_BACKEND."""
+    global _cpu, _cuda, _functions
+    _cpu, _cuda = _library.load()
+    if not _cpu.obstacle:
+        _functions = ctypes.CDLL(str(_cpu.path))
+        _functions.flowfast_instruction_set.restype = ctypes.c_char_p
     definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
     for name, op in OPS.items():
-        if _library is None:
+        if _functions is None:
             definitions.define(op.schema)
         definitions.impl(name, op.reference, "CompositeExplicitAutograd")  # every device without a kernel of its own
         torch.library.register_fake(f"{NAMESPACE}::{name}", _no_output, lib=definitions)
@@ -77,10 +67,10 @@ def load() -> None:
 
     wanted = os.environ.get("FLOWFAST_BACKEND", "")
     _force(wanted, "FLOWFAST_BACKEND")
-    if not wanted and _library is None:
+    if not wanted and _functions is None:
         warnings.warn(
-            f"flowfast runs its ops in plain PyTorch ({_reason}), with the same results but more slowly; "
-            "`python setup.py build_ext --inplace` builds the fast ones (it needs a C++20 compiler, cmake and ninja).",
+            f"flowfast runs its ops in plain PyTorch (no compiled library: {_cpu.obstacle}), with the same results but "
+            f"more slowly; {_library.remedy()}.",
             stacklevel=3,
         )
 
@@ -122,8 +112,8 @@ def _triton_kernels() -> dict[str, Callable[..., None]]:
 
 def _obstacle(backend: str) -> str:
     """Why a backend cannot be had here; "" where it can."""
-    if backend == "cpp" and _library is None:
-        return f"needs the compiled library, but there is {_reason}"
+    if backend == "cpp" and _functions is None:
+        return f"needs the compiled library, but there is no compiled library: {_cpu.obstacle}"
     if backend == "triton" and not _has_triton():
         return "needs triton: `pip install triton`, or choose reference or cpp"
     if backend == "triton" and not _triton_keys():
@@ -131,14 +121,11 @@ def _obstacle(backend: str) -> str:
             "needs a CUDA or ROCm device, and there is none; set TRITON_INTERPRET=1 before Python starts to run its "
             "kernels in Triton's interpreter (slow, for tests), or choose reference or cpp"
         )
-    if backend == "cuda" and not (_has_device() and _in_library("CUDA")):
-        return "needs a CUDA device and a library built with nvcc; choose reference or cpp"
+    if backend == "cuda" and not _has_device():
+        return "needs a CUDA device, and there is none; choose reference or cpp"
+    if backend == "cuda" and _cuda.obstacle:
+        return f"needs the compiled CUDA library: {_cuda.obstacle}; choose reference or triton"
     return ""
-
-
-def _in_library(key: str) -> bool:
-    """Whether the compiled library has kernels for a key; asked while nothing stands before them."""
-    return _library is not None and any(_has_kernel(name, key) for name in OPS)
 
 
 def _force(backend: str, source: str) -> None:
@@ -200,7 +187,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 def instruction_set() -> str:
     """What the compiled ops use on this processor: "scalar", "avx2" or "avx512"; "" without the library."""
-    return "" if _library is None else _library.flowfast_instruction_set().decode()
+    return "" if _functions is None else _functions.flowfast_instruction_set().decode()
 
 
 @contextlib.contextmanager
@@ -211,12 +198,12 @@ def use_instruction_set(name: str) -> Iterator[None]:
         OptionError: there is no compiled library, or this processor lacks the instruction set.
     """
     before = instruction_set()
-    if _library is None or not _library.flowfast_use_instruction_set(name.encode()):
+    if _functions is None or not _functions.flowfast_use_instruction_set(name.encode()):
         raise OptionError(f"use_instruction_set: {name!r} does not run here; {before or 'no compiled library'} does.")
     try:
         yield
     finally:
-        _library.flowfast_use_instruction_set(before.encode())
+        _functions.flowfast_use_instruction_set(before.encode())
 
 
 def live(device: str = "") -> dict[str, tuple[str, str]]:
@@ -233,13 +220,22 @@ def live(device: str = "") -> dict[str, tuple[str, str]]:
         elif key in triton_keys and name in _triton_kernels():
             report[name] = ("triton", _triton_reason(name))
         elif _has_kernel(name, key):
-            backend = "cpp" if key == "CPU" else "cuda"
-            report[name] = (backend, _reason + (f", {instruction_set()}" if key == "CPU" else ""))
-        elif key == "CUDA":
-            report[name] = ("reference", "no Triton kernel here and no library built with nvcc")
+            used = f"{_cpu.path}, {instruction_set()}" if key == "CPU" else _cuda.path
+            report[name] = ("cpp" if key == "CPU" else "cuda", f"compiled library {used}")
         else:
-            report[name] = ("reference", _reason if _library is None else "the compiled library lacks this op")
+            library = _cpu if key == "CPU" else _cuda
+            obstacle = library.obstacle or "it lacks this op"
+            instead = "`pip install triton`, or " if key == "CUDA" else ""
+            report[name] = ("reference", f"no compiled library: {obstacle}; {instead}{_library.remedy()}")
     return report
+
+
+def libraries() -> dict[str, str]:
+    """What became of the two compiled libraries: {"libflowfast_ops.so": "loaded from ...", ...}."""
+    return {
+        name: f"not loaded: {library.obstacle}" if library.obstacle else f"loaded from {library.path}"
+        for name, library in ((_library.CPU, _cpu), (_library.CUDA, _cuda))
+    }
 
 
 def _triton_reason(name: str) -> str:

@@ -42,7 +42,7 @@ def native_words(key, counter, block):
     """A block of 256 words of the compiled library; counter = its words 1..3."""
     address = (ctypes.c_uint32 * 5)(key[0], key[1], counter[0], counter[1], counter[2])
     words = np.empty(noise.BLOCK, np.uint32)
-    _backend._library.flowfast_block_words(address, ctypes.c_int64(block), words.ctypes.data_as(ctypes.c_void_p))
+    _backend._functions.flowfast_block_words(address, ctypes.c_int64(block), words.ctypes.data_as(ctypes.c_void_p))
     return words.reshape(4, noise.COUNTERS)
 
 
@@ -51,7 +51,7 @@ def native_normals(a, b):
     words = np.concatenate([a[:64], b[:64], a[64:], b[64:]]).astype(np.uint32)
     z = np.empty(noise.BLOCK, np.float32)
     pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (words, z))
-    _backend._library.flowfast_words_to_normals(*pointers)
+    _backend._functions.flowfast_words_to_normals(*pointers)
     z = z.reshape(4, noise.COUNTERS)
     return np.concatenate([z[0], z[2]]), np.concatenate([z[1], z[3]])
 

@@ -123,11 +123,12 @@ def test_broken_marks_lanes_whose_stored_posterior_mean_is_not_finite(instructio
     for value, at in [(math.nan, 0), (-math.inf, n - 1), (narrowed, n // 2)]:
         x, row = torch.zeros(3, n, dtype=dtype), torch.tensor([0, 0, -1])
         u = torch.zeros_like(x)
-        x[0, at], u[1], x[2] = largest, value, value  # the posterior mean of lane 1 is 1 * u; lane 2 is padding
-        table = torch.tensor([[0.0] * 4 + [1.0, 1.0, 0.0, 0.0]])
-        if math.isfinite(value):  # x cannot hold it: reached by the sum of two numbers that can
-            u[1], x[1, at] = 0, largest
-            u[1, at] = value - largest
+        x[0, at], x[2] = largest, math.nan  # lane 2 is padding
+        table = torch.tensor([[0.0] * 4 + [1.0, 1.0, 0.0, 0.0]])  # the posterior mean is x + u
+        if math.isfinite(value):  # more than dtype can hold: reached by the sum of two numbers that it can
+            x[1, at], u[1, at] = largest, value - largest
+        else:
+            u[1] = value
         marks, expected = torch.tensor([False, False, True]), torch.tensor([False, True, True])
         u_out, x0_out = torch.zeros_like(x), torch.zeros_like(x)
         torch.ops.flowfast.posterior_mean(x, u, None, None, row, table, u_out, x0_out, marks)
