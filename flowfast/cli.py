@@ -23,7 +23,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
-from flowfast.prompts import prompt_of, read_lists
+from flowfast.prompts import check_prompts, fault_of, prompt_of, read_lists
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -141,9 +141,14 @@ def generate(
     resolved = make_config(asked)
     if not texts:
         raise PromptError("expected at least one PROMPT, got none: flowfast generate 'two red circles'")
+    refused = faults_of(texts)
+    if len(refused) == len(texts):
+        raise PromptError("; ".join(refused[:5]))
     check_writable(out)
     if profile:
         check_writable(profile.parent)
+    if refused:
+        print(f"flowfast: {'; '.join(refused[:5])}; left out, the others are drawn", file=sys.stderr)
     flow = engine.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None)
@@ -153,7 +158,7 @@ def generate(
     with progress() as advance, chrome_trace(profile):
         result = engine.search(
             flow,
-            texts,
+            files.prompts,
             reward=scorer,
             config=resolved,
             on_round=files.on_round,
@@ -172,6 +177,8 @@ def generate(
     print(markdown(("reward", "held-out", "NFE", "folder"), rows))
     parts = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items() if name != "total")
     print(f"{result.seconds['total']:.2f} s ({parts})")
+    if refused:
+        raise typer.Exit(2)
 
 
 @contextmanager
@@ -275,6 +282,8 @@ def export_archive(
     for name, pairs in (("method_options", option), ("model_options", model_option)):
         asked[name] = {**asked.get(name, {}), **parse_options(pairs or [])}
     texts = [*(prompt or []), *read_lists(lists or [], column)]
+    if texts:
+        check_prompts(texts)
     resolved = make_config(asked)
     flow = engine.load(resolved.model, **resolved.model_options)
     archive.export(flow, out, prompts=texts, format=form, config=resolved)
@@ -381,6 +390,12 @@ def progress() -> Iterator[Any]:
             bar.update(task, completed=done, total=of, description=text)
 
         yield advance
+
+
+def faults_of(texts: list[str]) -> list[str]:
+    """Why prompts cannot be drawn, by their numbers."""
+    found = ((number, fault_of(text)) for number, text in enumerate(texts, 1))
+    return [f"prompt {number} of {len(texts)}: {fault}" for number, fault in found if fault]
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
-from flowfast.prompts import Prompt, fields_of
+from flowfast.prompts import Prompt, encoded, fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import frozen
@@ -127,14 +127,15 @@ class Driver:
         self.steered = () if config.gradient is None else (self.flow, scorer)
         if self.steered:
             rewards.check_gradient(scorer)
-        self.cond = flow.encode(prompts)
+        self.cond = encoded(flow.encode, prompts)
         self.null_cond = flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
         self.device = next(iter(self.cond.values())).device
         if isinstance(scorer, nn.Module):
             scorer.to(self.device)
         asked: dict[str, Tensor] = {}
         if not self.host_reward:
-            asked = rewards.encode_alone(scorer, prompts) if self.steered else scorer.encode(prompts)
+            encode = partial(rewards.encode_alone, scorer) if self.steered else scorer.encode
+            asked = encoded(encode, prompts)
         self.reward_cond = {name: value.to(self.device) for name, value in asked.items()}
         self.polls = bool(self.device.type == "cpu" or on_round or on_progress or config.until is not None)
         self.clock, self.pool = clock.Clock(self.device), cast(Worker | None, None)

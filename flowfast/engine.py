@@ -15,7 +15,8 @@ from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import Driver, OtherBatch
-from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError
+from flowfast.errors import FlowfastError, ModelError, OptionError
+from flowfast.prompts import check_each, check_prompts
 from flowfast.searcher.steered import evaluate, frozen
 from flowfast.settings import Setup, noise_key
 from flowfast.types import Candidate, Flow, Sample, SearchResult
@@ -56,6 +57,11 @@ class FunctionFlow:
         self.guidance: float = facts["guidance"]
         self.preview: Callable[[Tensor], Tensor] | None = facts["preview"]
         self._velocity, self._decode, self._encode = velocity, decode, encode
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Without an own encode any prompt will do, the empty one too: it only names the noise."""
+        return self._encode is not None
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         return self._encode(prompts) if self._encode else {"index": torch.zeros(len(prompts), 1)}
@@ -131,10 +137,9 @@ def search(
     setup = Setup(flow, make_config(options))
     chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
     scorer = rewards.load(chosen, flow, setup.config.reward_deadline)
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if not prompts:
-        raise PromptError("expected at least one prompt, got none: give a list of texts")
+    prompts = check_prompts(prompts, empty=isinstance(flow, FunctionFlow) and not flow.reads_prompts)
+    if rewards.on_host(scorer):
+        check_each(prompts, scorer.check)
     named = chosen if isinstance(chosen, str) else None
     path = None if checkpoint is None else Path(checkpoint)
     held = None
@@ -144,7 +149,7 @@ def search(
     while True:
         try:
             return Driver(
-                flow, list(prompts), scorer, setup, latents, named, on_round, on_sample, on_progress, path,
+                flow, prompts, scorer, setup, latents, named, on_round, on_sample, on_progress, path,
                 checkpoint_seconds, held,
             ).run(started)  # fmt: skip
         except OtherBatch as other:

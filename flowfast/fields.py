@@ -21,11 +21,12 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from flowfast.errors import PromptError
 
+T = TypeVar("T")
 MOST_DIGITS = 4300
 """Of a number: Python's own limit."""
 
@@ -115,12 +116,38 @@ def fault_of(prompt: Any) -> str | None:
     return None
 
 
-def check_prompts(prompts: Sequence[Any]) -> None:
-    """Raises PromptError for the first prompt that cannot be drawn, by its number."""
+def check_prompts(prompts: Any, empty: bool = False) -> list[str]:
+    """The prompts as a list. Raises PromptError for what is no list of texts, and for the first prompt that cannot be
+    drawn, by its number. empty: an empty one can."""
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise PromptError(f"expected a list of texts as prompts, got {show(prompts)}")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise PromptError("expected at least one prompt, got none: give a list of texts")
     for number, prompt in enumerate(prompts, 1):
         fault = fault_of(prompt)
-        if fault:
-            raise PromptError(f"prompt {number} of {len(prompts)}: {fault}; write what the picture shows, or leave it")
+        if fault and not (empty and isinstance(prompt, str) and not prompt.strip()):
+            raise PromptError(f"prompt {number} of {len(prompts)}: {fault}; write what to draw, or leave it out")
+    return prompts
+
+
+def check_each(prompts: Sequence[str], check: Callable[[str], Any]) -> None:
+    """Calls check(prompt) for each; a PromptError of it names the number of the prompt, where there are several."""
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            check(prompt)
+        except PromptError as error:
+            where = f"prompt {number} of {len(prompts)}: " if len(prompts) > 1 else ""
+            raise PromptError(f"{where}{error}") from None
+
+
+def encoded(encode: Callable[[list[str]], T], prompts: list[str]) -> T:
+    """encode(prompts); a prompt that is refused is named by its number."""
+    try:
+        return encode(prompts)
+    except PromptError:
+        check_each(prompts, lambda prompt: encode([prompt]))
+        raise
 
 
 def show(value: Any) -> str:

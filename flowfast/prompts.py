@@ -44,7 +44,9 @@ from flowfast.errors import OptionError, PromptError
 from flowfast.fields import (
     FIELDS,
     Prompt,
+    check_each,
     check_prompts,
+    encoded,
     fault_of,
     field_of,
     fields_of,
@@ -388,4 +390,15 @@ def _table_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
         place += 1
 
 
-__all__ = ["Prompt", "check_prompts", "fault_of", "field_of", "fields_of", "prompt_of", "read_lists", "read_prompts"]
+__all__ = [
+    "Prompt",
+    "check_each",
+    "check_prompts",
+    "encoded",
+    "fault_of",
+    "field_of",
+    "fields_of",
+    "prompt_of",
+    "read_lists",
+    "read_prompts",
+]

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torch import Tensor
 
 import flowfast
 from flowfast.errors import OptionError, PromptError
@@ -89,3 +91,53 @@ def test_a_seed_of_its_own_is_the_seed_of_the_call() -> None:
 
     own, plain, other = search(Prompt("a", seed=5), 1), search("a", 5), search("a", 1)
     assert (own.winner, own.seed) == (plain.winner, 5) != (other.winner, other.seed)
+
+
+class Refuses(GaussianFlow):
+    """A model that knows no dragons."""
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        if any("dragon" in prompt for prompt in prompts):
+            raise PromptError("cannot draw dragons")
+        return super().encode(prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a", "", "b"], "prompt 2 of 3: it is empty"),
+        (["a", " \t\n"], "prompt 2 of 2: it is empty"),
+        ([""], "prompt 1 of 1: it is empty"),
+        (["a", None], "prompt 2 of 2: expected a text, got None"),
+        ([b"a"], "prompt 1 of 1: expected a text, got bytes"),
+        (["a", 3.5], "prompt 2 of 2: expected a text, got 3.5"),
+        (["a\0b"], "prompt 1 of 1: it has a NUL character"),
+        (["a", "b \udce9"], r"prompt 2 of 2: character 3 is half of a pair \(U\+DCE9\)"),
+        (["a", "b", "a dragon"], "prompt 3 of 3: cannot draw dragons"),
+        (["a dragon"], "^cannot draw dragons"),
+        (None, "expected a list of texts as prompts, got None"),
+        (b"a", "expected a list of texts as prompts, got bytes"),
+        ({"1": "a"}, "expected a list of texts as prompts, got an object"),
+        ([], "expected at least one prompt"),
+    ],
+)
+def test_prompts_that_cannot_be_drawn_are_named_before_anything_runs(prompts: Any, message: str) -> None:
+    flow = Refuses()
+    with pytest.raises(PromptError, match=message):
+        flowfast.search(flow, prompts, reward=NearTarget(), budget=20, steps=4)
+    assert flow.seen == 0
+
+
+def test_lists_of_texts_of_any_kind_are_drawn() -> None:
+    """And a model that reads no prompts draws the empty one."""
+    options: dict[str, Any] = {
+        "reward": lambda images, _: [0.0] * len(images),
+        "method": "bon",
+        "budget": 8,
+        "steps": 4,
+    }
+    for prompts in (np.array(["a", "b"]), ("a", "b"), iter(["a", "b"])):
+        found = flowfast.search(GaussianFlow(), prompts, **options)
+        assert [sample.prompt for sample in found.samples] == ["a", "b"]
+    flow = flowfast.flow_from(lambda x, t, cond: x * 0, (3,))
+    assert len(flowfast.search(flow, ["", ""], **options).samples) == 2

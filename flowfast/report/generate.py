@@ -18,7 +18,7 @@ from typing import Any
 
 from flowfast import engine
 from flowfast.config import SearchConfig
-from flowfast.prompts import Prompt
+from flowfast.prompts import Prompt, fault_of
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import search_picture
 from flowfast.report.video import FPS, strip, write_video
@@ -40,10 +40,13 @@ class GenerateFiles:
     def __init__(
         self, out: Path, prompts: Sequence[str], config: SearchConfig, fps: float = FPS, resumed: bool = False
     ) -> None:
-        """fps: of videos, frames a second. resumed: the folders hold what an earlier, stopped call wrote."""
-        self.out, self.config, self.model, self.prompts, self.fps = out, config, config.model, list(prompts), fps
-        self.folders = [out / folder_name(i, prompt) for i, prompt in enumerate(prompts)]
-        self.candidates: list[list[Candidate]] = [[] for _ in prompts]
+        """prompts: those that cannot be drawn keep their number, but `prompts` of the files are the others. fps: of
+        videos, frames a second. resumed: the folders hold what an earlier, stopped call wrote."""
+        self.out, self.config, self.model, self.fps = out, config, config.model, fps
+        drawn = [(number, prompt) for number, prompt in enumerate(prompts) if not fault_of(prompt)]
+        self.prompts = [prompt for _, prompt in drawn]
+        self.folders = [out / folder_name(number, prompt) for number, prompt in drawn]
+        self.candidates: list[list[Candidate]] = [[] for _ in drawn]
         self.entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
         self.resumed = resumed
         self._lines: dict[int, Lines] = {}

@@ -80,6 +80,11 @@ class HostSum(CallableReward):
         self.range = _range(members, weights, references is not None)
         self.members, self.weights, self.references = list(members), list(weights), references
 
+    def check(self, prompt: str) -> None:
+        for member in self.members:
+            if isinstance(member, CallableReward):
+                member.check(prompt)
+
     def score(self, images: Tensor, prompts: list[str], t: Tensor | None, deadline: float | None) -> Tensor:
         scores = all_scores(self.members, images, prompts, t, deadline)
         if self.references is not None:

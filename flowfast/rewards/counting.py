@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flowfast.errors import FlowfastError, OptionError, PromptError, RewardError, WeightError
-from flowfast.prompts import fields_of
+from flowfast.prompts import field_of
 from flowfast.rewards.host import CallableReward
 from flowfast.rewards.pixels import to_pixels
 
@@ -38,6 +38,21 @@ IRREGULAR = {
 PICTURE = r"(?:photo|photograph|picture|image|painting|drawing|sketch|illustration|render|rendering|scene|view|group)"
 END = r"on|in|inside|at|with|and|or|next|under|below|above|over|near|by|beside|behind|between|before|after|against"
 END += r"|around|to|from|left|right|that|which|who|are|is|sitting|standing|lying|walking|playing|arranged"
+
+# A kind also ends before its verb, "three cats | chased a dog": an auxiliary, or a past tense that follows a plural or
+# comes before an article, a preposition, an adverb or the end ("a big striped cat" has none).
+AUXILIARY = re.compile("was|were|has|have|had|can|will|for")
+PAST = r"ate|became|began|blew|built|came|clung|cut|drank|drew|drove|fell|felt|flew|found|fought|froze|gave|grew|held"
+PAST += (
+    r"|hung|kept|lay|led|left|let|lit|lost|made|met|put|ran|rang|rode|rose|sang|sat|saw|shone|shot|slept|slid|spread"
+)
+PAST += r"|spun|stood|stole|stuck|swam|swept|swung|took|tore|went|wore|won|wove|\w{2,}(?<!b)(?<!e)(?<!sh)(?<!sl)ed"
+VERB = re.compile(rf"(?!hundred$|moped$|biped$|quadruped$|infrared$)(?:{PAST}|climbed|grabbed|rubbed|freed)")
+AFTER_VERB = re.compile(
+    "an?|the|their|its|his|her|some|down|up|off|across|through(?:out)?|along(?:side)?|past|away|out|into|onto|of|as"
+    "|together|.*ly"
+)
+UNCHANGED = {"fish", "goldfish", "sheep", "deer", "shrimp"}
 
 Detector = Callable[[Tensor, Sequence[str]], list[tuple[Tensor, Tensor]]]
 """(pixels (N, 3, H, W) uint8, K kinds) -> for each image boxes (Q, 4), x0 y0 x1 y1 in any unit, and the certainty
@@ -71,6 +86,10 @@ class CountingReward(CallableReward):
         super().__init__(self.scores, name="counting", range=(-math.inf, 0.0))
         self.detector, self.counts = detector, counts
         self.threshold, self.overlap, self.device = threshold, overlap, device
+
+    def check(self, prompt: str) -> None:
+        if not self.counts:
+            asked_counts(prompt)
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Scores (N,). Raises PromptError: a prompt without a count. WeightError: the model is not there."""
@@ -124,17 +143,24 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
 
 
 def asked_counts(prompt: str) -> dict[str, int]:
-    """What the prompt's fields say (`flowfast.prompts.Prompt`), else its text."""
-    fields = fields_of(prompt)
-    if "classes" in fields and "counts" in fields:
-        return dict(zip(fields["classes"], fields["counts"], strict=True))
-    return parse_counts(prompt)
+    """What the prompt's fields say (`flowfast.prompts.Prompt`: classes and counts, or GenEval's include), else its
+    text: lists such as T2I-CompBench's numeracy and GenAI-Bench say counts nowhere else. Raises PromptError."""
+    classes, counts = field_of(prompt, "classes"), field_of(prompt, "counts")
+    if not classes or not counts:
+        field_of(prompt, "include")  # raises where there is one that could not be read
+        return parse_counts(prompt)
+    asked: dict[str, int] = {}
+    for kind, number in zip(classes, counts, strict=True):
+        asked[kind] = asked.get(kind, 0) + number
+    return asked
 
 
 def parse_counts(prompt: str) -> dict[str, int]:
     """{kind in the singular: number}: "three red circles and a cat" -> {"red circle": 3, "cat": 1}.
 
-    A kind goes from its number (digits, words to twelve, a, an) to the next number, comma, "and" or preposition.
+    A kind goes from its number (digits, words to twelve, a, an) to the next number, comma, "and", preposition or verb.
+    It is a rule of thumb. In T2I-CompBench's 1,000 numeracy prompts it takes a verb into the kind three times, and some
+    have a thing more than the list counts ("four dogs gathered for a picnic": one picnic).
 
     Raises:
         PromptError: there is no number.
@@ -145,11 +171,24 @@ def parse_counts(prompt: str) -> dict[str, int]:
     pattern = rf"\b({number})\s+([^\W\d_][\w' -]*?)(?=\s+(?:{END}|{number})\b|\s*[^\w' -]|\s*$)"
     for amount, kind in re.findall(pattern, text):
         value = int(amount) if amount.isdigit() else 1 if amount in ("a", "an") else NUMBERS.index(amount)
+        kind = before_verb(kind, value != 1)
         name = kind if value == 1 else singular(kind)
         counts[name] = counts.get(name, 0) + value
     if not counts:
         raise PromptError(f"reward counting: expected counts such as 'three cats and one dog', got {prompt!r}")
     return counts
+
+
+def before_verb(kind: str, several: bool) -> str:
+    """ "cats chased" -> "cats", "truck rumbled down the highway" -> "truck"."""
+    words = kind.split()
+    for i in range(1, len(words)):
+        before, word, after = words[i - 1], words[i], words[i + 1] if i + 1 < len(words) else "the"
+        plural = before in UNCHANGED or before in IRREGULAR or re.search(r"(?<![sui])s$", before)
+        verb = VERB.fullmatch(word) and ((several and plural) or AFTER_VERB.fullmatch(after))
+        if verb or AUXILIARY.fullmatch(word) or (several and plural and word.endswith("ly")):
+            return " ".join(words[:i])
+    return kind
 
 
 def singular(kind: str) -> str:

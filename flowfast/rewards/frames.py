@@ -47,6 +47,9 @@ class HostFrames(CallableReward):
         super().__init__(self.scores, name=_name(reward, how), range=_range(reward))
         self.reward, self.how = reward, how
 
+    def check(self, prompt: str) -> None:
+        self.reward.check(prompt)
+
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (N,) of images (N, F, 3, H, W) in [0, 1]."""
         check_clips(images.dim(), images.size(1))

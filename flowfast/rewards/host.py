@@ -58,6 +58,9 @@ class CallableReward:
         ]
         return torch.cat(scores) if scores else torch.zeros(0)
 
+    def check(self, prompt: str) -> None:
+        """Called with each prompt before a search begins. Raises PromptError for one that cannot be scored."""
+
     def score(self, images: Tensor, prompts: list[str], t: Tensor | None, deadline: float | None) -> Tensor:
         """One call: scores (N,) float32 on the CPU."""
         host = images.detach().float().cpu()

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from flowfast.errors import OptionError, PromptError, RewardError
-from flowfast.prompts import fields_of
+from flowfast.prompts import field_of
 from flowfast.rewards.host import CallableReward
 from flowfast.rewards.pixels import to_pixels
 
@@ -44,6 +44,9 @@ class TextReward(CallableReward):
         super().__init__(self.scores, name="ocr", range=(0.0, 1.0))
         self.mode, self.read = mode, read or read_lines
 
+    def check(self, prompt: str) -> None:
+        asked_texts(prompt)
+
     def scores(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Scores of images (N, 3, H, W) in [0, 1]. Raises PromptError where a prompt has nothing in quotes."""
         asked = [asked_texts(prompt) for prompt in prompts]
@@ -60,10 +63,12 @@ def load(argument: str | None = None) -> TextReward:
 
 
 def asked_texts(prompt: str) -> list[str]:
-    """The texts to read: the prompt's own field (`flowfast.prompts.Prompt`), else what stands in quotes."""
-    if "text" in fields_of(prompt):
-        return [fields_of(prompt)["text"]]
-    return quoted_texts(prompt)
+    """The texts to read: the prompt's own field (`flowfast.prompts.Prompt`), else what stands in quotes. Raises
+    PromptError."""
+    given = field_of(prompt, "text")
+    if given is None:
+        return quoted_texts(prompt)
+    return [given] if isinstance(given, str) else list(given)
 
 
 def quoted_texts(prompt: str) -> list[str]:

@@ -178,6 +178,46 @@ def test_bad_prompts(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("empty", ["", "  ", "\udcff"], ids=["empty", "blank", "no text"])
+def test_a_prompt_that_cannot_be_drawn_is_named_first_and_the_others_drawn(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: str
+) -> None:
+    """By its number, before the model is there; the others keep their numbers; --resume and reruns do the same."""
+    argv = (empty, PROMPTS[0], empty, PROMPTS[1])
+    load, said = engine.load, []
+    monkeypatch.setattr(engine, "load", lambda *a, **k: (said.append(run.capfd.readouterr().err), load(*a, **k))[1])
+    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    run("generate", *argv, *FAST, "--out", tmp_path / "a", expect=2)
+    fault = "it is empty" if not empty.strip() else "character 1 is half of a pair"
+    assert said[0].startswith(f"flowfast: prompt 1 of 4: {fault}") and "; prompt 3 of 4: " in said[0]
+    assert said[0].endswith("left out, the others are drawn\n") and said[0].count("\n") == 1
+    names = ["01-two-red-circles", "03-a-green-cross-and-a-blue-square"]
+    assert [path.name for path in folders(tmp_path / "a")] == names
+    decide, rounds = driver.Driver._decide, [0]
+
+    def dies(self: Any, group: Any, found: Any) -> None:
+        rounds[0] += 1
+        if rounds[0] == 4:
+            raise RewardError("killed")
+        decide(self, group, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.Driver, "_decide", dies)
+        run("generate", *argv, *FAST, "--out", tmp_path / "b", expect=2)
+    run("generate", "--resume", tmp_path / "b", expect=2)
+    run("generate", "--config", tmp_path / "a" / names[0] / "config.yaml", "--out", tmp_path / "c", expect=2)
+    run("generate", *PROMPTS[:2], *FAST, "--out", tmp_path / "alone")
+    for name, alone in zip(names, folders(tmp_path / "alone"), strict=True):
+        for other in ("a", "b", "c"):
+            assert {path.name for path in (tmp_path / other / name).iterdir()} == FILES
+            assert (tmp_path / other / name / "best.png").read_bytes() == (alone / "best.png").read_bytes()
+
+
+def test_nothing_but_empty_prompts(run: Run, tmp_path: Path) -> None:
+    line = run.refused("generate", "", " ", *FAST, "--out", tmp_path / "o")
+    assert "prompt 1 of 2: it is empty; prompt 2 of 2: it is empty" in line and not (tmp_path / "o").exists()
+
+
 def test_an_out_that_cannot_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(engine, "search", lambda *a, **k: pytest.fail("searched before it looked at --out"))

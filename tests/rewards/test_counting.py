@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import flowfast
 from flowfast.errors import OptionError, PromptError, RewardError, WeightError
-from flowfast.prompts import Prompt
-from flowfast.rewards import on_host
+from flowfast.prompts import Prompt, read_prompts
+from flowfast.rewards import on_host, weighted_sum
 from flowfast.rewards.counting import (
     CountingReward,
     ZeroShotDetector,
@@ -23,6 +25,8 @@ from flowfast.rewards.counting import (
     parse_counts,
     suppress,
 )
+from flowfast.rewards.frames import frames
+from tests.searcher.toys import GaussianFlow, NearTarget
 
 KINDS = ("red circle", "cat")
 
@@ -45,6 +49,16 @@ KINDS = ("red circle", "cat")
         ("two cats and 3 cats", {"cat": 5}),
         ("one cat and two cats", {"cat": 3}),
         ("ten left-handed gloves", {"left-handed glove": 10}),
+        # what stands behind the noun, as in T2I-CompBench's numeracy
+        ("seven goats climbed the hill", {"goat": 7}),
+        ("one tractor rattled down the lane", {"tractor": 1}),
+        ("nine pens lay on the desk", {"pen": 9}),
+        ("six lamps were dim and old", {"lamp": 6}),
+        ("four foxes swiftly crossed the road", {"fox": 4}),
+        ("two sheep and three deer chased one bee", {"sheep": 2, "deer": 3, "bee": 1}),
+        ("three tired men met a big striped cat", {"tired man": 3, "big striped cat": 1}),
+        ("two flower beds and a red sled", {"flower bed": 2, "red sled": 1}),
+        ("two sports balls", {"sports ball": 2}),
     ],
 )
 def test_prompts(prompt: str, counts: dict[str, int]) -> None:
@@ -297,3 +311,45 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
 def test_a_prompts_own_counts_stand_before_its_text() -> None:
     assert asked_counts(Prompt("some pets", classes=["cat", "dog"], counts=[3, 0])) == {"cat": 3, "dog": 0}
     assert asked_counts(Prompt("two cats", seed=1)) == {"cat": 2}
+
+
+def test_what_a_list_says_reaches_the_reward(tmp_path: Path) -> None:
+    """GenEval's include, one class as a text, kinds that come twice; a lone sentence of a numeracy list."""
+    lines = [
+        {
+            "tag": "counting",
+            "include": [{"class": "oven", "count": 2}],
+            "exclude": [],
+            "prompt": "a photo of two ovens",
+        },
+        {"prompt": "x", "include": [{"class": "cup", "count": 1, "color": "red"}, {"class": "cup", "count": 1}]},
+        {"prompt": "x", "classes": "zebra", "counts": "4"},
+        {"prompt": "x", "classes": ["zebra", "zebra"], "counts": [1, 2]},
+        "five owls hooted at night",
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = [asked_counts(prompt) for prompt in read_prompts(tmp_path / "list.jsonl")]
+    assert found == [{"oven": 2}, {"red cup": 1, "cup": 1}, {"zebra": 4}, {"zebra": 3}, {"owl": 5}]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("classes", {"cat": 3}, "field 'classes' must be a list of texts, got an object"),
+        ("counts", ["many"], "field 'counts' must be a list of whole numbers from 0 on, got a list"),
+        ("include", "cats", "field 'include' must be a list of objects"),
+    ],
+)
+def test_a_wrong_field_is_an_error_where_it_is_read(tmp_path: Path, field: str, value: Any, message: str) -> None:
+    """Before the model is called, with file and line; without a reward that reads it, the list is drawn."""
+    path = tmp_path / "list.jsonl"
+    path.write_text(json.dumps({"prompt": "two cats"}) + "\n" + json.dumps({"prompt": "three cats", field: value}))
+    prompts = read_prompts(path)
+    options: dict[str, Any] = {"method": "bon", "budget": 12, "steps": 4}
+    flow = GaussianFlow()
+    assert len(flowfast.search(flow, prompts, reward=NearTarget(), **options).samples) == 2
+    flow.velocity = lambda *_: pytest.fail("searched before the prompts were looked at")  # type: ignore[method-assign]
+    reward = CountingReward(detector=lambda pixels, kinds: pytest.fail("scored"))
+    for scorer in (reward, weighted_sum([reward, NearTarget()], [1, 1]), frames(reward)):
+        with pytest.raises(PromptError, match=f"prompt 2 of 2: .*list.jsonl, line 2: {message}"):
+            flowfast.search(flow, prompts, reward=scorer, **options)

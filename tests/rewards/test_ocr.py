@@ -13,10 +13,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+import flowfast
 from flowfast.errors import OptionError, PromptError, RewardError
 from flowfast.prompts import Prompt
 from flowfast.rewards import ocr, on_host
 from flowfast.rewards.ocr import TextReward, asked_texts, load
+from tests.searcher.toys import GaussianFlow
 
 reads = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("rapidocr", "onnxruntime", "rapidfuzz")),
@@ -156,3 +158,11 @@ def test_an_unknown_mode_is_refused() -> None:
 
 def test_a_prompts_own_text_stands_before_its_quotes() -> None:
     assert asked_texts(Prompt('a sign saying "SHUT"', text="OPEN")) == ["OPEN"]
+    assert asked_texts(Prompt("two signs", text=["OPEN", "24H"])) == ["OPEN", "24H"]
+
+
+def test_a_prompt_without_a_text_is_refused_before_the_search() -> None:
+    flow = GaussianFlow()
+    with pytest.raises(PromptError, match="prompt 2 of 2: reward ocr: expected the text to draw in quotes"):
+        flowfast.search(flow, ['a mug with "TEA"', "a mug"], reward=TextReward(read=lambda image: []), budget=20)
+    assert flow.seen == 0
