@@ -105,13 +105,16 @@ def generate(
     option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")] = None,
     lists: Lists = None,
     column: Column = None,
+    layout: Annotated[
+        str | None, typer.Option(help="plain, or geneval: the folders that GenEval's evaluator reads.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of a call that was stopped: goes on there.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the search to this file.")] = None,
     out: Out = Path("out"),
 ) -> None:
     """Search for the best picture of each PROMPT; writes pictures, result and every candidate to --out."""
-    from flowfast.report.generate import CALL, GenerateFiles
+    from flowfast.report.generate import CALL, GenerateFiles, check_layout
     from flowfast.report.tables import markdown
     from flowfast.report.video import FPS
     from flowfast.report.write import check_writable
@@ -127,6 +130,8 @@ def generate(
     asked = read_config(config) if config else {}
     texts = [*(prompts or []), *read_lists(lists or [], column)] or asked.get("prompts", [])
     asked.pop("prompts", None)
+    before = asked.pop("layout", "plain")
+    layout = layout or before
     asked |= given
     if "budget" in given and "seconds" not in given:
         asked["seconds"] = None
@@ -144,6 +149,7 @@ def generate(
     refused = faults_of(texts)
     if len(refused) == len(texts):
         raise PromptError("; ".join(refused[:5]))
+    check_layout(layout, texts)
     check_writable(out)
     if profile:
         check_writable(profile.parent)
@@ -151,7 +157,7 @@ def generate(
         print(f"flowfast: {'; '.join(refused[:5])}; left out, the others are drawn", file=sys.stderr)
     flow = engine.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
-    files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None)
+    files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None, layout)
     checkpoint = out / "checkpoint.safetensors"
     if resume is None:
         checkpoint.unlink(missing_ok=True)  # of an earlier call into the same folder
@@ -278,7 +284,8 @@ def export_archive(
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
     asked = {**(read_config(config) if config else {}), **given, "seconds": None}
-    asked.pop("prompts", None)
+    for name in ("prompts", "layout"):
+        asked.pop(name, None)
     for name, pairs in (("method_options", option), ("model_options", model_option)):
         asked[name] = {**asked.get(name, {}), **parse_options(pairs or [])}
     texts = [*(prompt or []), *read_lists(lists or [], column)]

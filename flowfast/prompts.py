@@ -401,4 +401,5 @@ __all__ = [
     "prompt_of",
     "read_lists",
     "read_prompts",
+    "show",
 ]

@@ -4,11 +4,14 @@ candidates.jsonl  every candidate, as rounds come        best.png     the winner
 result.json       what was found and what it cost        search.png   the winner's path, and reward against NFE
 timing.json       seconds of the call, by parts          config.yaml  reruns the call: --config config.yaml
 
+With --layout geneval folders and pictures have other names (flowfast/report/geneval.py).
+
 While it runs, call.yaml and checkpoint.safetensors lie beside the folders: `--resume` goes on from them.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -18,11 +21,13 @@ from typing import Any
 
 from flowfast import engine
 from flowfast.config import SearchConfig
-from flowfast.prompts import Prompt, fault_of
+from flowfast.errors import OptionError
+from flowfast.prompts import Prompt, check_each, fault_of
+from flowfast.report import geneval
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import search_picture
 from flowfast.report.video import FPS, strip, write_video
-from flowfast.report.write import Lines, read_lines, write_bytes, write_json, write_picture, write_yaml
+from flowfast.report.write import Lines, read_lines, write_bytes, write_json, write_picture, write_text, write_yaml
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
 
@@ -32,28 +37,48 @@ def folder_name(index: int, prompt: str) -> str:
 
 
 CALL = "call.yaml"
+LAYOUTS = ("plain", "geneval")
+
+
+def check_layout(layout: str, prompts: Sequence[str]) -> None:
+    """Raises OptionError for an unknown one, PromptError for a prompt it cannot hold."""
+    if layout not in LAYOUTS:
+        raise OptionError(f"unknown --layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    if layout == "geneval":
+        check_each(prompts, lambda prompt: fault_of(prompt) or geneval.metadata(prompt))
 
 
 class GenerateFiles:
     """`on_round` and `on_sample` of one search, then `finish`."""
 
     def __init__(
-        self, out: Path, prompts: Sequence[str], config: SearchConfig, fps: float = FPS, resumed: bool = False
+        self,
+        out: Path,
+        prompts: Sequence[str],
+        config: SearchConfig,
+        fps: float = FPS,
+        resumed: bool = False,
+        layout: str = "plain",
     ) -> None:
         """prompts: those that cannot be drawn keep their number, but `prompts` of the files are the others. fps: of
-        videos, frames a second. resumed: the folders hold what an earlier, stopped call wrote."""
+        videos, frames a second. resumed: the folders hold what an earlier, stopped call wrote. layout: as
+        `check_layout` has found it right."""
         self.out, self.config, self.model, self.fps = out, config, config.model, fps
         drawn = [(number, prompt) for number, prompt in enumerate(prompts) if not fault_of(prompt)]
         self.prompts = [prompt for _, prompt in drawn]
         self.folders = [out / folder_name(number, prompt) for number, prompt in drawn]
+        if layout == "geneval":
+            self.folders = [out / f"{number:05d}" for number, _ in drawn]
         self.candidates: list[list[Candidate]] = [[] for _ in drawn]
-        self.entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+        entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+        self.call: dict[str, Any] = {"prompts": entries, **({} if layout == "plain" else {"layout": layout})}
+        self.layout = layout
         self.resumed = resumed
         self._lines: dict[int, Lines] = {}
 
     def on_round(self, candidates: list[Candidate]) -> None:
         if not self._lines and not self.resumed:  # now there is something to resume
-            write_yaml(self.out / CALL, {"prompts": self.entries, **self.config.model_dump()})
+            write_yaml(self.out / CALL, self.call | self.config.model_dump())
         for index in sorted({candidate.prompt for candidate in candidates}):
             of_prompt = [candidate for candidate in candidates if candidate.prompt == index]
             if index not in self._lines:
@@ -64,6 +89,9 @@ class GenerateFiles:
     def _open(self, index: int, before: int) -> None:
         """The candidates' file; of an earlier call only the rounds before stay, and those only where this one resumes
         it."""
+        if self.layout == "geneval":
+            about = json.dumps(geneval.metadata(self.prompts[index]))
+            write_text(self.folders[index] / "metadata.jsonl", about + "\n")
         path = self.folders[index] / "candidates.jsonl"
         kept = self._earlier(index, before) if self.resumed else []
         path.unlink(missing_ok=True)
@@ -81,6 +109,8 @@ class GenerateFiles:
             self._lines[index].close()
         for place, ranked in enumerate(sample.top):
             path = self.folders[index] / (f"best-{place + 1:02d}.png" if place else "best.png")
+            if self.layout == "geneval":
+                path = geneval.sample_path(self.folders[index], self.config, place)
             write_picture(path, strip(ranked.image) if ranked.image.dim() == 4 else ranked.image)
             if ranked.image.dim() == 4:
                 write_video(path.with_suffix(".mp4"), ranked.image, self.fps)
@@ -106,7 +136,7 @@ class GenerateFiles:
             write_json(folder / "timing.json", timing)
             # Seconds became a budget in NFE and cuts; the rerun takes these, or it would measure anew and differ.
             resolved = config.model_copy(update={"budget": sample.budget_nfe, "seconds": None})
-            write_yaml(folder / "config.yaml", {"prompts": self.entries, **resolved.model_dump()})
+            write_yaml(folder / "config.yaml", self.call | resolved.model_dump())
             if self.resumed and index not in self._lines:  # it was done before
                 self.candidates[index] = self._earlier(index, math.inf)
             path = engine.replay(flow, sample, config, reward=reward)

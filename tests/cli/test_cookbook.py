@@ -65,6 +65,8 @@ def test_a_recipe_runs(command: str, tiny: dict[str, str], run: Run, tmp_path: P
     words[words.index("--budget") + 1] = "60"
     lines = [{"prompt": "two cats", "classes": ["cat"], "counts": [2], "seed": 3}, {"prompt": "one dog"}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lines = [{"tag": "counting", "include": [{"class": word, "count": 2}], "prompt": f"two {word}s"} for word in "ab"]
+    (tmp_path / "evaluation_metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     monkeypatch.chdir(tmp_path)
     video = "wan" in command.lower()
     run(*words, *SMALL, *(["--model-option", "frames=5"] if video else []))
@@ -76,7 +78,8 @@ def test_a_recipe_runs(command: str, tiny: dict[str, str], run: Run, tmp_path: P
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
         assert result["nfe"] > 0 and result["reward"] == pytest.approx(result["reward"])  # a number, not null
-        assert {"best.png", "search.png", "config.yaml"} <= {path.name for path in folder.iterdir()}
+        best = "samples" if "--layout" in words else "best.png"
+        assert {best, "search.png", "config.yaml"} <= {path.name for path in folder.iterdir()}
         assert (folder / "best.mp4").exists() == video
 
 
