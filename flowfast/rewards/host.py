@@ -52,8 +52,9 @@ class CallableReward:
         Raises:
             RewardError: by the policy of flowfast/rewards/policy.py.
         """
+        texts = prompts if isinstance(prompts, list) else list(prompts)
         scores = [
-            self.score(images[part], list(prompts[part]), None if t is None else t[part], self.deadline)
+            self.score(images[part], texts[part], None if t is None else t[part], self.deadline)
             for part in parts_of(images, MOST_IMAGES)
         ]
         return torch.cat(scores) if scores else torch.zeros(0)

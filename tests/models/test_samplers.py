@@ -146,11 +146,11 @@ def test_what_walks_no_flow_is_refused_by_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "arguments", "error", "message"),
     [
-        ({}, {"num_inference_steps": 0}, OptionError, "at least 1, got 0"),
-        ({}, {"num_inference_steps": -3}, OptionError, "at least 1, got -3"),
-        ({}, {"num_inference_steps": 2.5}, OptionError, "at least 1, got 2.5"),
-        ({}, {"num_inference_steps": None}, OptionError, "at least 1, got None"),
-        ({}, {"sigmas": []}, OptionError, "at least 1, got 0"),
+        ({}, {"num_inference_steps": 0}, OptionError, "at least 1, a whole number, got 0"),
+        ({}, {"num_inference_steps": -3}, OptionError, "at least 1, a whole number, got -3"),
+        ({}, {"num_inference_steps": 2.5}, OptionError, "at least 1, a whole number, got 2.5"),
+        ({}, {"num_inference_steps": None}, OptionError, "at least 1, a whole number, got None"),
+        ({}, {"sigmas": []}, OptionError, "at least 1, a whole number, got 0"),
         ({}, {"sigmas": [0.9, 0.5], "num_inference_steps": 3}, OptionError, "same length"),
         ({}, {"sigmas": [0.2, 0.9]}, ModelError, "falling from at most 1, got 0.2, 0.9"),
         ({}, {"sigmas": [14.6, 7.0]}, ModelError, "falling from at most 1, got 14.6, 7"),
@@ -191,6 +191,6 @@ def test_a_sampler_of_unknown_make_goes_by_its_times() -> None:
 
     class Halving(FlowMatchEulerDiscreteScheduler):
         def set_timesteps(self, num_inference_steps: int = 0, **more: Any) -> None:
-            self.sigmas = torch.tensor([0.5**i for i in range(num_inference_steps)] + [0.0])
+            self.sigmas = torch.tensor([self.config.shift**-i for i in range(num_inference_steps)] + [0.0])
 
-    assert sampler_times(own_sampler(Halving()), num_inference_steps=3) == [1.0, 0.5, 0.25]
+    assert sampler_times(own_sampler(Halving(shift=2.0)), num_inference_steps=3) == [1.0, 0.5, 0.25]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from itertools import groupby, pairwise
-from numbers import Integral
+from operator import index
 from typing import Any
 
 from flowfast.errors import ModelError, OptionError
@@ -36,14 +36,17 @@ CHANGEABLE = ("_shift", "sigma_min", "sigma_max")
 def sampler_facts(given: Any) -> dict[str, Any]:
     """What there is to know of a scheduler, or of its config, in values that JSON keeps: class, config, and of a
     scheduler also what was changed on it. Raises ModelError where a config leaves its class open."""
+    config = dict(getattr(given, "config", given))
     if hasattr(given, "config"):
-        live = {
-            name: getattr(given, name) for name in CHANGEABLE if isinstance(getattr(given, name, None), float | int)
+        config |= {
+            "_class_name": type(given).__name__,
+            "live": {k: v for k, v in vars(given).items() if k in CHANGEABLE},
         }
-        return {"_class_name": type(given).__name__, **given.config, "live": live}
-    if not given or "_class_name" in given or "base" in given:
-        return dict(given)
-    return {"_class_name": _class_of_fields(given), **given}
+    elif config and "_class_name" not in config:
+        config = {"_class_name": _class_of_fields(given), **config}
+    # diffusers leaves in a config what other classes took, and how it came about.
+    fields = _fields(config.get("_class_name", EULER)) or {key for key in config if key[0] != "_"}
+    return {key: value for key, value in config.items() if key in fields | {"_class_name", "live"}}
 
 
 def sampler_from(facts: dict[str, Any]) -> Any:
@@ -67,16 +70,17 @@ def own_sampler(scheduler: Any) -> Any:
 def sampler_times(sampler: Any, **arguments: Any) -> list[float]:
     """The linear times at which a sampler evaluates the model, falling, once each; calls its set_timesteps.
 
+    A time of 0 is left out: nothing moves there any more.
+
     Raises:
         OptionError: arguments that it cannot take. ModelError: times that are not a flow's.
     """
     name = type(sampler).__name__
     given = {key: value for key, value in arguments.items() if value is not None}
-    steps = given.get(
-        "num_inference_steps", max((len(given[key]) for key in ("sigmas", "timesteps") if key in given), default=None)
-    )
-    if not isinstance(steps, Integral) or steps < 1:
-        raise OptionError(f"{name}: expected num_inference_steps of at least 1, got {steps}")
+    lengths = [len(given[key]) for key in ("sigmas", "timesteps") if key in given]
+    steps: Any = given.get("num_inference_steps", max(lengths, default=None))
+    if not hasattr(steps, "__index__") or index(steps) < 1:
+        raise OptionError(f"{name}: expected num_inference_steps of at least 1, a whole number, got {steps!r}")
     untaken = sorted(set(given) - set(inspect.signature(sampler.set_timesteps).parameters))
     if untaken:
         raise OptionError(f"{name} takes no {', '.join(untaken)}: leave it out, or give the pipeline a {EULER}")
@@ -85,9 +89,9 @@ def sampler_times(sampler: Any, **arguments: Any) -> list[float]:
     except (ValueError, TypeError, AssertionError) as error:
         raise OptionError(f"{name} cannot set its timesteps: {error}") from error
     times = [float(sigma) for sigma in sampler.sigmas[:-1]]
-    once = [time for time, _ in groupby(times)]
+    once = [time for time, _ in groupby(times) if time != 0]
     falling = all(later < earlier for earlier, later in pairwise(once))
-    if not falling or not 0 <= once[-1] <= once[0] <= 1 + 1e-6:  # a NaN compares as false
+    if not (once and falling and 0 < once[-1] <= once[0] <= 1 + 1e-6):  # a NaN compares as false
         shown = [f"{time:.4g}" for time in times]
         shown = shown if len(shown) < 7 else [*shown[:3], "...", *shown[-3:]]
         raise ModelError(f"{name}: expected times of a flow, falling from at most 1, got {', '.join(shown)}")
@@ -143,6 +147,7 @@ def _class_of_fields(config: Any) -> str:
 
 
 def _fields(name: str) -> set[str]:
+    """What a class of diffusers takes; none for any other."""
     import diffusers
 
     kind = getattr(diffusers, name, None)

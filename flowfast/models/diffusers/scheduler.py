@@ -15,20 +15,18 @@ of flowfast it derives from classes of diffusers.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  (loading a pipeline looks for it here)
 from torch import Tensor
 
-import flowfast.ops  # noqa: F401  (registers torch.ops.flowfast)
 from flowfast.errors import FlowfastError, ModelError, OptionError, RewardError
-from flowfast.flow import Schedule, ScheduleSpec, build_schedule
-from flowfast.models.diffusers.samplers import sampler_facts, sampler_from, sampler_times
+from flowfast.models.diffusers.after_step import AfterStep, calling_pipeline
+from flowfast.models.diffusers.sde_scheduler import FlowSDEScheduler
 
 METHODS = ("bon", "smc", "svdd", "code")
 ROLLOVER = (
@@ -49,6 +47,8 @@ class UnknownPrompts(list[str]):
     """As many prompts as there are images; who reads one hears that the scheduler was not told."""
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):  # the share of some images is not read yet
+            return UnknownPrompts([""] * len(range(*index.indices(len(self)))))
         return next(iter(self))
 
     def __iter__(self) -> Iterator[str]:
@@ -56,163 +56,6 @@ class UnknownPrompts(list[str]):
             "this reward reads the prompts, which a pipeline does not show its scheduler: set scheduler.prompts to "
             "those of the call, or give them to from_config(..., prompts=[...])"
         )
-
-
-class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both name their config's file
-    """flowfast's SDE step in place of a pipeline's own step, at the times of its own scheduler.
-
-    Row i of a batch is chain i of the noise of `seed`: the same whatever stands beside it. The last step ends at the
-    posterior mean. With diffusion "zero" all this is the Euler method.
-
-    Args:
-        base: config of the pipeline's own scheduler; `from_config` fills it in.
-        interpolant, diffusion, integrator: as for `flowfast.search`, in its words.
-        seed: of the noise; set `scheduler.seed` for another draw.
-    """
-
-    order = 1
-    init_noise_sigma = 1.0
-
-    @register_to_config
-    def __init__(
-        self,
-        base: dict[str, Any] | None = None,
-        interpolant: str = "linear",
-        diffusion: str | None = None,
-        integrator: str | None = None,
-        seed: int = 0,
-    ):
-        self.own: Any = sampler_from(dict(base or {}))
-        # Pipelines look for shifts, sequence lengths, ... in the config of their scheduler.
-        self.register_to_config(**{key: value for key, value in self.own.config.items() if key[0] != "_"})
-        self.interpolant, self.diffusion, self.seed = interpolant, diffusion, seed
-        self.integrator = integrator or ("euler-maruyama" if diffusion else "coefficient-preserving:0.5")
-        self._schedule_at([1.0, 0.5])  # wrong names are known now, not in the pipeline
-        self.step_index: int | None = None
-        self.begin_index: int | None = None
-        self.timesteps: Tensor = self.own.timesteps
-
-    @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
-        """The scheduler for a pipeline, from its own scheduler or that one's config, or from one of these classes.
-
-        A scheduler says more than its config, where `set_shift` was called on it.
-
-        Raises:
-            OptionError: unknown or wrong options. ModelError: not the scheduler of a flow.
-        """
-        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        wrong = sorted(set(options) - set(known))
-        if wrong:
-            raise OptionError(f"unknown option {', '.join(wrong)} of {cls.__name__}: choose from {', '.join(known)}")
-        ours = isinstance(config, FlowSDEScheduler)
-        facts = {**config.config, "base": sampler_facts(config.own)} if ours else sampler_facts(config or {})
-        kept = {key: facts[key] for key in known if key in facts} if "base" in facts else {"base": facts}
-        scheduler = cls(**(kept | options))
-        return (scheduler, {}) if return_unused_kwargs else scheduler
-
-    # ---- what pipelines call ----
-
-    @property
-    def sigma_min(self) -> float:
-        return float(self.own.sigma_min)
-
-    @sigma_min.setter
-    def sigma_min(self, value: float) -> None:
-        self.own.sigma_min = value  # Z-Image's pipeline does this
-
-    def set_shift(self, shift: float) -> None:
-        """That of the pipeline's own scheduler, where it has one."""
-        self.own.set_shift(shift)
-        self.register_to_config(base=sampler_facts(self.own))
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        """The times of the pipeline's own scheduler, once each, below the highest that the interpolant reaches.
-
-        Raises:
-            OptionError: arguments that the pipeline's own scheduler cannot take. ModelError: times of no flow.
-        """
-        times = sampler_times(
-            self.own, num_inference_steps=num_inference_steps, sigmas=sigmas, mu=mu, timesteps=timesteps
-        )
-        self.schedule = self._schedule_at(times)
-        self.table = self.schedule.table.float().to(device)
-        self.sigmas = torch.cat([self.schedule.time.float(), torch.zeros(1)]).to(device)
-        self.timesteps = self.sigmas[:-1] * self.own.config.num_train_timesteps
-        self.num_inference_steps = self.schedule.rows
-        self.step_index = self.begin_index = None
-        self._begin()
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        self.begin_index = begin_index
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """sample (N, ...) at the times of timestep (N,), for pipelines that start from an image."""
-        sigma = (timestep / self.own.config.num_train_timesteps).to(sample).view(-1, *[1] * (sample.dim() - 1))
-        return sigma * noise + (1.0 - sigma) * sample
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        generator: Any = None,
-        per_token_timesteps: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """The batch (N, ...) at the next time, from its velocities at this one. generator is not used: see `seed`."""
-        if per_token_timesteps is not None:
-            raise ModelError("this pipeline gives each token a time of its own, which flowfast's schedulers cannot")
-        if self.step_index is None:
-            here = (self.timesteps - torch.as_tensor(timestep).to(self.timesteps)).abs().argmin()
-            self.step_index = int(here) if self.begin_index is None else self.begin_index
-        x, u = (value.detach().float().reshape(len(sample), -1).contiguous() for value in (sample, model_output))
-        moved = self._advance(x, u, self.step_index, tuple(sample.shape)).view(sample.shape).to(model_output.dtype)
-        self.step_index += 1
-        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=cast(Any, moved)) if return_dict else (moved,)
-
-    # ---- the step ----
-
-    def _begin(self) -> None:
-        """A run begins and its schedule is known."""
-
-    def _schedule_at(self, times: list[float]) -> Schedule:
-        return build_schedule(
-            ScheduleSpec(
-                interpolant=self.interpolant,
-                diffusion=self.diffusion,
-                integrator=self.integrator,
-                grid="linear-times:" + ",".join(map(repr, times)),
-                tail=0,
-                t_finish=min(1.0, max(1e-4, times[-1])),
-            )
-        )
-
-    def _advance(self, x: Tensor, u: Tensor, at: int, shape: tuple[int, ...]) -> Tensor:
-        """x, u (N, n) at evaluation `at` to x at the next, or to the sample."""
-        if at + 1 == self.schedule.rows:
-            return self._posterior_mean(x, u, at)
-        chain = torch.arange(len(x), device=x.device)
-        return self._branch(x, u, at + 1, chain, torch.full_like(chain, self.seed), chain)
-
-    def _branch(self, x: Tensor, u: Tensor, row: int, parent: Tensor, key: Tensor, chain: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        rows, candidate = torch.full_like(chain, row), torch.zeros_like(chain)
-        torch.ops.flowfast.branch_step(x, u, parent, rows, key, candidate, chain, self.table.to(x.device), out)
-        return out
-
-    def _posterior_mean(self, x: Tensor, u: Tensor, row: int) -> Tensor:
-        x0_hat = torch.empty_like(x)
-        rows = torch.full((len(x),), row, device=x.device)
-        torch.ops.flowfast.posterior_mean(x, u, None, None, rows, self.table.to(x.device), None, x0_hat)
-        return x0_hat
 
 
 class FlowSearchScheduler(FlowSDEScheduler):
@@ -275,47 +118,128 @@ class FlowSearchScheduler(FlowSDEScheduler):
                 "expected temperature > 0, ess_gate in [0, 1], block >= 1 and k >= 1, got "
                 f"{temperature}, {ess_gate}, {block} and {k}"
             )
-        super().__init__(base, interpolant, diffusion, integrator, seed)
+        super().__init__(base=base, interpolant=interpolant, diffusion=diffusion, integrator=integrator, seed=seed)
         if method == "bon" and diffusion is None and integrator is None:
             self.diffusion, self.integrator = "zero", "euler-maruyama"
         self.method, self.k, self.block, self.temperature, self.ess_gate = method, k, block, temperature, ess_gate
         self.reward, self.decode, self.prompts = reward, decode, prompts
-        self.rewards: Tensor | None = None
-        self.best: list[int] = []
+        self._rewards: Tensor | None = None
+        self._best: list[int] = []
+        self._after: AfterStep | None = None
+        self._unseen = ""  # why the rewards of the last run are not known
+        self._keys: Tensor | None = None  # (S,) of the noise of a run's prompts
         self.log_weights: Tensor | None = None
 
+    # ---- what came out ----
+
+    @property
+    def rewards(self) -> Tensor | None:
+        """(N,) of the images that came out; None before a run has ended. Raises ModelError where they are unknown."""
+        self._known()
+        return self._rewards
+
+    @property
+    def best(self) -> list[int]:
+        """The row of each prompt's best image; [] before a run has ended. Raises ModelError where it is unknown."""
+        self._known()
+        return self._best
+
+    def pick(self, images: Any) -> list[int]:
+        """Scores what a pipeline returned, for those that go on where their scheduler does not see it.
+
+        Args:
+            images: its `.images` or `.frames`: PIL images, arrays (N, H, W, 3) or tensors (N, 3, H, W) in [0, 1], of
+                videos one more dimension or list; or what else the reward sees, such as latents.
+
+        Returns:
+            `best`, which is set like `rewards`.
+        """
+        if self.num_inference_steps is None:
+            raise OptionError("pick scores what a pipeline has returned: run it first")
+        seen = as_tensor(images)
+        slots = self._slots(len(seen))
+        scores = self._score_images(seen, self.rows - 1).view(slots, -1)
+        self._unseen = ""
+        self._ranked(scores)
+        return self._best
+
+    def _known(self) -> None:
+        if self._unseen:
+            raise ModelError(
+                f"{self._unseen}: its scheduler does not see what comes out; give that to scheduler.pick(images), "
+                "which scores it"
+            )
+
+    def _ranked(self, scores: Tensor) -> None:
+        """Keeps the rewards (S, C) of a run's images."""
+        first = torch.arange(len(scores), device=scores.device) * scores.shape[1]
+        self._rewards, self._best = scores.flatten(), (scores.argmax(1) + first).tolist()
+
+    # ---- the search ----
+
     def _begin(self) -> None:
+        super()._begin()
         if self.reward is None:
             raise OptionError("this scheduler has no reward: give from_config(..., reward=...) or set scheduler.reward")
-        noisy = self.schedule.searchable.tolist()
-        if self.method != "bon" and not any(noisy[1:]):
+        if self.method != "bon" and self.rows > 1 and not any(self.noisy[1:]):
             raise OptionError(
                 f"method {self.method!r} needs noise, but this diffusion is zero and copies would stay identical: "
                 "choose diffusion='square:3' (or another), or method 'bon'"
             )
         every = self.block if self.method == "code" else 1
         self.chooses = [
-            self.method != "bon" and (row + 1) % every == 0 and any(noisy[row + 1 :]) for row in range(len(noisy))
+            self.method != "bon" and (row + 1) % every == 0 and any(self.noisy[row + 1 :]) for row in range(self.rows)
         ]
-        self.rewards, self.best, self.log_weights = None, [], None
+        self._rewards, self._best, self.log_weights = None, [], None
+        self._after, self._keys, self._unseen = None, None, ""
 
-    def _advance(self, x: Tensor, u: Tensor, at: int, shape: tuple[int, ...]) -> Tensor:
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        noised = super().scale_noise(sample, timestep, noise)
+        if self._after is not None:
+            self._after.noises(sample, noised)
+        return noised
+
+    def _comes_back(self, latents: Tensor) -> None:
+        if self._after is None:
+            self._after = AfterStep(*calling_pipeline())
+        self._after.comes_back(latents)
+
+    def _hands_out(self, latents: Tensor) -> None:
+        assert self._after is not None
+        if self.step_index == self.rows:  # what the run held is let go
+            self._after = None
+        else:
+            self._after.hands_out(latents)
+
+    def _slots(self, rows: int) -> int:
+        """Prompts of a batch. Raises OptionError where it cannot be divided among them."""
         slots = 1 if self.prompts is None or isinstance(self.prompts, str) else len(self.prompts)
-        if len(x) % slots or (len(x) // slots) % (self.k or 1):
+        if rows == 0 or slots == 0 or rows % slots or (rows // slots) % (self.k or 1):
             raise OptionError(
-                f"a batch of {len(x)} is not {slots} prompts with groups of k = {self.k}: set scheduler.prompts to the "
+                f"a batch of {rows} is not {slots} prompts with groups of k = {self.k}: set scheduler.prompts to the "
                 "prompts of the call, and num_images_per_prompt to a multiple of k"
             )
+        return slots
+
+    def _advance(self, x: Tensor, u: Tensor, at: int, like: Tensor) -> Tensor:
+        assert self._after is not None
+        slots = self._slots(len(x))
         particles = len(x) // slots
         slot = torch.arange(slots, device=x.device)
-        key = self.seed + (slot << 32)
+        if self._keys is None or len(self._keys) != slots:
+            self._keys = torch.tensor([self._key(place) for place in range(slots)], device=x.device)
+        key = self._keys
         ancestors = torch.arange(particles, device=x.device).expand(slots, -1)
-        last = at + 1 == self.schedule.rows
+        last = at + 1 == self.rows
         if last or self.chooses[at]:
             means = self._posterior_mean(x, u, at)
-            found = self._score(means.view(shape), at).view(slots, particles)
             if last:
-                self.rewards, self.best = found.flatten(), (found.argmax(1) + slot * particles).tolist()
+                self._after.ends()
+            seen = means.to(like.dtype).float() if last else means
+            found = self._score(self._after.come_out(seen.view(like.shape)), at).view(slots, particles)
+            if last:
+                self._ranked(found)
+                self._unseen = f"{self._after.name} {self._after.unknown}" if self._after.unknown else ""
                 return means
             ancestors = self._resample(found, key, at) if self.method == "smc" else self._best_of_groups(found)
         chain = torch.arange(particles, device=x.device).repeat(slots)
@@ -345,28 +269,55 @@ class FlowSearchScheduler(FlowSDEScheduler):
         self.log_weights = log_weights.masked_fill(now[:, None], 0.0)
         return ancestors
 
-    def _score(self, means: Tensor, at: int) -> Tensor:
-        """Rewards (N,) float32 of posterior means; NaN counts as -inf. Raises RewardError as a search does."""
-        prompts: list[str] = UnknownPrompts([""] * len(means))
+    def _score(self, latents: Tensor, at: int) -> Tensor:
+        """Rewards (N,) float32 of finished latents (N, ...), -inf where they or their image have a NaN."""
+        images = latents if self.decode is None else self.decode(latents)
+        if len(images) != len(latents):
+            raise ModelError(f"decode: expected {len(latents)} images, one for each latent, got {len(images)}")
+        broken = latents.flatten(1).isnan().any(1)
+        return self._score_images(images, at).masked_fill(broken, -torch.inf)
+
+    def _score_images(self, images: Tensor, at: int) -> Tensor:
+        """Rewards (N,) float32; NaN counts as -inf. Raises RewardError as a search does."""
+        prompts: list[str] = UnknownPrompts([""] * len(images))
         if self.prompts is not None:
             own = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
-            prompts = [prompt for prompt in own for _ in range(len(means) // len(own))]
-        images = means if self.decode is None else self.decode(means)
+            prompts = [prompt for prompt in own for _ in range(len(images) // len(own))]
         name = str(getattr(self.reward, "name", getattr(self.reward, "__name__", type(self.reward).__name__)))
         try:
             if hasattr(self.reward, "encode"):
-                answer = self.reward(images, self.sigmas[at].expand(len(means)), self.reward.encode(prompts))
+                times = self.sigmas[at].to(images.device).expand(len(images))
+                answer = self.reward(images, times, self.reward.encode(prompts))
             else:
                 answer = self.reward(images, prompts)
-            rewards = torch.as_tensor(answer).detach().to(means.device, torch.float32)
+            rewards = torch.as_tensor(answer).detach().to(images.device, torch.float32)
         except FlowfastError:
             raise
         except Exception as error:
             raise RewardError(
                 f"reward {name!r} raised {type(error).__name__}: {error}; mend it or choose another reward"
             ) from error
-        if tuple(rewards.shape) != (len(means),):
+        if tuple(rewards.shape) != (len(images),):
             raise RewardError(
-                f"reward {name!r}: expected shape ({len(means)},), one score an image, got {tuple(rewards.shape)}"
+                f"reward {name!r}: expected shape ({len(images)},), one score an image, got {tuple(rewards.shape)}"
             )
-        return torch.where(rewards.isnan(), -torch.inf, rewards)
+        broken = images.flatten(1).isnan().any(1)  # 8-bit pixels, as some rewards see them, have no NaN
+        return rewards.masked_fill(broken | rewards.isnan(), -torch.inf)
+
+
+def as_tensor(images: Any) -> Tensor:
+    """What a pipeline returns, as rewards see it: (N, 3, H, W) in [0, 1], (N, F, 3, H, W) for videos; tensors as they
+    are."""
+    if isinstance(images, Tensor):
+        return images
+    if not isinstance(images, np.ndarray):
+        if isinstance(images[0], Tensor):
+            return torch.stack(list(images))
+        if isinstance(images[0], list | tuple):
+            return torch.stack([as_tensor(frames) for frames in images])
+        images = np.stack([np.asarray(image) for image in images])
+    array = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+    return torch.from_numpy(np.moveaxis(array, -1, -3).copy())
+
+
+__all__ = ["METHODS", "FlowSDEScheduler", "FlowSearchScheduler"]
