@@ -29,7 +29,6 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError
 from flowfast.files import replacing, write_bytes
 from flowfast.ops.noise import STREAM_VERSION
-from flowfast.prompts import encoded
 from flowfast.seal import FORMAT_VERSION, digest, seal_file, seal_of
 from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outside, Table
 from flowfast.searcher.plan import Plan
@@ -185,10 +184,6 @@ def export(
     setup = Setup(flow, make_config({"budget": BUDGET, "slots": SLOTS, **given}))
     if format not in FORMATS:
         raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
-    for name in ("slots", "micro_batch", "top_k"):
-        size = getattr(setup.config, name)
-        if size is not None and size < 1:
-            raise OptionError(f"{name} must be at least 1, got {size}")
     if setup.config.seconds is not None:
         raise OptionError("an archive takes budgets in NFE only: leave seconds out, and give the largest budget")
     for name in ("gradient", "finalists"):
@@ -223,7 +218,7 @@ def _module(
     plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or SLOTS
     M = setup.config.micro_batch or fitting_rows(slots, plan)
     setup.config = setup.config.model_copy(update={"micro_batch": M, **names})
-    cond, asked = (encoded(part.encode, prompts or [""]) for part in (flow, reward))
+    cond, asked = flow.encode(prompts or [""]), reward.encode(prompts or [""])
     null = flow.encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
     encoder = _table(prompts, cond, asked) if prompts else _encoder(flow, reward)
     parts, plans, host = _parts(flow, reward, cond, asked, M), _plans(setup, plan), isinstance(reward, Outside)

@@ -19,11 +19,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeE
 from rich.table import Table
 
 from flowfast import engine, ops, rewards, secrets
+from flowfast.bounds import MOST_ROWS
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
-from flowfast.prompts import check_each, check_prompts, fault_of, prompt_of, read_lists
+from flowfast.prompts import check_prompts, fault_of, prompt_of, read_lists
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -161,7 +162,7 @@ def generate(
     checkpoint = out / "checkpoint.safetensors"
     if resume is None:
         checkpoint.unlink(missing_ok=True)  # of an earlier call into the same folder
-    with numbered(texts, flow, scorer), progress() as advance, chrome_trace(profile):
+    with progress() as advance, chrome_trace(profile):
         result = engine.search(
             flow,
             files.prompts,
@@ -206,20 +207,20 @@ def compare(
     lists: Lists = None,
     column: Column = None,
     split: Annotated[str, typer.Option(help="Half of the hard prompts: tuning or heldout.")] = "tuning",
-    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
     methods: Annotated[
         str, typer.Option(help="See `flowfast methods`; rbf+dps:1 is steered by the reward.")
     ] = "ode,bon,sop,smc,code,svdd,rbf",
     budgets: Annotated[str, typer.Option(help="NFE a prompt.")] = "100,200,500",
     seconds: Annotated[str, typer.Option(help="Seconds a prompt, beside --budgets.")] = "",
-    seeds: Annotated[int, typer.Option(help="Seeds 0 .. N-1.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Seeds 0 .. N-1.")] = 3,
     interpolants: Annotated[str, typer.Option(help="Paths of the SDE, or presets: linear,vp,paper.")] = "linear",
     model: Annotated[str, typer.Option(help="See `flowfast models`.")] = "scenes",
     reward: Annotated[str, typer.Option(help="See `flowfast rewards`.")] = "scenes",
     steps: Annotated[int | None, typer.Option(help="Steps from noise to data.")] = None,
-    chunk: Annotated[int, typer.Option(help="Prompts in one search call.")] = 16,
+    chunk: Annotated[int, typer.Option(min=1, max=MOST_ROWS, help="Prompts in one search call.")] = 16,
     micro_batch: Annotated[int | None, typer.Option(help="Rows in one model call, for all arms.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that share the machine's threads.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that share the machine's threads.")] = 1,
     out: Out = Path("compare-out"),
 ) -> None:
     """Compare methods on the same prompts and seeds; run again with the same --out to go on after a stop."""
@@ -240,7 +241,7 @@ def compare(
         model=model,
         reward=reward,
         steps=steps,
-        micro_batch=micro_batch or comparing.fitting_batch(min(chunk, len(texts))),
+        micro_batch=comparing.fitting_batch(min(chunk, len(texts))) if micro_batch is None else micro_batch,
     )
     flow = engine.load(model)
     comparing.check(plan, flow)
@@ -301,7 +302,7 @@ def export_archive(
 def reward_server(
     reward: Annotated[str, typer.Option(help="See `flowfast rewards`.")] = "scenes",
     host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
 ) -> None:
     """Serve a reward over HTTP, for `--reward http:URL` of searches on other machines."""
     from flowfast.rewards.server import serve
@@ -403,18 +404,6 @@ def faults_of(texts: list[str]) -> list[str]:
     """Why prompts cannot be drawn, by their numbers."""
     found = ((number, fault_of(text)) for number, text in enumerate(texts, 1))
     return [f"prompt {number} of {len(texts)}: {fault}" for number, fault in found if fault]
-
-
-@contextmanager
-def numbered(texts: list[str], flow: Any, scorer: Any) -> Iterator[None]:
-    """Where model or reward refuse a prompt inside, its number is that among all texts, drawn or not."""
-    try:
-        yield
-    except PromptError:
-        check_each(texts, lambda text: fault_of(text) or flow.encode([text]))
-        on_host = rewards.on_host(scorer)
-        check_each(texts, lambda text: fault_of(text) or (scorer.check(text) if on_host else scorer.encode([text])))
-        raise
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from flowfast import secrets
+from flowfast.bounds import MOST_ROWS, Whole, Within, refused
 from flowfast.errors import OptionError
+from flowfast.flow.grid import MOST_STEPS
+
+MOST_NFE = 10_000_000
+MOST_SECONDS = 1_000_000
+Rounds = Annotated[int, Within(0, 2**63 - 1)]
 
 
 class SearchConfig(BaseModel):
@@ -25,18 +32,18 @@ class SearchConfig(BaseModel):
     preset: str | None = None
     """Named settings of path, noise and grid: "paper" (arXiv 2503.19385), "linear", "vp"; single options override
     it."""
-    budget: int | None = None
+    budget: Annotated[int | None, Within(1, MOST_NFE)] = None
     """Model evaluations x passes (NFE) a prompt."""
-    seconds: float | None = None
+    seconds: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
     """Wall-clock a prompt, instead of a budget in NFE."""
-    steps: int | None = None
+    steps: Annotated[int | None, Within(1, MOST_STEPS)] = None
     interpolant: str | None = None
     diffusion: str | None = None
     integrator: str | None = None
     grid: str | None = None
-    tail: int | None = None
-    shift: float | None = None
-    guidance: float | None = None
+    tail: Annotated[int | None, Within(0, MOST_STEPS)] = None
+    shift: Annotated[float | None, Within(-20, 20)] = None
+    guidance: Annotated[float | None, Within(0, 1000)] = None
     """Scale of classifier-free guidance, in two passes: u = u_null + scale (u - u_null). Up to 1 it is off, one pass.
     What a distilled model takes as an input (FLUX dev) is another scale: `guidance` of `flowfast.from_diffusers`."""
     gradient: str | None = None
@@ -44,19 +51,20 @@ class SearchConfig(BaseModel):
     then costs a backward pass on top, which NFE do not count. On CUDA some backward passes add in any order: last bits
     may differ from run to run."""
     negative_prompt: str = ""
-    chains: int | None = None
-    lanes: int | None = None
-    seed: int = 0
-    repeat: int = 0
+    chains: Annotated[int | None, Within(1, MOST_ROWS)] = None
+    lanes: Annotated[int | None, Within(1, MOST_ROWS)] = None
+    seed: Annotated[int, Whole()] = 0
+    """Any whole number."""
+    repeat: Annotated[int, Within(0, 2**63 - 1)] = 0
     """Which sample of the same prompt and seed: another repeat, another noise."""
-    micro_batch: int | None = None
+    micro_batch: Annotated[int | None, Within(1, MOST_ROWS)] = None
     """Rows a model call; results are bit-identical at equal micro-batch, threads and machine class."""
-    splits: tuple[tuple[int, int], ...] = ()
+    splits: tuple[tuple[Rounds, Annotated[int, Within(1, MOST_ROWS)]], ...] = ()
     """(rounds, rows): until the call had run so many rounds a model call had so many rows, then the device ran out of
     memory; its rerun repeats it. After the last of them, and in a replay, it has `micro_batch` rows."""
-    slots: int | None = None
+    slots: Annotated[int | None, Within(1, MOST_ROWS)] = None
     """Prompts in one batch."""
-    cuts: tuple[tuple[int, int, int], ...] = ()
+    cuts: tuple[tuple[Rounds, Rounds, Rounds], ...] = ()
     """(prompt, round, evaluations left): what a budget in seconds took away for lack of time; its rerun repeats it."""
     cuda_graphs: bool = True
     """On CUDA: replay rounds from a graph; results are the same without."""
@@ -65,13 +73,13 @@ class SearchConfig(BaseModel):
     overlap: bool = True
     """With a reward on the host: two groups of slots take turns, so that the host scores one while the device runs the
     other; at equal micro-batch results are the same without."""
-    top_k: int = 1
-    finalists: int | None = None
+    top_k: Annotated[int, Within(1, MOST_ROWS)] = 1
+    finalists: Annotated[int | None, Within(1, MOST_ROWS)] = None
     """With a preview decoder: how many of the best samples by the preview are decoded in full, scored again and ranked
     anew; default: 4, or top_k where that is more. `until` looks at previews."""
-    until: float | None = None
+    until: Annotated[float | None, Within(-math.inf, math.inf)] = None
     """Stop a prompt as soon as a finished sample has this reward."""
-    reward_deadline: float | None = None
+    reward_deadline: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
     """Seconds that one call of a host reward may take; it has at most 64 images (flowfast/rewards/host.py)."""
 
     @model_validator(mode="before")
@@ -95,9 +103,4 @@ def make_config(options: dict[str, Any]) -> SearchConfig:
     try:
         return SearchConfig(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        came = repr(first["input"])
-        if name.startswith("model_options"):  # it may hold a secret that no name gives away
-            came = type(first["input"]).__name__
-        raise OptionError(f"option {name!r}: {first['msg'].lower()}, got {came}") from None
+        raise refused(error) from None

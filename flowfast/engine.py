@@ -95,6 +95,8 @@ def flow_from(
     t_finish is the linear-equivalent time at or below which a posterior mean counts as a finished sample. preview: a
     cheaper decode for the search to look through; its finalists are decoded in full and scored again.
     """
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise OptionError(f"expected shape to be the positive sizes of one latent, such as (4, 64, 64), got {shape!r}")
     facts = {"interpolant": interpolant, "t_finish": t_finish, "guidance": guidance, "preview": preview}
     return FunctionFlow(velocity, shape, decode, encode, **facts)
 

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
+
+import torch
+
+
+def size_of(device: torch.device) -> int:
+    """Bytes of memory that the device has in all, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_memory() -> None:

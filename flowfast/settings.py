@@ -15,6 +15,7 @@ from flowfast.errors import OptionError
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.gradient import parse_gradient
 from flowfast.flow.schedule import Schedule
+from flowfast.memory import size_of
 from flowfast.presets import resolve_path
 from flowfast.searcher.loop import Search
 from flowfast.searcher.methods import make_method
@@ -52,7 +53,8 @@ class Setup:
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
         reward_cond: Conditions, device: torch.device, dtype: torch.dtype = torch.float32,
     ) -> Search:  # fmt: skip
-        """A batch of slots. cond, reward_cond: of one prompt."""
+        """A batch of slots. cond, reward_cond: of one prompt. Raises OptionError where it could not fit the device."""
+        self._check_room(math.prod(flow.shape) * dtype.itemsize, plan, slots, micro_batch, device)
         kind = Search if self.config.gradient is None else Steered
         return kind(
             flow,
@@ -74,6 +76,20 @@ class Setup:
             dtype=dtype,
             device=device,
         ).to(device)
+
+    def _check_room(self, latent: int, plan: Plan, slots: int, micro_batch: int, device: torch.device) -> None:
+        """What the state of a batch takes (searcher/state.py, loop.py), latents of `latent` bytes: a slip such as
+        slots=60000 is an error before memory is taken, not a killed process."""
+        chains, kept = slots * plan.chains, slots * (self.config.finalists or self.config.top_k)
+        lanes = -(-chains * plan.lanes // micro_batch) * micro_batch
+        bytes_needed = latent * (4 * chains + 2 * kept + 3 * lanes) + 64 * lanes
+        bytes_needed += 8 * self.schedule.rows * (3 * chains + 2 * kept)
+        if bytes_needed > size_of(device):
+            raise OptionError(
+                f"a batch of {slots} slots with {plan.chains} chains of {plan.lanes} lanes and micro-batches of "
+                f"{micro_batch} needs {bytes_needed / 1e9:,.0f} GB, but {device} has {size_of(device) / 1e9:,.0f} GB: "
+                "lower slots, chains, lanes, top_k or micro_batch, or the budget"
+            )
 
 
 def fitting_rows(slots: int, plan: Plan) -> int:

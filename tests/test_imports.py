@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "flowfast"
 
 # everyone may import these
-LEAVES = {"errors", "files", "memory", "prompts", "seal", "secrets", "spans", "types", "version", "worker"}
+LEAVES = {"bounds", "errors", "files", "memory", "prompts", "seal", "secrets", "spans", "types", "version", "worker"}
 MAY_IMPORT = {
+    "bounds": set(),
     "errors": set(),
     "files": set(),
     "checkpoint": {"searcher"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "searcher": {"flow", "ops"},
     "models": {"flow", "ops"},
     "rewards": {"flow", "models"},
-    "config": set(),
+    "config": {"flow"},
     "clock": set(),
     "deadline": {"clock", "settings"},
     "compiled": set(),

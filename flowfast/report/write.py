@@ -99,6 +99,6 @@ def read_lines(path: Path) -> list[Any]:
     if whole != text:
         write_text(path, whole)
     try:
-        return [json.loads(line) for line in whole.split("\n")[:-1]]  # prompts may have other ends of lines inside
+        return [json.loads(line) for line in whole.splitlines()]
     except json.JSONDecodeError as error:
         raise OutputError(f"{path} is damaged ({error}); remove it or choose another --out") from error

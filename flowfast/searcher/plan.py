@@ -7,13 +7,21 @@ With these three, best-of-n, SMC, CoDe, SVDD, search over paths and rollover bud
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from flowfast.bounds import MOST_ROWS, Within, refused
 from flowfast.errors import BudgetError, OptionError
 from flowfast.flow.schedule import Schedule, ScheduleSpec, build_schedule
+
+Chosen = Annotated[int | None, Within(1, MOST_ROWS)]  # how many of something; None: the method's own rule
+Positive = Annotated[float, Within(0, 1e9, above=True)]
+Weights = tuple[Annotated[float, Within(0, 1e9)], ...]
+Margin = Annotated[float, Within(-1e9, 1e9)]
+LinearTime = Annotated[float, Within(0, 1, above=True)]
 
 ODE: dict[str, Any] = {
     "interpolant": "linear",
@@ -60,6 +68,13 @@ class Plan:
 
     keep: list[int] = field(default_factory=list)
     """Chains in the order in which they are kept when time runs short; empty: as they stand."""
+
+    def __post_init__(self) -> None:
+        if self.chains > MOST_ROWS:
+            raise BudgetError(
+                f"this budget would make {self.chains:,} chains of a prompt, at most {MOST_ROWS:,} run: lower it, or "
+                "take a method that spends it on fewer chains"
+            )
 
     def widths(self) -> list[int]:
         """Live lanes of each round, at most: exact without early acceptance, an upper bound with it."""
@@ -218,7 +233,10 @@ def make_method(name: str, options: dict[str, object]) -> Method:
             raise OptionError(
                 f"method {name!r} has no option {option!r}: choose of {', '.join(sorted(valid)) or '(none)'}"
             )
-    return METHODS[name](**options)
+    try:
+        return TypeAdapter(METHODS[name]).validate_python(options)
+    except ValidationError as error:
+        raise refused(error, f"option of method {name!r}:") from None
 
 
 def need(name: str, evaluations: int, least: int) -> None:

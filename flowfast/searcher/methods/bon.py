@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flowfast.flow.schedule import Schedule
-from flowfast.searcher.plan import ODE, Method, Plan, count_of, need, register
+from flowfast.searcher.plan import ODE, Chosen, Method, Plan, count_of, need, register
 
 
 @register
@@ -20,7 +20,7 @@ class BestOfN(Method):
     branches: ClassVar[bool] = False
     path: ClassVar[dict[str, Any]] = ODE
 
-    n: int | None = None
+    n: Chosen = None
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         rows = schedule.rows
@@ -37,4 +37,4 @@ class PlainSample(BestOfN):
 
     name: ClassVar[str] = "ode"
 
-    n: int | None = 1
+    n: Chosen = 1

@@ -1,14 +1,15 @@
 """CoDe: blockwise best of K (Singh et al. 2025, arXiv 2502.00968, Algorithm 1)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from flowfast.errors import OptionError
+from flowfast.bounds import Within
+from flowfast.flow.grid import MOST_STEPS
 from flowfast.flow.schedule import Schedule
-from flowfast.searcher.plan import Chains, Method, Plan, count_of, need, register
+from flowfast.searcher.plan import Chains, Chosen, Method, Plan, count_of, need, register
 
 
 class BestOfGroup(Chains):
@@ -42,13 +43,11 @@ class CoDe(Method):
 
     name: ClassVar[str] = "code"
 
-    block: int = 2
-    k: int | None = None
+    block: Annotated[int, Within(1, MOST_STEPS)] = 2
+    k: Chosen = None
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        if self.block < 1:
-            raise OptionError(f"CoDe's block must be at least 1 step, got {self.block}")
         rows = schedule.rows
         need(self.name, evaluations, 2 * rows)
         most = evaluations // rows

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from flowfast.errors import OptionError
 from flowfast.flow.schedule import Schedule, ScheduleSpec, build_schedule
 from flowfast.searcher.methods.svdd import chain_quotas
-from flowfast.searcher.plan import PAPER, Method, Plan, count_of, need, register, split
+from flowfast.searcher.plan import PAPER, Chosen, Margin, Method, Plan, Weights, count_of, need, register, split
 
 ALL_THAT_IS_LEFT = 1 << 40
 
@@ -26,9 +26,9 @@ class RBF(Method):
 
     name: ClassVar[str] = "rbf"
 
-    weights: tuple[float, ...] = ()
+    weights: Weights = ()
     spend_last: bool = True
-    margin: float = 0.0
+    margin: Margin = 0.0
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
@@ -64,8 +64,8 @@ class RBFOfficial(Method):
     name: ClassVar[str] = "rbf-official"
     path: ClassVar[dict[str, Any]] = PAPER
 
-    init_candidates: int | None = None
-    margin: float = 0.0
+    init_candidates: Chosen = None
+    margin: Margin = 0.0
 
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         return build_schedule(replace(spec, tail=0))

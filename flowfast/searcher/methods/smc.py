@@ -1,15 +1,16 @@
 """Sequential Monte Carlo: particles weighted by the reward, resampled when few of them carry the weight."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from flowfast.bounds import Within
 from flowfast.errors import OptionError
 from flowfast.flow.schedule import Schedule
 from flowfast.ops.resample import RESAMPLING
-from flowfast.searcher.plan import Chains, Method, Plan, count_of, need, register
+from flowfast.searcher.plan import Chains, Method, Plan, Positive, count_of, need, register
 
 
 class Particles(Chains):
@@ -78,9 +79,9 @@ class SMC(Method):
 
     name: ClassVar[str] = "smc"
 
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     resampling: str = "systematic"
-    ess_gate: float = 0.5
+    ess_gate: Annotated[float, Within(0, 1)] = 0.5
     tempering: str = "none"
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
@@ -98,10 +99,6 @@ class SMC(Method):
             raise OptionError(f"unknown resampling {self.resampling!r}: choose one of {', '.join(RESAMPLING)}")
         if self.tempering not in ("none", "linear"):
             raise OptionError(f"tempering must be 'none' or 'linear', got {self.tempering!r}")
-        if self.temperature <= 0 or not 0 <= self.ess_gate <= 1:
-            raise OptionError(
-                f"SMC needs temperature > 0 and ess_gate in [0, 1], got {self.temperature} and {self.ess_gate}"
-            )
         rows = len(plan.accept)
         strength = torch.linspace(1 / rows, 1, rows) if self.tempering == "linear" else torch.ones(rows)
         at = torch.tensor(plan.regroup)

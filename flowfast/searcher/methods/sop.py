@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowfast.flow.schedule import Schedule, ScheduleSpec, search_over_paths_schedule
-from flowfast.searcher.plan import ODE, Chains, Method, Plan, count_of, need, register
+from flowfast.searcher.plan import ODE, Chains, Chosen, LinearTime, Method, Plan, Positive, count_of, need, register
 
 
 class BestN(Chains):
@@ -44,11 +44,11 @@ class SearchOverPaths(Method):
     name: ClassVar[str] = "sop"
     path: ClassVar[dict[str, Any]] = ODE
 
-    t_start: float = 0.5
-    forward: float = 0.2
-    backward: float = 0.4
-    width: float = 0.15
-    k: int | None = None
+    t_start: LinearTime = 0.5
+    forward: LinearTime = 0.2
+    backward: LinearTime = 0.4
+    width: Positive = 0.15
+    k: Chosen = None
 
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         return search_over_paths_schedule(

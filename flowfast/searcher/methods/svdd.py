@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowfast.errors import OptionError
 from flowfast.flow.schedule import Schedule
-from flowfast.searcher.plan import Chains, Method, Plan, count_of, need, register, split, spread
+from flowfast.searcher.plan import Chains, Method, Plan, Positive, Weights, count_of, need, register, split, spread
 
 
 def chain_quotas(
@@ -57,8 +57,8 @@ class SVDD(Method):
     name: ClassVar[str] = "svdd"
 
     choice: str = "argmax"
-    temperature: float = 0.1
-    weights: tuple[float, ...] = ()
+    temperature: Positive = 0.1
+    weights: Weights = ()
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
@@ -78,6 +78,4 @@ class SVDD(Method):
     def module(self, plan: Plan, slots: int) -> Chains:
         if self.choice not in ("argmax", "softmax"):
             raise OptionError(f"SVDD's choice must be 'argmax' or 'softmax', got {self.choice!r}")
-        if self.temperature <= 0:
-            raise OptionError(f"SVDD's temperature must be positive, got {self.temperature}")
         return Chains() if self.choice == "argmax" else SoftmaxChoice(self.temperature)
