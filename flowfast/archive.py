@@ -222,7 +222,7 @@ def _module(
     null = flow.encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
     encoder = _table(prompts, cond, asked) if prompts else _encoder(flow, reward)
     parts, plans, host = _parts(flow, reward, cond, asked, M), _plans(setup, plan), isinstance(reward, Outside)
-    manifest = _manifest(setup, plan, plans, flow.shape)
+    manifest = _manifest(setup, plan, plans, flow.shape) | _size(parts["decode"])
     manifest |= {"host_reward": str(int(host)), "scripted_encode": str(int(not prompts))}
     packages: dict[str, bytes] = {}
     if stem is None:
@@ -266,6 +266,12 @@ def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> d
         "config": config.model_dump_json(),
     }
     return {name: str(fact) for name, fact in facts.items()}
+
+
+def _size(decode: Part) -> dict[str, str]:
+    """Width and height of the images, where the decoder makes any, as a server's clients write them."""
+    shape = decode.function(*decode.rows(1)).shape
+    return {"size": f"{shape[-1]}x{shape[-2]}"} if len(shape) >= 4 else {}
 
 
 def _encoder(flow: Any, reward: Any) -> nn.Module:

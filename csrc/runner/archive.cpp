@@ -7,11 +7,12 @@
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/script.h>
 
-#include <charconv>
+#include <cfenv>
 #include <cmath>
 #include <filesystem>
 #include <utility>
 
+#include "runner/text.h"
 #include "runner/seal.h"
 
 namespace flowfast {
@@ -45,21 +46,28 @@ Named named(const IValue& value) {
   return found;
 }
 
-std::string message_of(const std::exception& error) {
+std::string whole_message(const std::exception& error) {
   const auto* ours = dynamic_cast<const c10::Error*>(&error);
   return ours ? ours->what_without_backtrace() : error.what();
 }
 
-// Throws what the archive raised: its message ends with "flowfast.errors.PromptError: text". Else E.
+// What an error of PyTorch's says, in one line: a traceback of TorchScript says it last, every other text first.
+std::string message_of(const std::exception& error) {
+  const std::string said = whole_message(error);
+  const bool traceback = said.find("Traceback of TorchScript") != std::string::npos;
+  const std::string_view whole = trimmed(said);
+  return std::string(trimmed(traceback ? whole.substr(whole.rfind('\n') + 1) : whole.substr(0, whole.find('\n'))));
+}
+
+// Throws what the archive raised: its message ends with a line "flowfast.errors.PromptError: text". Else E.
 template <class E>
 [[noreturn]] void throw_typed(const std::exception& error, const std::string& what_failed) {
-  constexpr std::string_view kMark = "flowfast.errors.";
-  const std::string said = message_of(error);
-  const size_t start = said.rfind(kMark), colon = said.find(": ", start);
-  if (start == std::string::npos || colon == std::string::npos) throw E(what_failed + ": " + said);
+  constexpr std::string_view kMark = "\nflowfast.errors.";
+  const std::string said = whole_message(error);
+  const size_t start = said.find(kMark), colon = said.find(": ", start);
+  if (start == std::string::npos || colon == std::string::npos) throw E(what_failed + ": " + message_of(error));
   const std::string name = said.substr(start + kMark.size(), colon - start - kMark.size());
-  std::string text = said.substr(colon + 2);
-  text.erase(text.find_last_not_of('\n') + 1);
+  const std::string text(trimmed(said.substr(colon + 2)));
   if (name == "PromptError") throw PromptError(text);
   if (name == "BudgetError") throw BudgetError(text);
   if (name == "OptionError") throw OptionError(text);
@@ -76,6 +84,7 @@ class Scripted : public Archive {
   const Info& info() const override { return info_; }
 
   void enter_thread() override {
+    std::fesetenv(FE_DFL_ENV);  // rounding and denormals: a thread has those of the one that started it
     if (threads_ > 0) at::set_num_threads(threads_);
     // These two are the thread's own. TorchScript's optimiser costs the first search 0.3 s, gains nothing after it, and
     // what it fuses could round in another way than Python does.
@@ -87,8 +96,7 @@ class Scripted : public Archive {
     const IValue null = request.negative_prompt && info_.at("passes") == "2"
                             ? encode(*request.negative_prompt)
                             : IValue(c10::Dict<std::string, Tensor>());
-    const double guidance = request.guidance.value_or(std::stod(info_.at("guidance")));
-    call("admit", slot, encode(request.prompt), null, key, request.budget, guidance, request.until);
+    call("admit", slot, encode(request.prompt), null, key, request.budget, request.guidance.value(), request.until);
   }
 
   Result release(int64_t slot) override {
@@ -251,16 +259,15 @@ at::Device checked_device(const Options& options) {
   throw OptionError("device must be cpu, or cuda where PyTorch has it, got '" + options.device + "'");
 }
 
-void check_number(const std::string& path, const Info& info, const std::string& name, int64_t least) {
+// Throws unless the manifest has this entry, a number of at least so much.
+template <class Number>
+void check_number(const std::string& path, const Info& info, const std::string& name, Number least) {
   const auto found = info.find(name);
-  int64_t number = 0;
-  if (found != info.end()) {
-    const char* end = found->second.data() + found->second.size();
-    const auto [stop, error] = std::from_chars(found->second.data(), end, number);
-    if (error == std::errc() && stop == end && number >= least) return;
-  }
-  throw ArchiveError(path + " has no sound manifest: expected " + name + " of at least " + std::to_string(least) +
-                     ", got '" + (found == info.end() ? "" : found->second) + "'");
+  const std::string text = found == info.end() ? "" : found->second;
+  const std::optional<Number> number = number_in<Number>(text);
+  if (!number || !(*number >= least))
+    throw ArchiveError(path + " has no sound manifest: expected " + name + " of at least " + text_of(least) +
+                       ", got '" + text + "'");
 }
 
 }  // namespace
@@ -268,6 +275,7 @@ void check_number(const std::string& path, const Info& info, const std::string& 
 std::unique_ptr<Archive> load_archive(const std::string& path, const Options& options) {
   const at::Device device = checked_device(options);
   const std::string digest = check_seal(path);
+  const c10::InferenceMode no_inference(false);  // whatever the caller's: the driver thread writes to these tensors
   const at::NoGradGuard no_gradients;
   try {
     torch::jit::Module module = torch::jit::load(path, device);
@@ -276,8 +284,9 @@ std::unique_ptr<Archive> load_archive(const std::string& path, const Options& op
       info.emplace(entry.key().toStringRef(), entry.value().toStringRef());
     info["content_hash"] = digest;
     for (const char* name : {"slots", "micro_batch", "passes", "budget_min", "budget_max"})
-      check_number(path, info, name, 1);
-    check_number(path, info, "host_reward", 0);
+      check_number<int64_t>(path, info, name, 1);
+    check_number<int64_t>(path, info, "host_reward", 0);
+    check_number<double>(path, info, "guidance", 0);
     if (info["host_reward"] == "1" && !options.reward)
       throw OptionError(path + " was exported with reward 'host': give one in Options::reward");
     if (info["loader"] == "aoti") return std::make_unique<Compiled>(path, std::move(module), info, options);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "runner/searcher.h"
+
 namespace flowfast {
 namespace {
 
@@ -79,10 +81,10 @@ std::string hexadecimal(std::string_view bytes) {
   return digits;
 }
 
-int64_t noise_key(int64_t seed, std::string_view prompt, int64_t repeat) {
+int64_t noise_key(const Seed& seed, std::string_view prompt, int64_t repeat) {
   constexpr std::string_view kNull("\0", 1);
   Blake2b hash(8);
-  hash.update(std::to_string(seed));
+  hash.update(seed.digits());
   hash.update(kNull);
   hash.update(prompt);
   hash.update(kNull);

@@ -1,5 +1,5 @@
 // flowfast-run: searches with an archive, from the command line.
-#include <charconv>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +12,7 @@
 
 #include "runner/blake2b.h"
 #include "runner/searcher.h"
+#include "runner/text.h"
 
 namespace flowfast {
 namespace {
@@ -21,9 +22,9 @@ constexpr char kUsage[] = R"(usage: flowfast-run ARCHIVE --prompt TEXT --budget 
   --prompt TEXT           may be given several times
   --prompts FILE          a prompt a line
   --budget NFE            model evaluations times passes, for each prompt
-  --seed N                of the noise (0)
+  --seed N                of the noise (0): any whole number
   --repeat N              another noise for the same seed and prompt (0)
-  --guidance X            classifier-free guidance (the archive's)
+  --guidance X            classifier-free guidance (the archive's); up to 1 is off
   --negative-prompt TEXT  (the archive's)
   --until REWARD          stop a search early at this reward
   --threads N             of the model's operations (PyTorch's own number)
@@ -50,12 +51,9 @@ struct Arguments {
   template <class Number>
   Number number(const std::string& name, Number otherwise) const {
     if (!has(name)) return otherwise;
-    const std::string& text = given.at(name);
-    Number value{};
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size())
-      throw OptionError(name + " must be a number, got '" + text + "'");
-    return value;
+    const std::optional<Number> value = number_in<Number>(given.at(name));
+    if (!value) throw OptionError(name + " must be a number, got '" + given.at(name) + "'");
+    return *value;
   }
 };
 
@@ -111,11 +109,7 @@ std::string json(const std::string& text) {
   return out + '"';
 }
 
-std::string json(double number) {  // shortest text that reads back as the same number
-  if (!std::isfinite(number)) return "null";
-  char text[32];
-  return {text, std::to_chars(text, text + sizeof(text), number).ptr};
-}
+std::string json(double number) { return std::isfinite(number) ? text_of(number) : "null"; }
 
 std::string json(const std::string& prompt, const Result& result, double load_seconds) {
   std::string path;
@@ -168,7 +162,7 @@ int run(Arguments arguments) {
     return 0;
   }
   Request request{.budget = arguments.number<int64_t>("--budget", 0),
-                  .seed = arguments.number<int64_t>("--seed", 0),
+                  .seed = arguments.has("--seed") ? Seed(arguments.given["--seed"]) : Seed(),
                   .repeat = arguments.number<int64_t>("--repeat", 0)};
   if (arguments.has("--guidance")) request.guidance = arguments.number("--guidance", 1.0);
   if (arguments.has("--negative-prompt")) request.negative_prompt = arguments.given["--negative-prompt"];
@@ -203,7 +197,9 @@ int main(int argc, char** argv) {
   try {
     return flowfast::run(flowfast::parse(argc, argv));
   } catch (const flowfast::Error& error) {
-    std::fprintf(stderr, "flowfast-run: %s\n", error.what());
+    std::string said = error.what();
+    std::replace(said.begin(), said.end(), '\n', ' ');  // of a prompt
+    std::fprintf(stderr, "flowfast-run: %s\n", said.c_str());
     return 2;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "flowfast-run: unexpected: %s\n", error.what());

@@ -61,11 +61,17 @@ std::string stored(std::string_view data) {
   return out + big_endian(checksum);
 }
 
+std::string size_of(const Image& image) {
+  return std::to_string(image.channels) + " x " + std::to_string(image.height) + " x " + std::to_string(image.width);
+}
+
 }  // namespace
 
 std::vector<uint8_t> Image::bytes() const {
-  std::vector<uint8_t> out(pixels.size());
   const size_t plane = static_cast<size_t>(height) * width;
+  if (channels < 0 || height < 0 || width < 0 || pixels.size() != plane * channels)
+    throw OptionError("an image of " + size_of(*this) + " needs as many pixels, got " + std::to_string(pixels.size()));
+  std::vector<uint8_t> out(pixels.size());
   for (size_t i = 0; i < plane; ++i)
     for (int c = 0; c < channels; ++c) {
       const float value = pixels[c * plane + i];
@@ -77,8 +83,7 @@ std::vector<uint8_t> Image::bytes() const {
 
 std::string Image::png() const {
   if ((channels != 1 && channels != 3) || height < 1 || width < 1)
-    throw OptionError("a PNG needs 1 or 3 channels and at least one pixel, got " + std::to_string(channels) + " x " +
-                      std::to_string(height) + " x " + std::to_string(width));
+    throw OptionError("a PNG needs 1 or 3 channels and at least one pixel, got " + size_of(*this));
   const std::vector<uint8_t> values = bytes();
   const size_t stride = static_cast<size_t>(width) * channels;
   std::string rows;

@@ -14,6 +14,7 @@
 
 #include "runner/archive.h"
 #include "runner/blake2b.h"
+#include "runner/text.h"
 
 namespace flowfast {
 namespace {
@@ -22,12 +23,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
-}
-
-std::string quoted(const std::string& prompt) {
-  size_t end = std::min<size_t>(prompt.size(), 100);
-  while (end < prompt.size() && end > 0 && (prompt[end] & 0xc0) == 0x80) --end;  // not inside of a character
-  return '"' + prompt.substr(0, end) + (end < prompt.size() ? "..." : "") + '"';
 }
 
 }  // namespace
@@ -62,25 +57,30 @@ struct Searcher::Impl {
   int64_t number(const char* entry) const { return std::stoll(archive->info().at(entry)); }  // checked by load_archive
   size_t slots() const { return static_cast<size_t>(number("slots")); }
 
-  void check(const Request& request) const {
+  // The request as the archive runs it.
+  Request checked(Request request) const {
     const int64_t least = number("budget_min"), most = number("budget_max");
     if (request.budget < least || request.budget > most)
       throw BudgetError("this archive runs budgets of " + std::to_string(least) + " to " + std::to_string(most) +
                         " NFE, got " + std::to_string(request.budget) + ": change it or export for another range");
+    for (const std::string& text : {request.prompt, request.negative_prompt.value_or("")})
+      if (const auto at = not_utf8(text))
+        throw PromptError("a prompt must be UTF-8, got something else at byte " + std::to_string(*at + 1));
     if (std::isnan(request.until)) throw OptionError("until must be a number, got NaN: leave it out");
-    if (!request.guidance) return;
-    if (!std::isfinite(*request.guidance))
-      throw OptionError("guidance must be a finite number, got " + std::to_string(*request.guidance));
+    const double guidance = request.guidance.value_or(*number_in<double>(archive->info().at("guidance")));
+    if (!std::isfinite(guidance) || guidance < 0)
+      throw OptionError("guidance must be a finite number of at least 0 (up to 1 is off), got " + text_of(guidance));
+    request.guidance = std::max(guidance, 1.0);  // up to 1 is off; the ops mean the unconditional model by 0
     if (number("passes") == 1 && *request.guidance != 1.0)
-      throw OptionError("this archive was exported without guidance (1.0), got guidance " +
-                        std::to_string(*request.guidance) + ": leave it out or export with guidance");
+      throw OptionError("this archive was exported without guidance, got guidance " + text_of(guidance) +
+                        ": leave it out (up to 1 is off) or export with guidance");
+    return request;
   }
 
   std::shared_ptr<Job> submit(Request request, OnProgress on_progress) {
-    check(request);
     auto job = std::make_shared<Job>();
-    job->key = noise_key(request.seed, request.prompt, request.repeat);
-    job->request = std::move(request);
+    job->request = checked(std::move(request));
+    job->key = noise_key(job->request.seed, job->request.prompt, job->request.repeat);
     job->on_progress = std::move(on_progress);
     {
       const std::lock_guard lock(mutex);
@@ -173,21 +173,34 @@ struct Searcher::Impl {
       }
   }
 
+  // The host's rewards. It is not shown an image that is not finite, which has none: in 8 bits NaN would be black.
   std::vector<float> ask(const std::vector<Lane>& lanes, const std::vector<Image>& images) {
+    std::vector<size_t> sound;
+    std::vector<Image> finite;
     std::vector<std::string> prompts;
-    std::vector<float> times, rewards;
-    for (const Lane& lane : lanes) {
-      prompts.push_back(jobs.at(lane.slot)->request.prompt);
-      times.push_back(lane.t);
+    std::vector<float> times, found, rewards(lanes.size(), std::numeric_limits<float>::quiet_NaN());
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      const auto& pixels = images.at(i).pixels;
+      if (!std::all_of(pixels.begin(), pixels.end(), [](float value) { return std::isfinite(value); })) continue;
+      sound.push_back(i);
+      prompts.push_back(jobs.at(lanes[i].slot)->request.prompt);
+      times.push_back(lanes[i].t);
     }
+    if (sound.empty()) return rewards;
+    const bool all = sound.size() == images.size();
+    if (!all)
+      for (const size_t i : sound) finite.push_back(images[i]);
     try {
-      rewards = reward(images, prompts, times);
+      found = reward(all ? images : finite, prompts, times);
     } catch (const std::exception& error) {
       throw RewardError(std::string("the host's reward failed: ") + error.what());
+    } catch (...) {
+      throw RewardError("the host's reward failed: it threw something that is no std::exception");
     }
-    if (rewards.size() != lanes.size())
-      throw RewardError("the host's reward must return one score an image, " + std::to_string(lanes.size()) +
-                        ", got " + std::to_string(rewards.size()));
+    if (found.size() != sound.size())
+      throw RewardError("the host's reward must return one score an image, " + std::to_string(sound.size()) +
+                        ", got " + std::to_string(found.size()));
+    for (size_t i = 0; i < sound.size(); ++i) rewards[sound[i]] = found[i];
     return rewards;
   }
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <chrono>
+#include <concepts>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -23,6 +24,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #define FLOWFAST_EXPORT __attribute__((visibility("default")))
@@ -46,13 +48,15 @@ struct FLOWFAST_EXPORT Image {
   int channels = 0, height = 0, width = 0;
   std::vector<float> pixels;
 
-  // 8 bits a value, interleaved: (y, x, c), as PNG and most libraries want it.
+  // 8 bits a value, interleaved: (y, x, c), as PNG and most libraries want it. NaN is 0; where there are not as many
+  // pixels as the sizes say: OptionError.
   std::vector<uint8_t> bytes() const;
   // The bytes of a PNG file. Throws OptionError unless there are 1 or 3 channels.
   std::string png() const;
 };
 
 // Scores of N images, higher is better: images[i] is a posterior mean of prompts[i] at linear time times[i] (0: data).
+// A NaN never wins (Result::nan_rewards counts it), and so does an image that is not finite, which is not shown to it.
 using HostReward = std::function<std::vector<float>(
     std::span<const Image> images, std::span<const std::string> prompts, std::span<const float> times)>;
 
@@ -62,12 +66,30 @@ struct Options {
   HostReward reward = {};      // instead of the archive's own, in the driver thread; what it throws ends all that run
 };
 
+// Of the noise: any whole number, as in Python; every one of them is another noise.
+class FLOWFAST_EXPORT Seed {
+ public:
+  Seed() = default;
+  template <std::integral Integer>
+  Seed(Integer number) : digits_(std::to_string(number)) {}
+  // As Python's int() reads it: " +1_000 " is 1000. Throws OptionError where the text is no whole number.
+  explicit Seed(std::string_view text);
+
+  const std::string& digits() const { return digits_; }  // "-7"
+  bool operator==(const Seed&) const = default;
+
+ private:
+  std::string digits_ = "0";
+};
+
 struct Request {
   std::string prompt = "";
   int64_t budget = 0;  // NFE: model evaluations times passes; never exceeded
-  int64_t seed = 0;
+  Seed seed = 0;
   int64_t repeat = 0;  // another noise for the same seed and prompt
-  std::optional<double> guidance = std::nullopt;  // as the archive says
+  // Classifier-free guidance (as the archive says); up to 1 is off. An archive that was exported with guidance has two
+  // passes and counts both in any case: export with guidance 1 where none is wanted.
+  std::optional<double> guidance = std::nullopt;
   double until = std::numeric_limits<double>::infinity();  // stop early at this reward
   std::optional<std::string> negative_prompt = std::nullopt;  // as the archive says
 };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,26 @@ def test_python_torchscript_and_the_program_find_the_same_bits(scenes: Path, opt
         scripted = archive.release(0)
     assert digest(scripted["image"][0]) == found["image"]["blake2b"]
     assert scripted["reward"].tolist() == [found["reward"]]
+
+
+def test_guidance_up_to_1_is_off(scenes: Path, tmp_path: Path) -> None:
+    """As in Python at as many evaluations: this archive has two passes, and counts both."""
+    asked = (scenes, "--prompt", PROMPTS[0], "--prompt", PROMPTS[3], "--budget", 96)
+    by_scale = {scale: run(*asked, "--guidance", scale) for scale in ("1", "0", "0.5")}
+    options = {"reward": "scenes", "method": "rbf", "micro_batch": 4, "slots": 2}
+    wanted = flowfast.search(flowfast.load("scenes"), [PROMPTS[0], PROMPTS[3]], budget=48, guidance=1.0, **options)
+    for found in by_scale.values():
+        for entry, sample in zip(found, wanted.samples, strict=True):
+            for name in ("nfe", "nfe_speculative", "unspent"):
+                entry[name] //= 2
+            assert_same(entry, facts(sample))
+    assert by_scale["0"][0]["image"] != by_scale["0"][1]["image"]
+
+
+def test_seeds_are_any_whole_number_as_python_reads_them(scenes: Path) -> None:
+    for text in ("18446744073709551616", "-0", "007", "+5", " 1_0 ", "-170141183460469231731687303715884105729"):
+        (found,) = run(scenes, "--prompt", PROMPTS[0], "--budget", 24, "--seed", text)
+        assert found["key"] == noise_key(int(text), PROMPTS[0]), text
 
 
 def test_until_stops_early(tmp_path: Path) -> None:
@@ -176,13 +197,18 @@ def test_what_cannot_work_is_refused(scenes: Path, tmp_path: Path) -> None:
         ("budgets of 24 to 200 NFE, got -1", *asked, "--budget", -1),
         ("prompt 'a cat': unknown colour 'a'; write 1-3 phrases", scenes, "--prompt", "a cat", "--budget", 48),
         ("guidance must be a finite number", *asked, "--budget", 48, "--guidance", "inf"),
+        ("guidance must be a finite number of at least 0", *asked, "--budget", 48, "--guidance", "nan"),
+        ("at least 0 (up to 1 is off), got -0.5", *asked, "--budget", 48, "--guidance", "-0.5"),
+        ('a seed must be a whole number of up to 4300 digits, got "1.5"', *asked, "--budget", 48, "--seed", "1.5"),
+        ("a prompt must be UTF-8, got something else at byte 4", scenes, "--prompt", b"caf\xe9", "--budget", 48),
         ("threads must be at least 1, or 0", *asked, "--budget", 48, "--threads", -1),
         ("device must be cpu, or cuda where PyTorch has it, got 'tpu'", *asked, "--budget", 48, "--device", "tpu"),
         ("cannot read the prompts in ", scenes, "--prompts", tmp_path / "none.txt", "--budget", 48),
         ("cannot write ", *asked, "--budget", 24, "--png", tmp_path / "none/out.png"),
         ("cannot read ", tmp_path / "none.pt", "--prompt", "a", "--budget", 48),
     ):
-        done = subprocess.run([PREFIX / "bin/flowfast-run", *map(str, argv)], capture_output=True, text=True)
+        words = [word if isinstance(word, bytes) else str(word) for word in argv]
+        done = subprocess.run([PREFIX / "bin/flowfast-run", *words], capture_output=True, text=True)
         assert done.returncode == 2, (argv, done.stdout, done.stderr)
         assert done.stderr.startswith("flowfast-run: ") and said in done.stderr and done.stderr.count("\n") == 1
 
@@ -217,7 +243,11 @@ def test_info_and_progress(scenes: Path) -> None:
 # ---- the library ----
 
 
-def test_the_library_under_its_own_tests(scenes: Path) -> None:
+def test_the_library_under_its_own_tests(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a locale with decimal commas, where this system can make one."""
+    words = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
+    if shutil.which("localedef") and subprocess.run(words, capture_output=True).returncode == 0:
+        monkeypatch.setenv("LOCPATH", str(tmp_path))
     assert "100% tests passed" in command("ctest", "--preset", "cpu")
     assert "all checks passed" in command(TESTS / "flowfast_archive_tests", scenes)
 

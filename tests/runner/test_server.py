@@ -32,7 +32,10 @@ JSON = {"Content-Type": "application/json"}
 PROMPT = "three red circles and one blue square"
 SLOTS = 2
 SHORT, LONG, ENDLESS = 24, 500, 4000  # NFE: some hundredths of a second, about one, and as many as nobody waits for
-FIELDS = "prompt, n, seed, budget, guidance, negative_prompt, model, response_format, user"
+FIELDS = (
+    "prompt, n, seed, budget, guidance, negative_prompt, model, size, response_format, output_format, stream, quality, "
+    "style, background, moderation, user, output_compression, partial_images"
+)
 
 
 class Server:
@@ -164,11 +167,50 @@ def test_images_are_those_of_python(server: Server) -> None:
 
 def test_fields_reach_the_search(server: Server) -> None:
     image = pixels(server.generate()[2]["data"][0])
-    for change in ({"seed": 2**63 - 1}, {"budget": 100}, {"guidance": 1.5}, {"negative_prompt": "two red circles"}):
+    for change in (
+        {"seed": 2**63 - 1},
+        {"seed": -1},
+        {"budget": 100},
+        {"guidance": 1.5},
+        {"negative_prompt": "two red circles"},
+    ):
         status, _, answer = server.generate(**change)
         assert status == 200, answer
         assert not torch.equal(pixels(answer["data"][0]), image), change
     assert torch.equal(pixels(server.generate(seed=None, n=None, guidance=None)[2]["data"][0]), image)
+
+
+def test_guidance_up_to_1_is_off(server: Server) -> None:
+    off = [server.generate(guidance=guidance)[2]["data"][0] for guidance in (1, 0, 0.5)]
+    assert len({(image["b64_json"], image["nfe"]) for image in off}) == 1
+    assert server.generate(guidance=0, prompt="four blue squares")[2]["data"][0]["b64_json"] != off[0]["b64_json"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "seed"),
+    [
+        (3.0, 3), ("3", 3), (" +03 ", 3), (2**53, 2**53), (2**53 + 1, str(2**53 + 1)), (2**64 - 1, str(2**64 - 1)),
+        (str(-(2**63)), str(-(2**63))), ("17982163893102248868123", "17982163893102248868123"),
+    ],
+)  # fmt: skip
+def test_seeds_are_any_whole_number(server: Server, sent: Any, seed: int | str) -> None:
+    """As a text where other readers of JSON would lose digits; the images are those of Python's seed."""
+    image = server.generate(seed=sent)[2]["data"][0]
+    assert image["seed"] == seed
+    options = {"method": "rbf", "budget": SHORT, "seed": int(sent), "slots": SLOTS}
+    sample = flowfast.search(flowfast.load("scenes"), [PROMPT], reward="scenes", **options).samples[0]
+    assert image["reward"] == pytest.approx(sample.reward, abs=1e-3)  # in micro-batches of another size
+
+
+def test_what_clients_of_openai_send(server: Server) -> None:
+    """Open WebUI says model, n, size and response_format; others all of these. Nothing of it changes the image."""
+    wanted = server.generate()[2]["data"]
+    sent = {"size": "32x32", "quality": "hd", "style": "vivid", "background": "auto", "moderation": "low", "user": "me"}
+    sent |= {"output_format": "png", "output_compression": 100, "stream": False, "partial_images": 0, "n": 1.0}
+    status, _, answer = server.generate(**sent, model="scenes", response_format="b64_json")
+    assert status == 200, answer
+    assert answer["data"][0]["b64_json"] == wanted[0]["b64_json"]
+    assert server.generate(size="auto", quality=None, output_compression=None)[0] == 200
 
 
 def test_default_budget(archive: Path) -> None:
@@ -214,9 +256,21 @@ REFUSED: dict[str, tuple[Any, str | None, str]] = {
     "prompt the model cannot read": ({"prompt": "a cat"}, "prompt", "prompt 'a cat': unknown colour 'a'"),
     "no image": ({"n": 0}, "n", "n must be a whole number from 1 to 10, got 0"),
     "too many images": ({"n": 11}, "n", "n must be a whole number from 1 to 10, got 11"),
-    "half a seed": ({"seed": 0.5}, "seed", "seed must be a whole number from 0 to 9223372036854775807, got 5E-1"),
-    "a negative seed": ({"seed": -1}, "seed", "seed must be a whole number from 0"),
-    "a seed of 64 bits": ({"seed": 2**63}, "seed", "got 9223372036854775808"),
+    "a blank prompt": ({"prompt": " \n"}, "prompt", "prompt is empty: write what the picture shows"),
+    "half a prompt": ('{"prompt": "\\ud800"}', None, "the body must be JSON"),
+    "half a seed": ({"seed": 0.5}, "seed", "seed must be a whole number, or its digits as a text where"),
+    "a seed that lost its digits": ({"seed": 2**64}, "seed", "seed must be a whole number, or its digits as a text"),
+    "a seed in words": ({"seed": "many"}, "seed", 'a seed must be a whole number of up to 4300 digits, got "many"'),
+    "a budget beyond all": ({"budget": 1e30}, "budget", "budget must be a whole number from 1 to"),
+    "a budget in words": ({"budget": "100"}, "budget", 'got "100"'),
+    "a budget that is no number": ('{"prompt": "a", "budget": NaN}', None, "the body must be JSON"),
+    "a negative guidance": ({"guidance": -1}, None, "guidance must be a finite number of at least 0"),
+    "a guidance beyond all": ('{"prompt": "a", "guidance": 1e999}', None, ""),
+    "a field of other servers": ({"until": "0.5"}, "until", 'unknown field "until"'),
+    "another size": ({"size": "1024x1024"}, "size", 'size must be "auto" or "32x32", got "1024x1024"'),
+    "another format": ({"output_format": "webp"}, "output_format", 'output_format must be "png", got "webp"'),
+    "a stream": ({"stream": True}, "stream", "this server does not stream, got true"),
+    "a quality that is no text": ({"quality": 3}, "quality", "quality must be a string, got 3"),
     "true": ({"n": True}, "n", "got true"),
     "budget too small": ({"budget": 23}, "budget", "budgets of 24 to 4000 NFE, got 23"),
     "budget too large": ({"budget": 4001}, "budget", "budgets of 24 to 4000 NFE, got 4001"),

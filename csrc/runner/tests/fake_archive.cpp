@@ -1,6 +1,6 @@
 #include "runner/tests/fake_archive.h"
 
-#include <limits>
+#include <cmath>
 #include <memory>
 
 #include "runner/archive.h"
@@ -12,7 +12,10 @@ constexpr int64_t kSlots = 2;
 
 class FakeArchive final : public Archive {
  public:
-  explicit FakeArchive(Fake& fake) : fake_(fake), slots_(kSlots) {}
+  explicit FakeArchive(Fake& fake)
+      : fake_(fake), slots_(kSlots),
+        info_({{"slots", std::to_string(kSlots)}, {"budget_min", "1"}, {"budget_max", "1000000000"},
+               {"passes", std::to_string(fake.passes)}, {"guidance", std::to_string(fake.guidance)}}) {}
 
   const Info& info() const override { return info_; }
   void enter_thread() override {}
@@ -20,6 +23,8 @@ class FakeArchive final : public Archive {
   void admit(int64_t slot, const Request& request, int64_t key) override {
     if (request.prompt == "unreadable") throw PromptError("the fake cannot read it");
     slots_.at(slot) = {request, key, 0, true};
+    const std::lock_guard lock(fake_.mutex);
+    fake_.guided.push_back(request.guidance.value());
   }
 
   Result release(int64_t slot) override {
@@ -60,7 +65,7 @@ class FakeArchive final : public Archive {
   std::vector<Image> images() override {
     std::vector<Image> images;
     for (const Slot& s : slots_)
-      if (s.on) images.push_back({1, 1, 1, {static_cast<float>(s.round)}});
+      if (s.on) images.push_back({1, 1, 1, {s.round == fake_.hole ? NAN : static_cast<float>(s.round)}});
     return images;
   }
 
@@ -90,7 +95,7 @@ class FakeArchive final : public Archive {
   Fake& fake_;
   std::vector<Slot> slots_;
   std::vector<float> rewards_;
-  Info info_ = {{"slots", std::to_string(kSlots)}, {"budget_min", "1"}, {"budget_max", "1000000000"}, {"passes", "1"}};
+  const Info info_;
 };
 
 }  // namespace

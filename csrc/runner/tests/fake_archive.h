@@ -17,6 +17,10 @@ struct Fake {
   bool inside = false;                              // one waits now
   std::set<std::string> failing;                    // prompts whose rounds throw
   std::vector<std::vector<std::string>> rounds;     // prompts of each round
+  int64_t hole = -1;                                // the round whose images are NaN
+  int passes = 1;                                   // of the manifest, and
+  double guidance = 1;
+  std::vector<double> guided;                       // guidance of each request that got a slot
 
   void hold();                                      // from the next round on
   std::vector<std::string> wait_for_round();        // until one waits: its prompts

@@ -1,8 +1,17 @@
 // The runner on a real archive of `scenes`: flowfast_archive_tests ARCHIVE. Equal requests give equal bits, alone,
 // among others, and while another Searcher of the process is at work.
+#include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/DefaultDtype.h>
+#include <c10/core/InferenceMode.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
+#include <clocale>
 #include <cmath>
+#include <cstdlib>
+#include <locale>
 #include <numeric>
 #include <thread>
 
@@ -89,6 +98,63 @@ void a_request_ends_before_its_time(const std::string& archive) {
   for (const Handle& handle : left) CHECK(throws<CancelledError>(handle));
 }
 
+void guidance_up_to_1_is_off(const std::string& archive) {
+  Searcher searcher(archive, {.threads = 1});
+  std::vector<Result> off;
+  for (const std::string& prompt : {kPrompts[0], kPrompts[1]})
+    for (const double guidance : {1.0, 0.0, 0.7}) {
+      off.push_back(searcher.submit({.prompt = prompt, .budget = 24, .seed = 7, .guidance = guidance}).get());
+      CHECK(same(off.back(), off[off.size() > 3 ? 3 : 0]) && off.back().nfe == off[0].nfe, "guidance %g", guidance);
+    }
+  CHECK(!same(off[0], off[3]));  // the prompt matters
+}
+
+// Another default dtype, inference mode, a locale with decimal commas, ...: a search has the same bits.
+void the_host_program_may_be_in_any_state(const std::string& archive) {
+  struct Commas : std::numpunct<char> {
+    char do_decimal_point() const override { return ','; }
+    char do_thousands_sep() const override { return '.'; }
+    std::string do_grouping() const override { return "\1"; }
+  };
+  Request request = requests()[0];
+  const Result wanted = Searcher(archive, {.threads = 1}).submit(request).get();
+  const auto check = [&](const char* state) {
+    try {
+      CHECK(same(Searcher(archive, {.threads = 1}).submit(request).get(), wanted), "%s", state);
+    } catch (const std::exception& error) {
+      CHECK(false, "%s: %s", state, error.what());
+    }
+  };
+  for (const at::ScalarType dtype : {at::kDouble, at::kHalf, at::kBFloat16}) {
+    c10::set_default_dtype(c10::scalarTypeToTypeMeta(dtype));
+    check(c10::toString(dtype));
+  }
+  c10::set_default_dtype(c10::scalarTypeToTypeMeta(at::kFloat));
+  {
+    const c10::InferenceMode inference;
+    check("inference mode");
+  }
+  {
+    const at::AutoGradMode gradients(true);
+    check("gradients");
+  }
+  std::locale::global(std::locale(std::locale(), new Commas));
+  check("the C++ locale");
+  std::locale::global(std::locale::classic());
+  if (std::getenv("LOCPATH")) {  // tests/runner made one
+    CHECK(std::setlocale(LC_ALL, "de_DE.UTF-8") && std::string(std::localeconv()->decimal_point) == ",");
+    check("the C locale");
+    std::setlocale(LC_ALL, "C");
+  }
+  for (const int rounding : {FE_UPWARD, FE_TOWARDZERO}) {
+    std::fesetround(rounding);
+    at::globalContext().setFlushDenormal(true);
+    check("rounding and denormals");
+  }
+  at::globalContext().setFlushDenormal(false);
+  std::fesetround(FE_TONEAREST);
+}
+
 void the_host_scores(const std::string& archive) {
   const auto mean = [](const Image& image) {
     return std::accumulate(image.pixels.begin(), image.pixels.end(), 0.0f) / static_cast<float>(image.pixels.size());
@@ -115,6 +181,8 @@ int main(int argc, char** argv) {
   if (argc != 2) return std::printf("usage: flowfast_archive_tests ARCHIVE\n"), 2;
   flowfast::equal_requests_give_equal_bits(argv[1]);
   flowfast::a_request_ends_before_its_time(argv[1]);
+  flowfast::guidance_up_to_1_is_off(argv[1]);
+  flowfast::the_host_program_may_be_in_any_state(argv[1]);
   flowfast::the_host_scores(argv[1]);
   if (flowfast::failures > 0) return std::printf("%d checks failed\n", flowfast::failures), 1;
   std::printf("runner on %s: all checks passed\n", argv[1]);

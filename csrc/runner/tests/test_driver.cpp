@@ -1,6 +1,8 @@
 // The driver on the fake archive: who gets a slot when, cancelling, errors, callbacks, ends, many threads.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <thread>
 
@@ -13,6 +15,7 @@ namespace flowfast {
 namespace {
 
 constexpr int64_t kForever = 1'000'000'000;
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 using Prompts = std::vector<std::string>;
 
@@ -143,14 +146,30 @@ void an_error_is_of_its_request() {
   CHECK(searcher.search({{.prompt = "good", .budget = 1}, {.prompt = "good", .budget = 2}})[1].nfe == 2);
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = 0}));
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = kForever + 1}));
-  CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .guidance = 2.0}));
-  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
   CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .until = kNaN}));
+  CHECK(refused<PromptError>(searcher, {.prompt = "caf\xe9", .budget = 1}));
+  CHECK(refused<PromptError>(searcher, {.prompt = "a", .budget = 1, .negative_prompt = "\xff"}));
   try {
     Searcher missing("");
     CHECK(false, "a missing archive was loaded");
   } catch (const Error&) {
   }
+}
+
+void guidance_up_to_1_is_off() {
+  fake("guided").passes = 2, fake("guided").guidance = 4.5, fake("exported with 0").guidance = 0;
+  Searcher guided("guided"), unguided("unguided"), old("exported with 0");
+  const auto run = [](Searcher& searcher, std::optional<double> guidance) {
+    searcher.submit({.prompt = "a", .budget = 1, .guidance = guidance}).get();
+  };
+  for (const auto guidance : {std::optional<double>(), std::optional(0.0), std::optional(0.5), std::optional(1.0)})
+    run(guided, guidance), run(unguided, guidance), run(old, guidance);
+  run(guided, 1.5);
+  CHECK(fake("guided").guided == std::vector<double>({4.5, 1, 1, 1, 1.5}));
+  CHECK(fake("unguided").guided == std::vector<double>(4, 1) && fake("exported with 0").guided == fake("unguided").guided);
+  CHECK(refused<OptionError>(unguided, {.prompt = "a", .budget = 1, .guidance = 1.5}));
+  for (const double guidance : {-1.0, -1e-9, kNaN, std::numeric_limits<double>::infinity()})
+    CHECK(refused<OptionError>(guided, {.prompt = "a", .budget = 1, .guidance = guidance}), "%g", guidance);
 }
 
 void the_host_scores() {
@@ -160,6 +179,7 @@ void the_host_scores() {
     for (size_t i = 0; i < images.size(); ++i) {
       CHECK(times[i] == 0.5f);
       if (prompts[i] == "throws") throw std::runtime_error("no scores today");
+      if (prompts[i] == "throws a number") throw 7;
       if (prompts[i] != "one too few") scores.push_back(prompts[i].size() * 10 + images[i].pixels[0]);
     }
     return scores;
@@ -170,7 +190,24 @@ void the_host_scores() {
   fake("host").let_go();
   CHECK(a.get().reward() == 12.0f && b.get().reward() == 21.0f);
   CHECK(error_of(searcher.submit({.prompt = "throws", .budget = 1})) == "reward");
+  CHECK(error_of(searcher.submit({.prompt = "throws a number", .budget = 1})) == "reward");
   CHECK(error_of(searcher.submit({.prompt = "one too few", .budget = 1})) == "reward");
+}
+
+// The fake's image k shows k: k = 1 is NaN here, which the reward is not asked about.
+void an_image_that_is_not_finite_has_no_reward() {
+  fake("holes").hole = 1;
+  std::vector<float> seen;
+  Searcher searcher("holes", {.reward = [&](auto images, auto, auto) {
+    for (const Image& image : images) seen.push_back(image.pixels[0]);
+    return std::vector<float>(images.size(), 5.0f);
+  }});
+  std::vector<float> told;
+  searcher.submit({.prompt = "a", .budget = 3}, [&](const Progress& progress) {
+    told.push_back(progress.candidates[0].reward);
+  }).get();
+  CHECK(seen == std::vector<float>({0, 2}));
+  CHECK(told.size() == 3 && told[0] == 5 && std::isnan(told[1]) && told[2] == 5);
 }
 
 void progress_is_told() {
@@ -247,7 +284,9 @@ void test_driver() {
   a_cancelled_request_is_out_before_the_next_call();
   a_long_prompt_is_cut_between_characters();
   an_error_is_of_its_request();
+  guidance_up_to_1_is_off();
   the_host_scores();
+  an_image_that_is_not_finite_has_no_reward();
   progress_is_told();
   ends();
   many_threads();

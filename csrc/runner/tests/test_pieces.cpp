@@ -1,6 +1,7 @@
 // BLAKE2b, the seal and PNG against known answers.
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +10,7 @@
 #include "runner/seal.h"
 #include "runner/searcher.h"
 #include "runner/tests/tests.h"
+#include "runner/text.h"
 #include "tests/check.h"
 
 namespace flowfast {
@@ -40,6 +42,36 @@ void keys_are_those_of_python() {
   CHECK(noise_key(0, "two red circles", 0) == 2942332984889217327);
   CHECK(noise_key(-5, "", 3) == 3281388455919696135);
   CHECK(noise_key(INT64_MAX, "d\xc3\xa9j\xc3\xa0", 1) == 8556979308592509538);
+  CHECK(noise_key(UINT64_MAX, "a", 0) == -7949410186468065499);
+  CHECK(noise_key(Seed("-170141183460469231731687303715884105729"), "a", 2) == -6368143710465831841);
+}
+
+void seeds_are_whole_numbers_as_python_reads_them() {
+  const std::pair<const char*, const char*> table[] = {
+      {"0", "0"},     {"007", "7"},     {"+5", "5"},        {"-0", "0"},      {"-00", "0"}, {" 12\n", "12"}, {"-0_7", "-7"},
+      {"1_0", "10"}, {"-12", "-12"}, {"18446744073709551616", "18446744073709551616"}};
+  for (const auto& [text, digits] : table) CHECK(Seed(text).digits() == digits, "%s", text);
+  CHECK(Seed(INT64_MIN) == Seed("-9223372036854775808") && Seed(UINT64_MAX) == Seed("18446744073709551615"));
+  CHECK(Seed(std::string(4300, '9')).digits().size() == 4300);
+  for (const std::string& text : {std::string(), std::string(" "), std::string("-"), std::string("1.0"),
+                                  std::string("1e3"), std::string("0x1f"), std::string("--1"), std::string("1 2"),
+                                  std::string("_1"), std::string("1_"), std::string("1__0"), std::string("- 1"),
+                                  std::string("\xd9\xa3"), std::string("nan"), std::string(4301, '1')})
+    try {
+      const Seed seed(text);
+      CHECK(false, "'%s' was taken as %s", text.c_str(), seed.digits().c_str());
+    } catch (const OptionError& error) {
+      const std::string said = error.what();
+      CHECK(said.starts_with("a seed must be a whole number") && said.size() < 200, "%s", said.c_str());
+    }
+}
+
+void what_is_not_utf8() {
+  const auto place = [](const std::string& text) { return not_utf8(text).value_or(99); };
+  CHECK(place("") == 99 && place("d\xc3\xa9j\xc3\xa0 \xe2\x98\x83 \xf0\x9f\x8e\xa8 \xef\xbf\xbf") == 99);
+  CHECK(place("a\xff") == 1 && place("\xc3") == 0 && place("ab\xe2\x98") == 2 && place("\x80") == 0);
+  CHECK(place("\xc0\x80") == 0 && place("\xe0\x80\x80") == 0 && place("\xf0\x80\x80\x80") == 0);  // too long
+  CHECK(place("\xed\xa0\x80") == 0 && place("\xf4\x90\x80\x80") == 0);  // half of a pair; beyond the last
 }
 
 // As flowfast/seal.py writes them.
@@ -99,15 +131,18 @@ void pictures() {
   const Image image{3, 1, 2, {0.0f, 0.25f, 0.5f, 1.0f, -1.0f, 2.0f}};
   const std::vector<uint8_t> expected = {0, 128, 0, 64, 255, 255};
   CHECK(image.bytes() == expected);
+  const Image broken{1, 1, 3, {NAN, INFINITY, -INFINITY}};
+  CHECK(broken.bytes() == std::vector<uint8_t>({0, 255, 0}));
   // Of Python's zlib and struct; Pillow reads these bytes from it.
   CHECK(hexadecimal(image.png()) ==
         "89504e470d0a1a0a0000000d49484452000000020000000108020000007b40e8dd00000012494441547801010700f8ff"
         "0000800040ffff064402bfe035e3030000000049454e44ae426082");
-  try {
-    (void)Image{2, 1, 1, {0, 0}}.png();
-    CHECK(false, "an image of two channels was written");
-  } catch (const OptionError&) {
-  }
+  for (const Image& impossible : {Image{2, 1, 1, {0, 0}}, Image{3, 1, 2, {0, 0}}, Image{1, 0, 0, {}}, Image{1, -1, -1, {0}}})
+    try {
+      (void)impossible.png();
+      CHECK(false, "an image of %d channels was written", impossible.channels);
+    } catch (const OptionError&) {
+    }
 }
 
 }  // namespace
@@ -115,6 +150,8 @@ void pictures() {
 void test_pieces() {
   blake2b_known_answers();
   keys_are_those_of_python();
+  seeds_are_whole_numbers_as_python_reads_them();
+  what_is_not_utf8();
   seals();
   pictures();
 }

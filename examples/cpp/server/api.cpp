@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <cmath>
 #include <ctime>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 
@@ -12,8 +15,13 @@ namespace json = boost::json;
 
 namespace {
 
-constexpr std::array kFields = {"prompt",          "n",     "seed",            "budget", "guidance",
-                                "negative_prompt", "model", "response_format", "user"};
+// The last two lines are what clients of OpenAI's API send and what means nothing here.
+constexpr std::array kFields = {
+    "prompt", "n", "seed", "budget", "guidance", "negative_prompt",
+    "model", "size", "response_format", "output_format", "stream",
+    "quality", "style", "background", "moderation", "user",
+    "output_compression", "partial_images"};
+constexpr int64_t kExact = int64_t{1} << 53;  // up to here a number of JSON is exact wherever it is read
 
 std::string valid_fields() {
   std::string names;
@@ -44,12 +52,44 @@ std::optional<std::string> text(const json::object& fields, const std::string& n
   return std::string(value->as_string());
 }
 
+// 3, and 3.0, which some clients send; nothing for another number.
+std::optional<int64_t> whole(const json::value& value) {
+  if (value.is_int64()) return value.as_int64();
+  if (!value.is_double() || !(std::abs(value.as_double()) <= kExact)) return std::nullopt;
+  const auto integer = static_cast<int64_t>(value.as_double());
+  return static_cast<double>(integer) == value.as_double() ? std::optional(integer) : std::nullopt;
+}
+
 int64_t integer(const json::object& fields, const std::string& name, int64_t otherwise, int64_t least, int64_t most) {
   const json::value* value = find(fields, name);
   if (!value) return otherwise;
-  if (!value->is_int64() || value->as_int64() < least || value->as_int64() > most)
+  const std::optional<int64_t> found = whole(*value);
+  if (!found || *found < least || *found > most)
     refuse(name, "a whole number from " + std::to_string(least) + " to " + std::to_string(most), *value);
-  return value->as_int64();
+  return *found;
+}
+
+// Any whole number; as a text where a number of JSON does not hold it.
+flowfast::Seed seed(const json::object& fields) {
+  const json::value* value = find(fields, "seed");
+  if (!value) return {};
+  try {
+    if (value->is_string()) return flowfast::Seed(std::string_view(value->as_string()));
+  } catch (const flowfast::OptionError& error) {
+    throw Refusal(400, error.what(), "seed");
+  }
+  if (value->is_uint64()) return value->as_uint64();
+  const std::optional<int64_t> found = whole(*value);
+  if (!found) refuse("seed", "a whole number, or its digits as a text where it has more than 64 bits", *value);
+  return *found;
+}
+
+json::value json_of(const flowfast::Seed& seed) {
+  int64_t number = 0;
+  const std::string& digits = seed.digits();
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  if (error == std::errc() && number >= -kExact && number <= kExact) return number;
+  return json::string(digits);
 }
 
 std::optional<double> number(const json::object& fields, const std::string& name) {
@@ -59,9 +99,13 @@ std::optional<double> number(const json::object& fields, const std::string& name
   return value->to_number<double>();
 }
 
-void expect(const json::object& fields, const std::string& name, const std::string& only) {
+// A text that may say nothing but one of these.
+void expect(const json::object& fields, const std::string& name, std::initializer_list<std::string> choices) {
   const std::optional<std::string> value = text(fields, name);
-  if (value && *value != only) refuse(name, '"' + only + '"', *find(fields, name));
+  if (!value || std::find(choices.begin(), choices.end(), *value) != choices.end()) return;
+  std::string said;
+  for (const std::string& choice : choices) said += (said.empty() ? "" : " or ") + ('"' + choice + '"');
+  refuse(name, said, *find(fields, name));
 }
 
 std::string base64(const std::string& bytes) {
@@ -102,13 +146,23 @@ std::vector<flowfast::Request> read_request(const std::string& body, const Limit
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   const std::optional<std::string> prompt = text(fields, "prompt");
   if (!prompt) throw Refusal(400, "prompt is missing: a string that says what to draw", "prompt");
-  expect(fields, "model", limits.model);
-  expect(fields, "response_format", "b64_json");
-  text(fields, "user");
+  if (prompt->find_first_not_of(" \t\n\r\v\f") == std::string::npos)
+    throw Refusal(400, "prompt is empty: write what the picture shows", "prompt");
+  expect(fields, "model", {limits.model});
+  if (limits.size.empty())
+    expect(fields, "size", {"auto"});
+  else
+    expect(fields, "size", {"auto", limits.size});
+  expect(fields, "response_format", {"b64_json"});
+  expect(fields, "output_format", {"png"});
+  if (const json::value* stream = find(fields, "stream"); stream && *stream != json::value(false))
+    refuse("stream", "false: this server does not stream", *stream);
+  for (const char* name : {"quality", "style", "background", "moderation", "user"}) text(fields, name);
+  for (const char* name : {"output_compression", "partial_images"}) number(fields, name);
   flowfast::Request request{
       .prompt = *prompt,
       .budget = integer(fields, "budget", limits.budget, 1, kMost),
-      .seed = integer(fields, "seed", 0, 0, kMost),
+      .seed = seed(fields),
       .guidance = number(fields, "guidance"),
       .negative_prompt = text(fields, "negative_prompt"),
   };
@@ -127,7 +181,7 @@ Answer collect(const std::vector<flowfast::Request>& searches, const std::vector
       data.push_back(json::object{{"b64_json", base64(result.image().png())},
                                   {"reward", result.reward()},
                                   {"nfe", result.nfe},
-                                  {"seed", searches[i].seed},
+                                  {"seed", json_of(searches[i].seed)},
                                   {"repeat", searches[i].repeat},
                                   {"seconds", result.seconds},
                                   {"seconds_waited", result.seconds_waited}});

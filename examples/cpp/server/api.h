@@ -28,6 +28,7 @@ struct Refusal : std::runtime_error {
 // What a request may leave out, and may ask for.
 struct Limits {
   std::string model;         // the only name that "model" may say
+  std::string size;          // of its images, "32x32"; "" where the archive does not say
   int64_t budget = 0;        // where the request names none
   int64_t most_images = 10;  // "n"
 };

@@ -106,6 +106,7 @@ Server::Server(flowfast::Searcher& searcher, const Settings& settings)
       settings_(settings),
       capacity_(std::stoll(searcher.info().at("slots")) + settings.queue),
       limits_{.model = searcher.info().at("model"),
+              .size = searcher.info().contains("size") ? searcher.info().at("size") : "",
               .budget = settings.budget ? settings.budget : std::stoll(searcher.info().at("budget_max")),
               .most_images = std::min<int64_t>(10, capacity_)},
       waiters_(static_cast<size_t>(capacity_)) {

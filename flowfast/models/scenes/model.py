@@ -114,8 +114,8 @@ class SceneModel(nn.Module):
         scale = torch.rsqrt(variance)
 
         angle = t.view(n, 1) * self.frequencies
-        slots = torch.zeros(n, tokens.shape[1], self.dim, device=x_t.device)
-        pooled = torch.zeros(n, self.dim, device=x_t.device)
+        slots = torch.zeros(n, tokens.shape[1], self.dim, device=x_t.device, dtype=time.dtype)
+        pooled = torch.zeros(n, self.dim, device=x_t.device, dtype=time.dtype)
         for i, table in enumerate(self.embed):
             slots = slots + table(tokens[:, :, i])
         for i, table in enumerate(self.pool_embed):
