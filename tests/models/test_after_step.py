@@ -103,6 +103,9 @@ def test_what_is_not_known_is_refused_by_the_pipelines_name_and_can_be_picked() 
             getattr(pipe.scheduler, read)
     assert pipe.scheduler.pick(out) == [int(reward(out, None).argmax())] == pipe.scheduler.best
     torch.testing.assert_close(pipe.scheduler.rewards, reward(out, None))
+    # Latents are decoded where there is a decoder.
+    pipe.scheduler.decode = lambda latents: -latents
+    assert pipe.scheduler.pick(out) == [int(reward(-out, None).argmax())]
     # The next run is another: known again.
     out = searched(pipe, INPAINT)
     assert pipe.scheduler.best == [int(reward(out, None).argmax())]

@@ -86,6 +86,35 @@ def test_a_config_survives_files_and_other_schedulers(make: Any, tmp_path: Any) 
     assert type(type(scheduler).from_config(lcm).own) is FlowMatchLCMScheduler
 
 
+def test_options_of_the_pipelines_own_scheduler_are_taken_as_diffusers_takes_them() -> None:
+    expected = euler(shift=5.0)
+    expected.set_timesteps(4)
+    changed = euler(shift=3.0)
+    changed.set_shift(9.0)
+    for given in (euler(shift=3.0), euler(shift=3.0).config, changed, sde(), sde().config, {}):
+        scheduler = FlowSDEScheduler.from_config(given, shift=5.0, seed=3)
+        scheduler.set_timesteps(4)
+        torch.testing.assert_close(scheduler.sigmas, expected.sigmas)
+        assert scheduler.config.shift == 5.0 and scheduler.seed == 3
+    with pytest.raises(OptionError, match="unknown option shifft of FlowSDEScheduler: choose from"):
+        FlowSDEScheduler.from_config(euler(), shifft=5.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"temperature": value} for value in (0.0, float("nan"), float("inf"))),
+        *({"k": value} for value in (0, 2.0)),
+        *({"block": value} for value in (0, 1.5)),
+        *({"ess_gate": value} for value in (-0.1, 1.1, float("nan"))),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="expected a finite temperature > 0, ess_gate in"):
+        search(**options)
+
+
 def test_a_pipeline_with_one_of_ours_is_saved_and_loaded(tmp_path: Any) -> None:
     from diffusers import FluxPipeline
 
@@ -284,10 +313,12 @@ def test_pictures_that_are_not_finite_never_win() -> None:
     walked(scheduler, noise())
     assert float(scheduler.rewards[1]) == -float("inf") and scheduler.best != [1]
     broken = noise()
-    broken[0] = torch.nan
+    broken[0] = torch.inf
     scheduler = search(method="bon", reward=lambda x, p: x.nan_to_num(9.0).flatten(1).mean(1))
     walked(scheduler, broken)
     assert float(scheduler.rewards[0]) == -float("inf") and scheduler.best != [0]
+    with pytest.raises(ModelError, match=r"decode raised TypeError for latents of shape \(4, 3, 4, 4\)"):
+        walked(search(decode=lambda latents: latents + "x"), noise())
     with pytest.raises(ModelError, match="decode: expected 4 images, one for each latent, got 2"):
         walked(search(decode=lambda latents: latents[:2]), noise())
     with pytest.raises(RewardError, match=r"expected shape \(4,\)"):

@@ -49,6 +49,15 @@ def sampler_facts(given: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in fields | {"_class_name", "live"}}
 
 
+def sampler_changed(facts: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`sampler_facts` with the options that its class takes, and those that it does not take. With other options a
+    sampler is another: what was changed on it by hand is left out."""
+    fields = _fields(facts.get("_class_name", EULER))
+    taken = {key: value for key, value in options.items() if key in fields}
+    left = {key: value for key, value in options.items() if key not in fields}
+    return {key: value for key, value in facts.items() if not (taken and key == "live")} | taken, left
+
+
 def sampler_from(facts: dict[str, Any]) -> Any:
     """The sampler of `sampler_facts`, without the state of a run. Raises ModelError where it is no flow's."""
     import diffusers

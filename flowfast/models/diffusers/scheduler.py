@@ -69,7 +69,9 @@ class FlowSearchScheduler(FlowSDEScheduler):
     | code   | the same every `block` steps (arXiv 2502.00968)                                                        |
 
     Rewards are of posterior means. After the pipeline has run, `rewards` (N,) are those of its images and `best` has
-    the row of each prompt's best one. All random numbers of a prompt hang on the seed and its place in the batch.
+    the row of each prompt's best one, also where the pipeline puts an image or a frame back after its last step (see
+    after_step.py); where that cannot be known, both raise its name, and `pick` scores what came out. All random numbers
+    of a prompt hang on the seed and its place in the batch.
 
     Args:
         base, interpolant, diffusion, integrator, seed: as for `FlowSDEScheduler`.
@@ -78,7 +80,8 @@ class FlowSearchScheduler(FlowSDEScheduler):
         block: steps between two choices of code.
         temperature, ess_gate: of smc; it resamples where ESS <= ess_gate x particles.
         reward: (images, prompts) -> N scores, higher is better, or a device-side reward of `flowfast.rewards.load`.
-        decode: latents (N, ...) as the pipeline holds them, float32, to images, e.g. `from_diffusers(pipe).decode`;
+        decode: latents (N, ...) as the pipeline holds them, float32, to images, e.g. `from_diffusers(pipe).decode`, for
+            an inpainting pipeline that of its family's own: `from_diffusers(FluxPipeline.from_pipe(pipe), ...)`;
             default: the reward sees the latents.
         prompts: those of the call; only the reward reads them, but their number divides the batch. None: one, and an
             error where a reward reads it, since a pipeline does not show its prompts to its scheduler.
@@ -113,9 +116,10 @@ class FlowSearchScheduler(FlowSDEScheduler):
             )
         if method not in METHODS:
             raise OptionError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-        if temperature <= 0 or not 0 <= ess_gate <= 1 or block < 1 or (k is not None and k < 1):
+        whole = isinstance(block, int) and block >= 1 and (k is None or (isinstance(k, int) and k >= 1))
+        if not (whole and 0 < temperature < float("inf") and 0 <= ess_gate <= 1):
             raise OptionError(
-                "expected temperature > 0, ess_gate in [0, 1], block >= 1 and k >= 1, got "
+                "expected a finite temperature > 0, ess_gate in [0, 1], whole numbers block >= 1 and k >= 1, got "
                 f"{temperature}, {ess_gate}, {block} and {k}"
             )
         super().__init__(base=base, interpolant=interpolant, diffusion=diffusion, integrator=integrator, seed=seed)
@@ -126,6 +130,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
         self._rewards: Tensor | None = None
         self._best: list[int] = []
         self._after: AfterStep | None = None
+        self._shape: torch.Size | None = None  # of the latents of the last run
         self._unseen = ""  # why the rewards of the last run are not known
         self._keys: Tensor | None = None  # (S,) of the noise of a run's prompts
         self.log_weights: Tensor | None = None
@@ -149,7 +154,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
 
         Args:
             images: its `.images` or `.frames`: PIL images, arrays (N, H, W, 3) or tensors (N, 3, H, W) in [0, 1], of
-                videos one more dimension or list; or what else the reward sees, such as latents.
+                videos one more dimension or list; or its latents, which are decoded where there is a `decode`.
 
         Returns:
             `best`, which is set like `rewards`.
@@ -158,7 +163,8 @@ class FlowSearchScheduler(FlowSDEScheduler):
             raise OptionError("pick scores what a pipeline has returned: run it first")
         seen = as_tensor(images)
         slots = self._slots(len(seen))
-        scores = self._score_images(seen, self.rows - 1).view(slots, -1)
+        score = self._score if seen.shape == self._shape else self._score_images
+        scores = score(seen.float(), self.rows - 1).view(slots, -1)
         self._unseen = ""
         self._ranked(scores)
         return self._best
@@ -236,8 +242,10 @@ class FlowSearchScheduler(FlowSDEScheduler):
             if last:
                 self._after.ends()
             seen = means.to(like.dtype).float() if last else means
-            found = self._score(self._after.come_out(seen.view(like.shape)), at).view(slots, particles)
+            seen = self._after.come_out(seen.view(like.shape))
+            found = self._score(seen, at).view(slots, particles)
             if last:
+                self._shape = seen.shape
                 self._ranked(found)
                 self._unseen = f"{self._after.name} {self._after.unknown}" if self._after.unknown else ""
                 return means
@@ -270,12 +278,20 @@ class FlowSearchScheduler(FlowSDEScheduler):
         return ancestors
 
     def _score(self, latents: Tensor, at: int) -> Tensor:
-        """Rewards (N,) float32 of finished latents (N, ...), -inf where they or their image have a NaN."""
-        images = latents if self.decode is None else self.decode(latents)
+        """Rewards (N,) float32 of finished latents (N, ...), -inf where they or their image are not finite."""
+        try:
+            images = latents if self.decode is None else self.decode(latents)
+        except FlowfastError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"decode raised {type(error).__name__} for latents of shape {tuple(latents.shape)}: {error}; it must "
+                "be made for the size of the call"
+            ) from error
         if len(images) != len(latents):
             raise ModelError(f"decode: expected {len(latents)} images, one for each latent, got {len(images)}")
-        broken = latents.flatten(1).isnan().any(1)
-        return self._score_images(images, at).masked_fill(broken, -torch.inf)
+        finite = latents.flatten(1).isfinite().all(1)
+        return self._score_images(images, at).to(latents.device).masked_fill(~finite, -torch.inf)
 
     def _score_images(self, images: Tensor, at: int) -> Tensor:
         """Rewards (N,) float32; NaN counts as -inf. Raises RewardError as a search does."""
@@ -301,8 +317,8 @@ class FlowSearchScheduler(FlowSDEScheduler):
             raise RewardError(
                 f"reward {name!r}: expected shape ({len(images)},), one score an image, got {tuple(rewards.shape)}"
             )
-        broken = images.flatten(1).isnan().any(1)  # 8-bit pixels, as some rewards see them, have no NaN
-        return rewards.masked_fill(broken | rewards.isnan(), -torch.inf)
+        finite = images.flatten(1).isfinite().all(1)  # 8-bit pixels, as some rewards see them, have no NaN
+        return rewards.masked_fill(~finite | rewards.isnan(), -torch.inf)
 
 
 def as_tensor(images: Any) -> Tensor:

@@ -17,7 +17,7 @@ import flowfast.ops  # noqa: F401  (registers torch.ops.flowfast)
 from flowfast.errors import ModelError, OptionError
 from flowfast.flow import Schedule, ScheduleSpec, build_schedule
 from flowfast.models.diffusers.after_step import calling_pipeline
-from flowfast.models.diffusers.samplers import sampler_facts, sampler_from, sampler_times
+from flowfast.models.diffusers.samplers import sampler_changed, sampler_facts, sampler_from, sampler_times
 from flowfast.settings import noise_key
 
 LATE = 0.95  # a pipeline that begins below this time does not begin at noise, where schedules do
@@ -69,15 +69,13 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
         """The scheduler for a pipeline, from its own scheduler or that one's config, or from one of these classes.
 
-        A scheduler says more than its config, where `set_shift` was called on it.
+        A scheduler says more than its config, where `set_shift` was called on it. options: those of the class, and such
+        as the pipeline's own scheduler takes (shift, ...).
 
         Raises:
             OptionError: unknown or wrong options. ModelError: not the scheduler of a flow.
         """
         known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        wrong = sorted(set(options) - set(known))
-        if wrong:
-            raise OptionError(f"unknown option {', '.join(wrong)} of {cls.__name__}: choose from {', '.join(known)}")
         # diffusers keeps options of ours in the config of a scheduler that was made from one of ours: they count again.
         facts = dict(getattr(config, "config", config or {}))
         unset = facts.get("_use_default_values", ())
@@ -87,7 +85,11 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
             kept["base"] = sampler_facts(config.own)
         elif not ours:
             kept["base"] = sampler_facts(config or {})
-        scheduler = cls(**(kept | options))
+        kept["base"], given = sampler_changed(kept.get("base") or {}, options)
+        wrong = sorted(set(given) - set(known))
+        if wrong:
+            raise OptionError(f"unknown option {', '.join(wrong)} of {cls.__name__}: choose from {', '.join(known)}")
+        scheduler = cls(**(kept | given))
         if ours and "_diffusers_version" in facts:
             scheduler.register_to_config(_diffusers_version=facts["_diffusers_version"])
         return (scheduler, {}) if return_unused_kwargs else scheduler
