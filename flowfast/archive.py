@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from flowfast import rewards
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError
-from flowfast.files import replacing, write_bytes
+from flowfast.files import locked_file, replacing, write_bytes
 from flowfast.ops.noise import STREAM_VERSION
 from flowfast.seal import FORMAT_VERSION, digest, seal_file, seal_of
 from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outside, Table
@@ -200,14 +200,15 @@ def export(
     names = {"model": given.get("model", type(flow).__name__), "reward": named}
     known = list({str(prompt): prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts)}.values())
     path = Path(out)
-    with quiet(), frozen(*_modules(flow), *_modules(scorer)):  # only such weights can be constants of a trace
-        module, packages = _module(flow, scorer, setup, known, names, path.stem if format == "aoti" else None)
-        data = torch.jit.script(module).save_to_buffer()  # PyTorch's own writer ends the process where the disk is full
-    for name, package in packages.items():
-        write_bytes(path.with_name(name), package)
-    with replacing(path) as temporary, temporary.open("r+b") as file:
-        file.write(data)
-        seal_file(file, STREAM_VERSION)
+    with locked_file(path):
+        with quiet(), frozen(*_modules(flow), *_modules(scorer)):  # only such weights can be constants of a trace
+            module, packages = _module(flow, scorer, setup, known, names, path.stem if format == "aoti" else None)
+            data = torch.jit.script(module).save_to_buffer()  # PyTorch's own writer ends the process on a full disk
+        for name, package in packages.items():
+            write_bytes(path.with_name(name), package)
+        with replacing(path) as temporary, temporary.open("r+b") as file:
+            file.write(data)
+            seal_file(file, STREAM_VERSION)
     return module.manifest
 
 

@@ -22,6 +22,7 @@ from flowfast import engine, ops, rewards, secrets
 from flowfast.bounds import MOST_ROWS
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
+from flowfast.files import locked_file, locked_folder, replacing
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
 from flowfast.prompts import check_prompts, fault_of, prompt_of, read_lists
@@ -71,6 +72,7 @@ Column = Annotated[
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One picture each.")] = None,
     model: Annotated[str | None, typer.Option(help="See `flowfast models`.")] = None,
     reward: Annotated[str | None, typer.Option(help="See `flowfast rewards`; sums: scenes*0.7+sharpness*0.3.")] = None,
@@ -118,7 +120,6 @@ def generate(
     from flowfast.report.generate import CALL, GenerateFiles, check_layout
     from flowfast.report.tables import markdown
     from flowfast.report.video import FPS
-    from flowfast.report.write import check_writable
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
     if guidance is not None:
@@ -151,17 +152,15 @@ def generate(
     if len(refused) == len(texts):
         raise PromptError("; ".join(refused[:5]))
     check_layout(layout, texts)
-    check_writable(out)
+    context.with_resource(locked_folder(out))  # until the command ends
     if profile:
-        check_writable(profile.parent)
+        context.with_resource(locked_file(profile))
     if refused:
         print(f"flowfast: {'; '.join(refused[:5])}; left out, the others are drawn", file=sys.stderr)
     flow = engine.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None, layout)
-    checkpoint = out / "checkpoint.safetensors"
-    if resume is None:
-        checkpoint.unlink(missing_ok=True)  # of an earlier call into the same folder
+    files.start()
     with progress() as advance, chrome_trace(profile):
         result = engine.search(
             flow,
@@ -171,11 +170,9 @@ def generate(
             on_round=files.on_round,
             on_sample=files.on_sample,
             on_progress=lambda nfe, whole: advance(nfe, whole, f"{resolved.method} (NFE)"),
-            checkpoint=checkpoint,
+            checkpoint=files.checkpoint.path,
         )
     scores = files.finish(flow, result, scorer)
-    for path in (out / CALL, checkpoint):
-        path.unlink(missing_ok=True)
     found = zip(result.samples, scores, files.folders, strict=True)
     rows = [
         [f"{sample.reward:.3f}", "" if score is None else f"{score:g}", str(sample.nfe), str(folder)]
@@ -196,10 +193,8 @@ def chrome_trace(path: Path | None) -> Iterator[None]:
         return
     with torch.profiler.profile() as profiler:
         yield
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    profiler.export_chrome_trace(str(part))
-    part.replace(path)
+    with replacing(path) as part:
+        profiler.export_chrome_trace(str(part))
 
 
 @app.command()
@@ -226,7 +221,6 @@ def compare(
     """Compare methods on the same prompts and seeds; run again with the same --out to go on after a stop."""
     from flowfast.report import compare as comparing
     from flowfast.report.tables import HEAD, comparison_rows, markdown
-    from flowfast.report.write import check_writable
 
     texts = read_lists(lists, column, seeds=False) if lists else built_in_prompts(model, split)
     texts = texts[:limit]
@@ -245,7 +239,6 @@ def compare(
     )
     flow = engine.load(model)
     comparing.check(plan, flow)
-    check_writable(out)
     with progress() as advance:
         rows = comparing.run(plan, flow, out, advance, workers)
     print(markdown(HEAD, comparison_rows(rows)))

@@ -7,7 +7,6 @@ take turns, so that the host scores the images of one while the device runs the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -17,7 +16,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -29,9 +27,10 @@ from flowfast import clock, deadline, rewards, secrets, spans
 from flowfast.compiled import PreviewFlow, compiled
 from flowfast.config import SearchConfig
 from flowfast.errors import BudgetError, ModelError, OptionError
+from flowfast.files import plain
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
-from flowfast.prompts import Prompt, encoded, fields_of
+from flowfast.prompts import encoded, fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import frozen
@@ -109,7 +108,7 @@ class Driver:
         on_round: Callable[[list[Candidate]], None] | None,
         on_sample: Callable[[int, Sample], None] | None,
         on_progress: Callable[[int, int], None] | None,
-        checkpoint: Path | None = None,
+        checkpoint: checkpoints.Checkpoint | None = None,
         checkpoint_seconds: float | None = None,
         held: checkpoints.Held | None = None,
     ):
@@ -170,6 +169,7 @@ class Driver:
         self.rows_seen = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
         self.samples: list[Sample | None] = [None] * len(prompts)
+        self.identity = self._identity() if checkpoint else {}
 
     # ---- sizes and budgets ----
 
@@ -441,7 +441,7 @@ class Driver:
         return SearchResult(
             samples=tuple(cast(list[Sample], self.samples)),
             config=config.model_copy(
-                update={"micro_batch": self.last_micro_batch, "slots": slots, "cuts": tuple(self.cuts)}
+                update={"micro_batch": self.last_micro_batch, "slots": slots, "cuts": tuple(sorted(self.cuts))}
             ),
             micro_batch=self.micro_batch,
             rows_padded=self.rows_seen - sum(self.spent),
@@ -483,26 +483,27 @@ class Driver:
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a search to go on where another one stopped."""
         latents, apart = self.latents, {"micro_batch", "splits", "slots", "budget", "seconds", "cuts"}
-        config = json.loads(self.setup.config.model_dump_json(exclude=apart))
+        # As it will be read again: tuples are lists there, and what JSON does not know is a text.
+        config = json.loads(json.dumps(plain(self.setup.config.model_dump(exclude=apart)), default=repr))
         options = config["model_options"].items()
         config["model_options"] = {
             name: value for name, value in options if name not in MEMORY_OPTIONS and not secrets.is_secret(name)
         }
         config["reward"] = secrets.without_login(config["reward"])
         return {
-            "prompts": [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in self.prompts],
+            "prompts": checkpoints.digest_of_prompts(self.prompts),
             "config": config,
             "budget": self.budget,
             "micro_batch": self.last_micro_batch,
             "slots": self.slots * len(self.groups),
-            "latents": None if latents is None else hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
+            "latents": None if latents is None else checkpoints.digest_of(_float32(latents).numpy().tobytes()),
             "threads": torch.get_num_threads(),
             "noise_stream": versions()["noise_stream"],
         }
 
     def _save(self) -> None:
         assert self.checkpoint
-        checkpoints.write(self.checkpoint, self._hold_all())
+        self.checkpoint.write(self._hold_all())
         self.saved = clock.now()
 
     def _hold_all(self) -> checkpoints.Held:
@@ -515,19 +516,22 @@ class Driver:
             index_of = {str(slot): index for slot, index in group.index_of.items()}
             host = {"plans": group.engine.plans, "rounds": group.engine.rounds, "over": sorted(group.over)}
             groups.append({**host, "index_of": index_of})
-        done = {str(i): checkpoints.pack_sample(i, sample, tensors) for i, sample in enumerate(self.samples) if sample}
-        counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards", "spent")}
-        facts = {**self._identity(), "seconds": self.seconds, "cuts": self.cuts, "waiting": list(self.waiting)}
+        samples = {index: sample for index, sample in enumerate(self.samples) if sample}
+        counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards")}
+        facts = {**self.identity, "budget": self.budget, "micro_batch": self.last_micro_batch, "seconds": self.seconds}
         facts |= {"asked_micro_batch": self.setup.asked_micro_batch, "splits": self.setup.config.splits}
-        facts |= {"groups": groups, "samples": done, "counts": counts}
+        facts |= {"groups": groups, "counts": counts, "waiting": len(self.waiting)}
         tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        return checkpoints.Held(tensors, facts, (self.clock, self.deadline, self.measuring), self.most_images)
+        clocks = (self.clock, self.deadline, self.measuring)
+        return checkpoints.Held(tensors, facts, samples, list(self.cuts), clocks, self.most_images)
 
     def _half(self, error: torch.OutOfMemoryError, held: checkpoints.Held | None) -> OtherBatch:
         """The way on with half of the micro-batch that was too much. Raises ModelError where that does not help."""
         rows = self.micro_batch
         if self.stage or rows == 1:
-            kept = f"; {self.checkpoint} has what was found, the same call goes on there" if self.checkpoint else ""
+            kept = (
+                f"; {self.checkpoint.path} has what was found, the same call goes on there" if self.checkpoint else ""
+            )
             raise ModelError(
                 f"out of memory with micro-batches of {rows} after {self.rounds} rounds{self.stage}: choose a smaller "
                 f"micro_batch, fewer slots or finalists, or load the model with offload or vae_tiling{kept}"
@@ -546,21 +550,25 @@ class Driver:
         """The prompts that wait; where a search was held, goes back to it."""
         if self.held is None:
             return deque(range(len(self.prompts)))
-        tensors, facts = self.held.tensors, self.held.facts
-        if self.checkpoint and not self.held.clocks:  # of another process
-            checkpoints.check_same(self.checkpoint, facts, self._identity())
+        held, facts = self.held, self.held.facts
+        if self.checkpoint and not held.clocks:  # of another process
+            self.checkpoint.check_same(facts, self.identity)
         for g, (group, found) in enumerate(zip(self.groups, facts["groups"], strict=True)):
             for slot, index in found["index_of"].items():
                 group.index_of[int(slot)] = index
                 self._admit(group, self.plan, int(slot), index)
-            checkpoints.load_into(group.engine, tensors, f"group{g}.")
+            try:
+                checkpoints.load_into(group.engine, held.tensors, f"group{g}.")
+            except ValueError as error:
+                raise self.checkpoint.refused(str(error)) if self.checkpoint else error from None
             group.engine.plans, group.engine.rounds, group.over = found["plans"], found["rounds"], set(found["over"])
-        self.cuts = [(index, rounds, evaluations) for index, rounds, evaluations in facts["cuts"]]
-        for index, sample in facts["samples"].items():
-            self.samples[int(index)] = checkpoints.unpack_sample(int(index), sample, tensors)
+        waiting = range(len(self.prompts) - facts["waiting"], len(self.prompts))
+        self.cuts = held.cuts + [cut for cut in self.setup.config.cuts if cut[0] in waiting and cut not in held.cuts]
+        for index, sample in held.samples.items():
+            self.samples[index], self.spent[index] = sample, sample.nfe
         for name, value in facts["counts"].items():
             setattr(self, name, value)
-        return deque(facts["waiting"])
+        return deque(waiting)
 
     # ---- after a round ----
 
@@ -690,6 +698,11 @@ class Driver:
             for image, time in zip(images.split(1), t.split(1), strict=True)
         ]
         return torch.cat(parts)
+
+
+def _float32(latents: Tensor) -> Tensor:
+    """As a search reads them, whatever dtype and device they came with; numpy knows no bfloat16."""
+    return latents.detach().to("cpu", torch.float32).contiguous()
 
 
 def _done(work: Callable[[], Tensor]) -> Future[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfast import checkpoint as checkpoints
 from flowfast import clock, rewards, secrets
+from flowfast.checkpoint import Checkpoint, Held
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import Driver, OtherBatch
 from flowfast.errors import FlowfastError, ModelError, OptionError
+from flowfast.files import locked_file
 from flowfast.prompts import check_each, check_prompts
 from flowfast.searcher.steered import evaluate, frozen
 from flowfast.settings import Setup, noise_key
@@ -144,32 +146,35 @@ def search(
         check_each(prompts, scorer.check)
     named = chosen if isinstance(chosen, str) else None
     path = None if checkpoint is None else Path(checkpoint)
-    held = None
-    if path is not None and path.exists():
-        held = checkpoints.read(path)
-        setup.config = _as_it_was(setup.config, path, held.facts)
-    while True:
-        try:
-            return Driver(
-                flow, prompts, scorer, setup, latents, named, on_round, on_sample, on_progress, path,
-                checkpoint_seconds, held,
-            ).run(started)  # fmt: skip
-        except OtherBatch as other:
-            setup.config, held = other.config, other.held
-            started = started if held else clock.now()  # nothing but the measuring of a round had begun
-        gc.collect()  # now that no frame of the failed round is left
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    held, file = None, None
+    with contextlib.nullcontext() if path is None else locked_file(path):
+        if path is not None:
+            file = Checkpoint(path)
+            held = file.read(prompts)
+            setup.config = _as_it_was(setup.config, file, held) if held else setup.config
+        while True:
+            try:
+                return Driver(
+                    flow, prompts, scorer, setup, latents, named, on_round, on_sample, on_progress, file,
+                    checkpoint_seconds, held,
+                ).run(started)  # fmt: skip
+            except OtherBatch as other:
+                setup.config, held = other.config, other.held
+                started = started if held else clock.now()  # nothing but the measuring of a round had begun
+            gc.collect()  # now that no frame of the failed round is left
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
-def _as_it_was(config: SearchConfig, path: Path, facts: dict[str, Any]) -> SearchConfig:
+def _as_it_was(config: SearchConfig, file: Checkpoint, held: Held) -> SearchConfig:
     """The configuration with what the search that was killed had found out: its micro-batch, what seconds became."""
-    checkpoints.check_same(path, facts, {"seconds": config.seconds})
+    facts = held.facts
+    file.check_same(facts, {"seconds": config.seconds})
     update: dict[str, Any] = {}
     if config.micro_batch in (None, facts["asked_micro_batch"]):
         update = {"micro_batch": facts["micro_batch"], "splits": tuple(map(tuple, facts["splits"]))}
     if config.seconds is not None:
-        update |= {"budget": facts["budget"], "seconds": None, "cuts": tuple(map(tuple, facts["cuts"]))}
+        update |= {"budget": facts["budget"], "seconds": None, "cuts": tuple(held.cuts)}
     return config.model_copy(update=update)
 
 

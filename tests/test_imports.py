@@ -48,7 +48,7 @@ MAY_IMPORT = {
     },
     "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher", "settings"},
     "archive": {"config", "ops", "rewards", "searcher", "settings"},
-    "report": {"engine", "config", "presets", "models", "rewards", "searcher"},
+    "report": {"checkpoint", "engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {
         "archive",
         "engine",

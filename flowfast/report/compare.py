@@ -21,11 +21,23 @@ import torch
 from flowfast import engine, presets, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, OutputError
+from flowfast.files import locked_folder, sweep
 from flowfast.memory import keep_memory
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import base_of, contact_picture, curve_picture
 from flowfast.report.tables import HEAD, comparison_rows, markdown, overview
-from flowfast.report.write import Lines, read_lines, read_picture, write_bytes, write_json, write_picture, write_text
+from flowfast.report.write import (
+    Lines,
+    check_places,
+    damaged,
+    number,
+    read_lines,
+    read_picture,
+    write_bytes,
+    write_json,
+    write_picture,
+    write_text,
+)
 from flowfast.types import Flow
 
 BASELINE = "bon"
@@ -158,8 +170,20 @@ def run(
         The rows of results.json. Raises FlowfastError; OutputError where `out` holds another comparison.
     """
     check(comparison, flow)
+    with locked_folder(out):
+        return _run(comparison, flow, out, on_job, workers)
+
+
+def _run(
+    comparison: Comparison, flow: Flow, out: Path, on_job: Callable[[int, int, str], None] | None, workers: int
+) -> list[dict[str, Any]]:
+    pictures = [picture_path(out, arm, 0).parent for arm in comparison.arms()]
+    check_places([out], ["rows.jsonl", "comparisons.jsonl", "results.json", "table.md", "curve.png", "contact.png"])
+    check_places([out / "pictures", *pictures], [])
+    for folder in pictures:
+        sweep(folder)
     remember(comparison, out)
-    lines = read_lines(out / "rows.jsonl")
+    lines = rows_of(out / "rows.jsonl")
     done = {(Arm(*line["arm"]), line["seed"], tuple(line["prompts"])) for line in lines}
     jobs = list(comparison.jobs())
     rows = Lines(out / "rows.jsonl", sync=True)
@@ -171,7 +195,8 @@ def run(
             arm = Arm(*line["arm"])
             on_job(count, len(jobs), f"{arm.method} {arm.interpolant} {arm.amount} seed {line['seed']}")
     rows.close()
-    results = summarise(comparison, lines)
+    with np.errstate(invalid="ignore"):  # of infinite rewards no interval is known
+        results = summarise(comparison, lines)
     write_results(comparison, results, lines, out)
     return results
 
@@ -339,6 +364,8 @@ def remember(comparison: Comparison, out: Path) -> None:
     """Notes the comparison in comparisons.jsonl; raises OutputError if another is there (arms and seeds may grow)."""
     path, now = out / "comparisons.jsonl", asdict(comparison)
     before = read_lines(path)
+    if before and not isinstance(before[-1], dict):
+        raise damaged(path, len(before), ValueError("no object"))
     free = {"methods", "budgets", "seconds", "interpolants", "seeds"}
     now = {key: list(value) if isinstance(value, tuple) else value for key, value in now.items()}
     if before:
@@ -350,6 +377,24 @@ def remember(comparison: Comparison, out: Path) -> None:
     lines = Lines(path)
     lines.add(now)
     lines.close()
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of rows.jsonl as `run_job` made them. Raises OutputError."""
+    lines = read_lines(path)
+    for count, line in enumerate(lines, 1):
+        try:
+            Arm(*line["arm"])
+            for what in ("reward", "heldout", "nfe", "unspent"):
+                if what != "heldout" or line[what] is not None:
+                    line[what] = [number(value) for value in line[what]]
+                    if len(line[what]) != len(line["prompts"]):
+                        raise ValueError(f"{what} of {len(line[what])} of {len(line['prompts'])} prompts")
+            line["seconds"]["total"] = float(line["seconds"]["total"])
+            line["seed"], line["versions"] = int(line["seed"]), dict(line["versions"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, count, error) from None
+    return lines
 
 
 def processor() -> str:

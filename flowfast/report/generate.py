@@ -12,22 +12,39 @@ While it runs, call.yaml and checkpoint.safetensors lie beside the folders: `--r
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flowfast import engine
+from flowfast.checkpoint import Checkpoint
 from flowfast.config import SearchConfig
-from flowfast.errors import OptionError
+from flowfast.errors import OptionError, OutputError
+from flowfast.files import sweep
 from flowfast.prompts import Prompt, check_each, fault_of
 from flowfast.report import geneval
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import search_picture
 from flowfast.report.video import FPS, strip, write_video
-from flowfast.report.write import Lines, read_lines, write_bytes, write_json, write_picture, write_text, write_yaml
+from flowfast.report.write import (
+    Lines,
+    check_places,
+    damaged,
+    json_line,
+    number,
+    read_lines,
+    write_bytes,
+    write_json,
+    write_picture,
+    write_same,
+    write_text,
+    write_yaml,
+)
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
 
@@ -37,6 +54,8 @@ def folder_name(index: int, prompt: str) -> str:
 
 
 CALL = "call.yaml"
+FILES = ("best.png", "search.png", "result.json", "timing.json", "candidates.jsonl", "config.yaml")
+log = logging.getLogger("flowfast.report")
 LAYOUTS = ("plain", "geneval")
 
 
@@ -74,7 +93,22 @@ class GenerateFiles:
         self.call: dict[str, Any] = {"prompts": entries, **({} if layout == "plain" else {"layout": layout})}
         self.layout = layout
         self.resumed = resumed
+        self.checkpoint = Checkpoint(out / "checkpoint.safetensors")
+        self.undrawn: list[Path] = []
         self._lines: dict[int, Lines] = {}
+
+    def start(self) -> None:
+        """Looks at the places of all files, and forgets a call that was stopped here, unless this one resumes it.
+
+        Raises OutputError, OptionError."""
+        check_places([self.out], [CALL])
+        check_places(self.folders, FILES)
+        for folder in self.folders:
+            for place in (folder, folder / "samples"):
+                sweep(place)
+        if not self.resumed:
+            (self.out / CALL).unlink(missing_ok=True)
+            self.checkpoint.remove()
 
     def on_round(self, candidates: list[Candidate]) -> None:
         if not self._lines and not self.resumed:  # now there is something to resume
@@ -94,14 +128,20 @@ class GenerateFiles:
             write_text(self.folders[index] / "metadata.jsonl", about + "\n")
         path = self.folders[index] / "candidates.jsonl"
         kept = self._earlier(index, before) if self.resumed else []
-        path.unlink(missing_ok=True)
+        write_text(path, "".join(json_line(candidate._asdict()) for candidate in kept))
         self._lines[index] = Lines(path)
-        self._lines[index].add(*(candidate._asdict() for candidate in kept))
         self.candidates[index] = kept
 
     def _earlier(self, index: int, before: float) -> list[Candidate]:
-        lines = read_lines(self.folders[index] / "candidates.jsonl")
-        return [Candidate(**{**line, "prompt": index}) for line in lines if line["round"] < before]
+        path, found = self.folders[index] / "candidates.jsonl", []
+        for count, line in enumerate(read_lines(path), 1):
+            try:
+                candidate = Candidate(**{**line, "prompt": index, "reward": number(line["reward"])})
+                if candidate.round < before:
+                    found.append(candidate)
+            except (KeyError, TypeError, ValueError) as error:
+                raise damaged(path, count, error) from None
+        return found
 
     def on_sample(self, index: int, sample: Sample) -> None:
         """A prompt is done: its pictures and result are on disk even if a later prompt fails."""
@@ -111,13 +151,16 @@ class GenerateFiles:
             path = self.folders[index] / (f"best-{place + 1:02d}.png" if place else "best.png")
             if self.layout == "geneval":
                 path = geneval.sample_path(self.folders[index], self.config, place)
-            write_picture(path, strip(ranked.image) if ranked.image.dim() == 4 else ranked.image)
+            shown = strip(ranked.image) if ranked.image.dim() == 4 else ranked.image
+            self._draw(path, partial(write_picture, path, shown))
             if ranked.image.dim() == 4:
-                write_video(path.with_suffix(".mp4"), ranked.image, self.fps)
+                path = path.with_suffix(".mp4")
+                self._draw(path, partial(write_video, path, ranked.image, self.fps))
         self._write_result(index, sample, {})
 
     def finish(self, flow: Flow, result: SearchResult, reward: Any = None) -> list[float | None]:
-        """What only the whole call knows: costs, versions, the picture of the search. Returns the held-out scores.
+        """What only the whole call knows: costs, versions, and last the pictures of the searches, for they run the
+        model again. What could not be drawn is in `undrawn`. Returns the held-out scores.
 
         reward: as it was loaded for the search; default: loaded again where a replay needs it."""
         scores: list[float | None] = []
@@ -136,13 +179,36 @@ class GenerateFiles:
             write_json(folder / "timing.json", timing)
             # Seconds became a budget in NFE and cuts; the rerun takes these, or it would measure anew and differ.
             resolved = config.model_copy(update={"budget": sample.budget_nfe, "seconds": None})
-            write_yaml(folder / "config.yaml", self.call | resolved.model_dump())
+            if index == 0:
+                write_yaml(folder / "config.yaml", self.call | resolved.model_dump())
+            else:  # written with each prompt, a list of all prompts would grow with their square
+                write_same(folder / "config.yaml", self.folders[0] / "config.yaml")
+        for index, sample in enumerate(result.samples):
             if self.resumed and index not in self._lines:  # it was done before
                 self.candidates[index] = self._earlier(index, math.inf)
-            path = engine.replay(flow, sample, config, reward=reward)
-            picture = search_picture(sample, path, self.candidates[index], scores[-1])
-            write_bytes(folder / "search.png", picture)
+            path = self.folders[index] / "search.png"
+            self._draw(path, partial(self._draw_search, path, index, sample, scores[index], flow, config, reward))
+        if not self.undrawn:
+            self.checkpoint.remove()
+            (self.out / CALL).unlink(missing_ok=True)
         return scores
+
+    def _draw_search(
+        self, path: Path, index: int, sample: Sample, score: float | None, flow: Flow, config: SearchConfig, reward: Any
+    ) -> None:
+        steps = engine.replay(flow, sample, config, reward=reward)
+        write_bytes(path, search_picture(sample, steps, self.candidates[index], score))
+
+    def _draw(self, path: Path, write: Callable[[], Any]) -> None:
+        """One picture that fails is a line of warning: it takes no other file with it, and --resume tries it again."""
+        try:
+            write()
+        except OutputError:
+            raise
+        except Exception as error:
+            self.undrawn.append(path)
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            log.warning("%s was not drawn (%s); `flowfast generate --resume %s` tries it again", path, why, self.out)
 
     def _write_result(self, index: int, sample: Sample, whole: dict[str, Any]) -> float | None:
         found = heldout(self.model, [sample.image], [sample.prompt])

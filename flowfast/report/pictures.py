@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
@@ -59,12 +62,12 @@ def search_picture(
         )
     axes.set_xlabel("NFE (model evaluations x passes)")
     axes.set_ylabel("reward" if sample.top[0].preview_reward is None else "reward of previews")
-    axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+    if axes.get_legend_handles_labels()[0]:  # no reward may be finite
+        axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
     axes.spines[["top", "right"]].set_visible(False)
     verdict = "" if heldout is None else f", held-out verifier {heldout:g}"
-    figure.suptitle(
-        f"{sample.prompt}\n{sample.method}, {sample.nfe} NFE: reward {sample.reward:.3g}{verdict}", fontsize=11
-    )
+    prompt = _wrapped(sample.prompt, int(11 * figure.get_figwidth()), 3)
+    figure.suptitle(f"{prompt}\n{sample.method}, {sample.nfe} NFE: reward {sample.reward:.3g}{verdict}", fontsize=11)
     return _png(figure)
 
 
@@ -80,7 +83,7 @@ def contact_picture(
     for row, prompt in enumerate(prompts):
         label = figure.add_subplot(grid[row, 0])
         label.axis("off")
-        label.text(1.0, 0.5, _wrapped(prompt, 22), ha="right", va="center", fontsize=9, transform=label.transAxes)
+        label.text(1.0, 0.5, _wrapped(prompt, 22, 7), ha="right", va="center", fontsize=9, transform=label.transAxes)
         for column, name in enumerate(columns):
             axes = figure.add_subplot(grid[row, column + 1])
             if row == 0:
@@ -179,16 +182,19 @@ def _show(axes: Any, image: np.ndarray) -> None:
     axes.set_yticks([])
 
 
-def _wrapped(text: str, width: int) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > width and lines[-1]:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    return "\n".join(lines)
+def _wrapped(text: str, width: int, most: int) -> str:
+    """A user's text in at most so many lines, without what cannot be drawn at all."""
+    words = " ".join(text.split())
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+    return "\n".join(textwrap.wrap(shown, width, max_lines=most, placeholder=" \u2026", break_on_hyphens=False))
 
 
 def _png(figure: Figure) -> bytes:
+    for text in figure.findobj(Text):  # prompts say what they say: "$5" is no formula
+        text.set_parse_math(False)
+        text.set_usetex(False)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box is drawn in its place
+        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=130)
     return buffer.getvalue()

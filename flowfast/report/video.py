@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowfast.report.write import output_errors
+from flowfast.files import replacing
 
 log = logging.getLogger("flowfast.report")
 FRAMES = 6  # of a strip
@@ -31,9 +31,6 @@ def write_video(path: Path, frames: Tensor, fps: float = FPS) -> bool:
         log.warning("%s: not written, %s is missing: pip install 'flowfast[diffusers]'", path, error.name)
         return False
     images = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
         imageio.imwrite(part, images, plugin="FFMPEG", fps=fps, macro_block_size=2)
-        part.replace(path)
     return True

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import os
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from flowfast.errors import OutputError
-from flowfast.files import output_errors, write_bytes
+from flowfast.files import output_errors, plain, replacing, write_bytes
 
 
-def check_writable(folder: Path) -> None:
-    """Raises OutputError unless files can be written into `folder`; leaves nothing behind, the folder included."""
-    with output_errors(folder):
-        missing = [path for path in [folder, *folder.parents] if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        finally:
-            for path in missing:
-                path.rmdir()
+def check_places(folders: Iterable[Path], names: Iterable[str]) -> None:
+    """Raises OutputError where a folder is to be and something else is, or a folder where one of its files is to be."""
+    names = list(names)
+    for folder in folders:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise OutputError(f"cannot write into {folder}: it is not a folder; move it, or choose another --out")
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                raise OutputError(f"cannot write {path}: it is a folder; move it, or choose another --out")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,11 +35,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def write_same(path: Path, other: Path) -> None:
+    """Puts what is at `other` at `path` too: the same bytes once on the disk, where its file system can."""
+    try:
+        with replacing(path) as temporary:
+            temporary.unlink()
+            os.link(other, temporary)
+    except OutputError:
+        write_bytes(path, other.read_bytes())
 
 
 def write_picture(path: Path, image: Tensor) -> None:
@@ -58,15 +66,13 @@ def read_picture(path: Path) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
-def plain(value: Any) -> Any:
-    """The same for JSON, which knows no NaN and no infinity: those become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return value
+def json_line(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def number(value: Any) -> float:
+    """What `plain` made of a number."""
+    return math.nan if value is None else float(value)
 
 
 class Lines:
@@ -80,7 +86,7 @@ class Lines:
 
     def add(self, *values: Any) -> None:
         with output_errors(self.path):
-            self._file.write("".join(json.dumps(plain(value), ensure_ascii=False) + "\n" for value in values))
+            self._file.write("".join(map(json_line, values)))
             self._file.flush()
             if self.sync:
                 os.fsync(self._file.fileno())
@@ -94,11 +100,18 @@ def read_lines(path: Path) -> list[Any]:
     if not path.exists():
         return []
     with output_errors(path):
-        text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except json.JSONDecodeError as error:
-        raise OutputError(f"{path} is damaged ({error}); remove it or choose another --out") from error
+        data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        write_bytes(path, whole)
+    found = []
+    for count, line in enumerate(whole.split(b"\n")[:-1], 1):  # texts may hold what splitlines takes for an end
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, count, error) from None
+    return found
+
+
+def damaged(path: Path, line: int, error: Exception) -> OutputError:
+    return OutputError(f"{path}, line {line}, is damaged ({error}); remove the file or choose another --out")
