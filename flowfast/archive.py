@@ -29,6 +29,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError
 from flowfast.files import locked_file, replacing, write_bytes
 from flowfast.ops.noise import STREAM_VERSION
+from flowfast.prompts import encoded
 from flowfast.seal import FORMAT_VERSION, digest, seal_file, seal_of
 from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outside, Table
 from flowfast.searcher.plan import Plan
@@ -219,7 +220,7 @@ def _module(
     plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or SLOTS
     M = setup.config.micro_batch or fitting_rows(slots, plan)
     setup.config = setup.config.model_copy(update={"micro_batch": M, **names})
-    cond, asked = flow.encode(prompts or [""]), reward.encode(prompts or [""])
+    cond, asked = (encoded(part.encode, prompts or [""]) for part in (flow, reward))
     null = flow.encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
     encoder = _table(prompts, cond, asked) if prompts else _encoder(flow, reward)
     parts, plans, host = _parts(flow, reward, cond, asked, M), _plans(setup, plan), isinstance(reward, Outside)

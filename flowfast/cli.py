@@ -25,7 +25,7 @@ from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.files import locked_file, locked_folder, replacing
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
-from flowfast.prompts import check_prompts, fault_of, prompt_of, read_lists
+from flowfast.prompts import check_each, check_prompts, fault_of, prompt_of, read_lists
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -161,7 +161,7 @@ def generate(
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None, layout)
     files.start()
-    with progress() as advance, chrome_trace(profile):
+    with numbered(texts, flow, scorer), progress() as advance, chrome_trace(profile):
         result = engine.search(
             flow,
             files.prompts,
@@ -397,6 +397,18 @@ def faults_of(texts: list[str]) -> list[str]:
     """Why prompts cannot be drawn, by their numbers."""
     found = ((number, fault_of(text)) for number, text in enumerate(texts, 1))
     return [f"prompt {number} of {len(texts)}: {fault}" for number, fault in found if fault]
+
+
+@contextmanager
+def numbered(texts: list[str], flow: Any, scorer: Any) -> Iterator[None]:
+    """Where model or reward refuse a prompt inside, its number is that among all texts, drawn or not."""
+    try:
+        yield
+    except PromptError:
+        check_each(texts, lambda text: fault_of(text) or flow.encode([text]))
+        on_host = rewards.on_host(scorer)
+        check_each(texts, lambda text: fault_of(text) or (scorer.check(text) if on_host else scorer.encode([text])))
+        raise
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowfast import engine, presets, secrets
+from flowfast import engine, presets, rewards, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, OutputError
 from flowfast.files import locked_folder, sweep
 from flowfast.memory import keep_memory
+from flowfast.prompts import check_each, encoded
 from flowfast.report.heldout import heldout
 from flowfast.report.pictures import base_of, contact_picture, curve_picture
 from flowfast.report.tables import HEAD, comparison_rows, markdown, overview
@@ -143,7 +144,10 @@ def check(comparison: Comparison, flow: Flow) -> None:
     if not comparison.budgets and "ode" in map(base_of, comparison.methods):
         raise OptionError("method 'ode' needs one of --budgets: add one, or leave it out of --methods")
     secrets.opened(comparison.reward)
-    flow.encode(list(comparison.prompts))
+    encoded(flow.encode, list(comparison.prompts))
+    reward = rewards.load(comparison.reward, flow)
+    if rewards.on_host(reward):
+        check_each(comparison.prompts, reward.check)
     for arm in comparison.arms():
         try:
             setup = engine.Setup(flow, comparison.config(arm, 0))

@@ -68,4 +68,4 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 def lines_of(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

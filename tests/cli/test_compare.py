@@ -216,3 +216,28 @@ def test_damaged_lines(tmp_path: Path) -> None:
     path.write_text("{broken}\n")
     with pytest.raises(OutputError, match="is damaged"):
         read_lines(path)
+
+
+def test_lists_of_any_kind_and_their_own_seeds(run: Run, tmp_path: Path) -> None:
+    """The list's seeds would be the same noise for every seed compared; U+2028 in a prompt is no end of a line."""
+    rows = ['{"prompt": "one red\u2028circle", "seed": 5}', '{"prompt": "a blue square", "seed": 6}']
+    (tmp_path / "list.JSONL").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "more.tsv").write_text("Prompt\tseed\na green cross\t7\n")
+    argv = ("--prompts", tmp_path / "list.JSONL", "--prompts", tmp_path / "more.tsv", *SMALL, "--out", tmp_path / "o")
+    for _ in range(2):  # the second reads what the first wrote
+        run("compare", *argv)
+    rewards = {
+        line["seed"]: line["reward"] for line in lines_of(tmp_path / "o" / "rows.jsonl") if line["arm"][0] == "ode"
+    }
+    assert rewards[0] != rewards[1]
+    compared = json.loads((tmp_path / "o" / "results.json").read_text())["comparison"]["prompts"]
+    assert compared == ["one red\u2028circle", "a blue square", "a green cross"]
+
+
+def test_a_prompt_that_is_refused_is_named_by_its_number(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\nnonsense\n")
+    argv = ("compare", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "o")
+    assert "prompt 2 of 2: cannot read 'nonsense'" in run.refused(*argv, *SMALL)
+    (tmp_path / "p.txt").write_text("a sign 'a'\na red circle\n")
+    assert "prompt 2 of 2: reward ocr: expected the text" in run.refused(*argv, "--reward", "ocr")
+    assert not (tmp_path / "o").exists()

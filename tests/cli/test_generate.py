@@ -174,7 +174,13 @@ def test_bad_config_files(run: Run, tmp_path: Path, text: str, says: str) -> Non
 
 def test_bad_prompts(run: Run, tmp_path: Path) -> None:
     assert "expected at least one PROMPT" in run.refused("generate", "--out", tmp_path / "o")
-    assert "cannot read 'nonsense'" in run.refused("generate", PROMPTS[0], "nonsense", *FAST, "--out", tmp_path / "o")
+    line = run.refused("generate", PROMPTS[0], "nonsense", *FAST, "--out", tmp_path / "o")
+    assert "prompt 2 of 2: cannot read 'nonsense'" in line
+    run("generate", "", "nonsense", PROMPTS[0], *FAST, "--out", tmp_path / "o", expect=2)
+    assert "flowfast: prompt 2 of 3: cannot read 'nonsense'" in run.err.splitlines()[1]
+    ocr = ("--reward", "sharpness+ocr", "--budget", "40", "--steps", "5")
+    run("generate", PROMPTS[0], *ocr, "--out", tmp_path / "o", expect=2)
+    assert "reward ocr: expected the text to draw in quotes" in run.err
     assert not (tmp_path / "o").exists()
 
 
