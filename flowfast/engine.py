@@ -26,18 +26,18 @@ from flowfast.types import Candidate, Flow, Sample, SearchResult
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
 
-def load(name: str, **options: Any) -> Flow:
+def load(name: str | Path, **options: Any) -> Flow:
     """A flow by name: "scenes", or the id or folder of a diffusers pipeline, for which options go to
     `flowfast.models.diffusers.from_diffusers`. Raises OptionError for an unknown one, WeightError for damaged
     weights."""
-    name, options = secrets.opened(name), secrets.opened_options(options)
+    name, options = secrets.opened(str(name)), secrets.opened_options(options)
     if name == "scenes":
         if options:
             raise OptionError(f"model 'scenes' takes no options, got {', '.join(options)}")
         from flowfast.models.scenes import load_scenes
 
         return load_scenes()
-    if "/" in name:
+    if "/" in name or Path(name).is_dir():
         from flowfast.models.diffusers import from_diffusers
 
         return from_diffusers(name, **options)

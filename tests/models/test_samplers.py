@@ -194,3 +194,22 @@ def test_a_sampler_of_unknown_make_goes_by_its_times() -> None:
             self.sigmas = torch.tensor([self.config.shift**-i for i in range(num_inference_steps)] + [0.0])
 
     assert sampler_times(own_sampler(Halving(shift=2.0)), num_inference_steps=3) == [1.0, 0.5, 0.25]
+
+
+def test_a_field_that_was_registered_anew_counts() -> None:
+    """diffusers' from_config puts back what it notes as a default."""
+    euler = made("FlowMatchEulerDiscreteScheduler", shift=2.0)
+    euler.register_to_config(shift_terminal=0.25)
+    assert sampler_times(own_sampler(euler), num_inference_steps=3)[-1] == pytest.approx(0.25)
+    assert sampler_times(sampler_from(sampler_facts(euler)), num_inference_steps=3)[-1] == pytest.approx(0.25)
+    assert FlowSDEScheduler.from_config(euler).own.config.shift_terminal == 0.25
+
+
+def test_a_sampler_of_a_users_own_is_taken_with_what_it_keeps() -> None:
+    class Listed(type(made("FlowMatchEulerDiscreteScheduler"))):  # type: ignore[misc]
+        def set_timesteps(self, num_inference_steps: int, **options: Any) -> None:
+            super().set_timesteps(sigmas=self.listed[:num_inference_steps])
+
+    listed = Listed()
+    listed.listed = [1.0, 0.7, 0.2, 0.1]
+    assert sampler_times(own_sampler(listed), num_inference_steps=3) == pytest.approx([1.0, 0.7, 0.2])

@@ -7,13 +7,15 @@ for.
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowfast.errors import ModelError, OptionError, WeightError
+from flowfast.errors import ModelError, OptionError
 from flowfast.models.diffusers.base import DiffusersFlow
+from flowfast.models.diffusers.loading import LOADING, PARTS, load_pipeline, load_tiny
 
 FAMILIES = {
     "FluxPipeline": "flux.FluxFlow",
@@ -30,16 +32,11 @@ FAMILIES = {
     "Flux2KleinPipeline": "flux2.Flux2KleinFlow",
 }
 """Pipeline class: file and class of its adapter."""
-LOADING = (
-    "dtype",
-    "torch_dtype",
-    "device_map",
-    "quantization_config",
-    "local_files_only",
-    "revision",
-    "cache_dir",
-    "token",
-)
+PIPELINE_NAMES = {
+    "num_inference_steps": ("steps",), "num_frames": ("frames",), "true_cfg_scale": ("true_cfg", "guidance"),
+    "guidance_scale": ("distilled_guidance", "guidance"), "prompt_embeds": ("embeds",),
+}  # fmt: skip
+"""What the calls of pipelines name differently."""
 
 
 def from_diffusers(
@@ -61,28 +58,29 @@ def from_diffusers(
         vae_tiling, vae_slicing: decode in pieces, for large images and many of them.
         preview_decoder: an `AutoencoderTiny` of diffusers, or the id or folder of one: the search scores what it
             decodes, and the best few samples (`finalists`) are decoded in full, scored again and ranked anew.
-        options: dtype, device_map, quantization_config, local_files_only, revision, cache_dir, token for an id;
-            the rest goes to the family's adapter (height, width, steps, guidance, ...).
+        options: for an id or folder those of its `from_pretrained` (dtype, variant, subfolder, revision, token,
+            cache_dir, local_files_only, device_map, quantization_config, ..., and parts of the pipeline:
+            text_encoder=None leaves one out); the rest goes to the family's adapter (height, width, steps, guidance or,
+            where the model takes a scale as an input, distilled_guidance and true_cfg, embeds, ...).
 
     Raises:
         OptionError: unknown options. ModelError: not a flow pipeline, or one without an adapter. WeightError: weights
             that are not on this machine, or not safetensors.
     """
-    loading = {name: options.pop(name) for name in LOADING if name in options}
-    if "torch_dtype" in loading:  # the older name of the same
-        loading["dtype"] = loading.pop("torch_dtype")
-    if isinstance(loading.get("dtype"), str):
-        loading["dtype"] = dtype_of(loading["dtype"])
+    given = {name: options.pop(name) for name in (*LOADING, *PARTS) if name in options}
     if isinstance(pipe, str | Path):
-        pipe = load_pipeline(str(pipe), loading)
-        if offload is None and "device_map" not in loading:
+        if device is not None and (offload or "device_map" in given):
+            raise OptionError(f"device={device} goes with neither offload nor device_map, which place the parts")
+        pipe = load_pipeline(str(pipe), given)
+        if offload is None and "device_map" not in given:
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    elif loading or device is not None:
-        wrong = sorted(loading) or ["device"]
+    elif given or device is not None:
+        wrong = sorted(given) or ["device"]
         raise OptionError(
             f"{', '.join(wrong)}: only for an id or folder; the pipeline that was given is loaded already"
         )
     family = adapter_of(pipe)
+    check_options(family, options)
     if offload not in (None, "model", "sequential"):
         raise OptionError(f"unknown offload {offload!r}: choose model or sequential")
     if offload:
@@ -91,56 +89,33 @@ def from_diffusers(
         if wanted:
             getattr(pipe.vae, name)()
     if isinstance(preview_decoder, str | Path):
-        preview_decoder = load_tiny(str(preview_decoder), pipe, loading)
-    try:
-        return family(pipe, preview_decoder=preview_decoder, **options)
-    except TypeError as error:
-        raise OptionError(f"{family.__name__}: {error}; see its docstring for the options") from None
+        preview_decoder = load_tiny(str(preview_decoder), pipe, given)
+    return family(pipe, preview_decoder=preview_decoder, **options)
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """A storage type by its name, for command lines and files. Raises OptionError."""
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise OptionError(f"unknown dtype {name!r}: choose bfloat16, float16 or float32")
-    return found
-
-
-def load_pipeline(name: str, loading: dict[str, Any]) -> Any:
-    """DiffusionPipeline.from_pretrained; says which id is missing and how to get it."""
-    try:
-        from diffusers import DiffusionPipeline
-    except ImportError:
-        raise ModelError(f"model {name!r} needs diffusers: pip install 'flowfast[diffusers]'") from None
-    try:
-        return DiffusionPipeline.from_pretrained(name, use_safetensors=True, **loading)
-    except (OSError, ValueError) as error:
-        raise missing(repr(name), name, error) from error
-
-
-def load_tiny(name: str, pipe: Any, loading: dict[str, Any]) -> Any:
-    """An AutoencoderTiny beside a pipeline's own autoencoder. Raises WeightError."""
-    from diffusers import AutoencoderTiny
-
-    access = {key: loading[key] for key in ("local_files_only", "cache_dir", "token") if key in loading}
-    try:
-        tiny = AutoencoderTiny.from_pretrained(name, use_safetensors=True, **access)
-    except (OSError, ValueError) as error:
-        raise missing(f"preview_decoder {name!r}", name, error) from error
-    return tiny.to(pipe._execution_device, pipe.vae.dtype).eval()
-
-
-def missing(what: str, name: str, error: Exception) -> WeightError:
-    reason = str(error).splitlines()[0]
-    return WeightError(f"cannot load {what}: {reason}; where there is a network, `hf download {name}` gets it")
+def check_options(family: type[DiffusersFlow], options: dict[str, Any]) -> None:
+    """Raises OptionError for what is no option of a family, naming those that are."""
+    signatures = [inspect.signature(vars(cls)["__init__"]) for cls in family.__mro__[:-1] if "__init__" in vars(cls)]
+    known = {
+        name for signature in signatures for name, entry in signature.parameters.items()
+        if entry.kind is entry.KEYWORD_ONLY
+    }  # fmt: skip
+    for name in sorted(set(options) - known):
+        here = [other for other in PIPELINE_NAMES.get(name, ()) if other in known]
+        hint = f"it is called {here[0]} here; " if here else ""
+        raise OptionError(
+            f"unknown option {name} of {family.__name__}: {hint}choose from {', '.join(sorted(known))}, and for an id "
+            f"or folder {', '.join(LOADING)} and its parts"
+        )
 
 
 def adapter_of(pipe: Any) -> type[DiffusersFlow]:
     """The family's adapter. Raises ModelError for what is no flow pipeline or has none."""
     name = type(pipe).__name__
-    if name in FAMILIES:
-        module, _, cls = FAMILIES[name].partition(".")
-        return getattr(importlib.import_module(f"flowfast.models.diffusers.{module}"), cls)
+    for kind in type(pipe).__mro__:  # a class of one's own derives from its family's
+        if kind.__name__ in FAMILIES:
+            module, _, cls = FAMILIES[kind.__name__].partition(".")
+            return getattr(importlib.import_module(f"flowfast.models.diffusers.{module}"), cls)
     prediction = getattr(getattr(pipe, "scheduler", None), "config", {}).get("prediction_type", "flow_prediction")
     if hasattr(pipe, "unet") or prediction in ("epsilon", "v_prediction", "sample"):
         raise ModelError(f"{name} predicts {prediction}, not a flow's velocity: flowfast searches flow models only")

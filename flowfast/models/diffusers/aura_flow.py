@@ -28,11 +28,14 @@ class AuraFlowFlow(DiffusersFlow):
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> Conditions:
-        text, _, _, _ = self.pipe.encode_prompt(
+        text, mask, _, _ = self.pipe.encode_prompt(
             texts, do_classifier_free_guidance=False, device=self.device,
             max_sequence_length=self.settings["max_sequence_length"],
         )  # fmt: skip
-        return {"text": text}
+        return self.conditions(text, mask)
+
+    def conditions(self, prompt_embeds: Tensor, prompt_attention_mask: Tensor | None = None) -> Conditions:
+        return {"text": prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         answer = self.transformer(

@@ -8,39 +8,52 @@ family translates to its own sign, scale of time and storage type. Conditions ha
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowfast.errors import OptionError
+from flowfast.errors import ModelError, OptionError, PromptError
 from flowfast.models.diffusers.samplers import own_sampler, sampler_times
 from flowfast.types import Conditions
 
-KEPT_TEXTS = 32  # encoded prompts a flow keeps, for the next search and for replays
+log = logging.getLogger("flowfast.models.diffusers")
 
 
 class DiffusersFlow:
     """A loaded pipeline as a `flowfast.types.Flow`. Families derive from it and carry `pipelines`.
 
+    The pipeline is read as it stands: what is changed in it later (a LoRA, another transformer, text encoder,
+    autoencoder or sampler, a device, a type) holds from the next search on. A search is not training: parts in train
+    mode are put into eval mode when it begins.
+
     Args:
         pipe: the loaded pipeline; its modules stay where they are.
         height, width: of the images, in pixels; default: the pipeline's own.
         steps: evaluations of the pipeline's own sampler that `grid="model"` and `t_finish` refer to; default: its own.
-        guidance: its guidance scale. Two passes an evaluation where the pipeline runs the model twice, else embedded.
+        guidance: its guidance scale, two passes an evaluation; up to 1: off, one pass.
         max_sequence_length: tokens of a prompt, padding included.
         preview_decoder: a diffusers `AutoencoderTiny` for this family's latents: a search looks through it, and only
             its finalists are decoded in full. It stays where it is.
+        embeds: prompts that were encoded elsewhere: for each text what the pipeline's call takes for it, {"a red cat":
+            {"prompt_embeds": (1, tokens, channels), ...}}; with two passes for the negative prompt, too ("" by
+            default). These texts need no text encoder.
     """
 
     pipelines: tuple[str, ...] = ()
     interpolant = "linear"
+    path_defaults: dict[str, Any] = {"grid": "model", "steps": None}
     waits_because = ""
     """What makes the host wait in each call of the model, which then cannot run from a CUDA graph; "": nothing."""
     tiny_decoder: str | None = None
     """The `AutoencoderTiny` that was made for this family's latents; None: none that is known here."""
+    needed: tuple[str, ...] = ("transformer", "vae", "scheduler")
+    """Parts without which nothing can be searched."""
+    spare: tuple[str, ...] = ()
+    """Parts for which the pipeline has something else where they are left out."""
 
     def __init__(
         self,
@@ -52,22 +65,55 @@ class DiffusersFlow:
         guidance: float | None = None,
         max_sequence_length: int | None = None,
         preview_decoder: Any = None,
+        embeds: Mapping[str, Mapping[str, Any]] | None = None,
     ):
-        self.pipe, self.transformer = pipe, pipe.transformer
-        self._encoded: dict[str, Conditions] = {}
-        self.height, self.width = height or self.default_size(), width or self.default_size()
+        self.pipe, self.embeds = pipe, dict(embeds or {})
+        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._check_parts()
+        self.height = self.default_size() if height is None else height
+        self.width = self.default_size() if width is None else width
         asked = {"num_inference_steps": None, "guidance_scale": guidance, "max_sequence_length": max_sequence_length}
         signature = inspect.signature(type(pipe).__call__).parameters
         own = {name: signature[name].default for name in asked if name in signature}
         self.settings = own | {name: value for name, value in asked.items() if value is not None}
-        self.shape = self.latent_shape()
-        self.guidance = self.two_pass_guidance()
-        self.own_steps = steps or self.default_steps()
-        # The model's own sampler ends at its last time: what it hands out there is a finished sample.
-        self.t_finish = min(1.0, max(0.1, self.own_times(self.own_steps)[-1] + 1e-6))
-        self.path_defaults = {"grid": "model", "steps": None}
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise OptionError(f"steps must be a whole number from 1 on, got {steps!r}")
+        self._steps = steps
+        self.latent_shape()  # a wrong size is known now
+        for text, given in self.embeds.items():
+            self._given(text, given)
+        self.own_times(self.own_steps)  # a sampler that cannot be used is known now
         self.preview_decoder = preview_decoder
         self.preview = None if preview_decoder is None else self._checked_preview()
+
+    # ---- the pipeline as it stands ----
+
+    @property
+    def transformer(self) -> Any:
+        return self._part("transformer")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.latent_shape()
+
+    @property
+    def guidance(self) -> float:
+        return self.two_pass_guidance()
+
+    @property
+    def own_steps(self) -> int:
+        return self.default_steps() if self._steps is None else self._steps
+
+    @property
+    def t_finish(self) -> float:
+        """The model's own sampler ends at its last time: what it hands out there is a finished sample."""
+        return min(1.0, max(0.1, self.own_times(self.own_steps)[-1] + 1e-6))
+
+    def kept(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
+        """Small tensors that every call of the model reads: made once for a key, which names what they depend on."""
+        if name not in self._kept or self._kept[name][0] != key:
+            self._kept[name] = key, make()
+        return self._kept[name][1]
 
     # ---- what a family says ----
 
@@ -95,6 +141,9 @@ class DiffusersFlow:
         """Conditions (N, ...) of N texts, without gradients."""
         raise NotImplementedError
 
+    conditions: Callable[..., Conditions]
+    """Conditions (N, ...) from what the pipeline's call takes for N encoded prompts; a family names these arguments."""
+
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         raise NotImplementedError
 
@@ -108,14 +157,79 @@ class DiffusersFlow:
     # ---- what they share ----
 
     def encode(self, prompts: list[str]) -> Conditions:
-        """Each text alone, so that a prompt's conditions do not depend on its neighbours; the last ones are kept."""
-        for text in dict.fromkeys(map(str, prompts)):
-            found = self._encoded.pop(text) if text in self._encoded else self.encode_texts([text])
-            self._encoded[text] = found  # as the last one
-        rows = [self._encoded[str(prompt)] for prompt in prompts]
-        for text in list(self._encoded)[:-KEPT_TEXTS]:
-            del self._encoded[text]
+        """Each text alone, so that a prompt's conditions do not depend on its neighbours. Nothing is kept for the next
+        call: by then text encoders may have other weights, which nothing but running them would show. Raises
+        PromptError, ModelError."""
+        self._leave_training()
+        found = {text: self._encode_alone(text) for text in dict.fromkeys(map(str, prompts))}
+        rows = [found[str(prompt)] for prompt in prompts]
+        for name, value in rows[0].items():
+            for prompt, row in zip(prompts, rows, strict=True):
+                if row[name].shape != value.shape:
+                    raise PromptError(
+                        f"embeds: prompts of one search need one shape; {name} of {str(prompts[0])!r} is "
+                        f"{tuple(value.shape)}, of {str(prompt)!r} {tuple(row[name].shape)}: pad them alike"
+                    )
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _encode_alone(self, text: str) -> Conditions:
+        if text in self.embeds:
+            cond = self._given(text, self.embeds[text])
+            return {name: value.to(self.device) for name, value in cond.items()}
+        absent = [name for name in self._parts("text_encoder", "tokenizer") if name not in self.spare]
+        absent = [name for name in absent if getattr(self.pipe, name) is None]
+        if absent:
+            raise ModelError(
+                f"this {type(self.pipe).__name__} has no {', '.join(absent)} and no embeds for the prompt {text!r}: "
+                f"load it whole, or give from_diffusers(..., embeds={{{text!r}: {{{', '.join(self._arguments())}}}}})"
+            )
+        return self.encode_texts([text])
+
+    def _given(self, text: str, embeds: Mapping[str, Any]) -> Conditions:
+        """Conditions (1, ...) of a prompt that was encoded elsewhere. Raises PromptError."""
+        known = self._arguments()
+        names = list(embeds) if isinstance(embeds, Mapping) else [type(embeds).__name__]
+        if not {name for name, needed in known.items() if needed} <= set(names) <= set(known):
+            raise PromptError(
+                f"embeds of the prompt {text!r}: expected {', '.join(known)} for this model, got {', '.join(names)}"
+            )
+        for name, value in embeds.items():
+            if value is None and not known[name]:
+                continue
+            if not isinstance(value, Tensor | list) or len(value) != 1:
+                came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise PromptError(
+                    f"embeds of the prompt {text!r}: expected {name} as the pipeline takes it, with one row, got {came}"
+                )
+        return self.conditions(**embeds)
+
+    def _arguments(self) -> dict[str, bool]:
+        """What the pipeline's call takes for an encoded prompt, and whether it must be given."""
+        parameters = inspect.signature(self.conditions).parameters
+        return {name: parameter.default is parameter.empty for name, parameter in parameters.items()}
+
+    def _parts(self, *kinds: str) -> list[str]:
+        return [name for name in self.pipe.components if name.startswith(kinds)]
+
+    def _check_parts(self) -> None:
+        for name in self.needed:
+            self._part(name)
+
+    def _part(self, name: str) -> Any:
+        part = getattr(self.pipe, name, None)
+        if part is None:
+            raise ModelError(
+                f"this {type(self.pipe).__name__} has no {name}, which a search needs: load it whole, or set "
+                f"pipe.{name}"
+            )
+        return part
+
+    def _leave_training(self) -> None:
+        """A search and its replays need a model that gives the same twice, so dropout is off."""
+        for name, part in self.pipe.components.items():
+            if isinstance(part, torch.nn.Module) and any(module.training for module in part.modules()):
+                log.warning("%s was in train mode: put into eval mode for the search", name)
+                part.eval()
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Those of the modules that a gradient of the reward passes through (flowfast/searcher/steered.py)."""
@@ -132,7 +246,9 @@ class DiffusersFlow:
         return self.transformer.dtype
 
     def own_times(self, steps: int) -> list[float]:
-        """Linear times at which the pipeline's own sampler evaluates the model, for grid "model"."""
+        """Linear times at which the pipeline's own sampler evaluates the model, for grid "model". Each search asks for
+        them first. Raises ModelError."""
+        self._check_parts()
         return sampler_times(own_sampler(self.pipe.scheduler), **self.sampler_arguments(steps))
 
     def to_images(self, latents: Tensor, vae: Any = None) -> Tensor:
@@ -140,6 +256,16 @@ class DiffusersFlow:
         vae = vae or self.pipe.vae
         decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    def latent_scale(self, latents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (C, 1, 1, 1) of the latents that the autoencoder was trained on, from its config."""
+        vae, device = self.pipe.vae, latents.device
+
+        def make() -> tuple[Tensor, ...]:
+            scale = vae.config.latents_mean, vae.config.latents_std
+            return tuple(torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1, 1) for values in scale)
+
+        return self.kept("latent scale", (vae, device, dtype), make)
 
     def _checked_preview(self) -> Callable[[Tensor], Tensor]:
         """x0 to images by the tiny decoder, as the pipeline would with it for its autoencoder. Raises OptionError."""
@@ -158,6 +284,48 @@ class DiffusersFlow:
                 "made for it"
             )
         return lambda x0: self.to_images(self.unpacked(x0) / config.scaling_factor + config.shift_factor, tiny)
+
+
+class EmbeddedGuidance(DiffusersFlow):
+    """A family whose model was distilled from a guided one and takes the scale as an input.
+
+    Args:
+        distilled_guidance: that scale, the pipeline's `guidance_scale`: one pass, 1 NFE an evaluation. A model without
+            the input ignores it.
+        true_cfg: classifier-free guidance in two passes, 2 NFE an evaluation, the pipeline's `true_cfg_scale`; up to 1:
+            off. `search(guidance=...)` is this one.
+        guidance: refused where it could mean either.
+        options: as for `DiffusersFlow`.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        distilled_guidance: float | None = None,
+        true_cfg: float = 1.0,
+        guidance: float | None = None,
+        **options: Any,
+    ):
+        self.true_cfg = true_cfg
+        super().__init__(pipe, guidance=distilled_guidance, **options)
+        if guidance is not None and (self.takes_guidance() or guidance > 1):
+            raise OptionError(
+                f"guidance={guidance} can mean two things for a {type(pipe).__name__}: say "
+                f"distilled_guidance={guidance} (the pipeline's guidance_scale, an input of the model, 1 NFE an "
+                f"evaluation) or true_cfg={guidance} (two passes, 2 NFE, as in search(guidance={guidance}))"
+            )
+
+    def takes_guidance(self) -> bool:
+        """Whether the model has the input."""
+        return bool(self.transformer.config.get("guidance_embeds", True))
+
+    @property
+    def distilled_guidance(self) -> float:
+        return float(self.settings["guidance_scale"])
+
+    def two_pass_guidance(self) -> float:
+        return max(1.0, float(self.true_cfg))
 
 
 def check_size(height: int, width: int, multiple: int) -> None:

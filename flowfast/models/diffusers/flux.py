@@ -8,21 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfast.models.diffusers.base import DiffusersFlow, check_size
+from flowfast.models.diffusers.base import EmbeddedGuidance, check_size
 from flowfast.types import Conditions
 
 
-class FluxFlow(DiffusersFlow):
-    """Latents are packed, (tokens, 4 C). guidance is embedded (dev) or ignored (schnell); true_cfg: two passes."""
+class FluxFlow(EmbeddedGuidance):
+    """Latents are packed, (tokens, 4 C). distilled_guidance: an input of dev, ignored by schnell; true_cfg: two
+    passes."""
 
     pipelines = ("FluxPipeline",)
     tiny_decoder = "madebyollin/taef1"
-
-    def __init__(self, pipe: Any, *, true_cfg: float = 1.0, **options: Any):
-        self.true_cfg = true_cfg
-        super().__init__(pipe, **options)
-        rows, columns = (size // (2 * pipe.vae_scale_factor) for size in (self.height, self.width))
-        self.image_ids = pipe._prepare_latent_image_ids(1, rows, columns, self.device, self.dtype)
 
     def latent_shape(self) -> tuple[int, ...]:
         side = 2 * self.pipe.vae_scale_factor
@@ -30,10 +25,16 @@ class FluxFlow(DiffusersFlow):
         return (self.height // side) * (self.width // side), self.transformer.config.in_channels
 
     def default_steps(self) -> int:
-        return super().default_steps() if self.transformer.config.guidance_embeds else 4  # schnell
+        return super().default_steps() if self.takes_guidance() else 4  # schnell
 
-    def two_pass_guidance(self) -> float:
-        return self.true_cfg
+    def takes_guidance(self) -> bool:
+        return bool(self.transformer.config.guidance_embeds)
+
+    def image_ids(self, device: torch.device) -> Tensor:
+        """Places of the tokens (tokens, 3)."""
+        rows, columns = (size // (2 * self.pipe.vae_scale_factor) for size in (self.height, self.width))
+        key = device, self.dtype
+        return self.kept("image ids", key, lambda: self.pipe._prepare_latent_image_ids(1, rows, columns, *key))
 
     def sampler_arguments(self, steps: int) -> dict[str, Any]:
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -49,21 +50,24 @@ class FluxFlow(DiffusersFlow):
     def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, pooled, _ = self.pipe.encode_prompt(texts, None, device=self.device, max_sequence_length=length)
-        return {"text": text, "pooled": pooled}
+        return self.conditions(text, pooled)
+
+    def conditions(self, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor) -> Conditions:
+        return {"text": prompt_embeds, "pooled": pooled_prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         text = cond["text"].to(self.dtype)
         guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = torch.full_like(t, float(self.settings["guidance_scale"]))
+        if self.takes_guidance():
+            guidance = torch.full_like(t, self.distilled_guidance)
         answer = self.transformer(
             hidden_states=x_t.to(self.dtype),
-            timestep=t.to(self.dtype),
+            timestep=(1000 * t).to(self.dtype) / 1000,  # rounded as the pipeline rounds
             guidance=guidance,
             pooled_projections=cond["pooled"].to(self.dtype),
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),
-            img_ids=self.image_ids,
+            img_ids=self.image_ids(x_t.device),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)

@@ -8,20 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfast.models.diffusers.base import DiffusersFlow, check_size
+from flowfast.models.diffusers.base import DiffusersFlow, EmbeddedGuidance, check_size
 from flowfast.types import Conditions
 
 
-class Flux2Flow(DiffusersFlow):
-    """Latents are packed and normalised, (tokens, 4 C). guidance is embedded."""
-
-    pipelines = ("Flux2Pipeline",)
-
-    def __init__(self, pipe: Any, **options: Any):
-        super().__init__(pipe, **options)
-        text, image = torch.empty(1, self.settings["max_sequence_length"], 1), torch.empty(1, 1, *self.grid())
-        self.text_ids = pipe._prepare_text_ids(text)[0].to(self.device)
-        self.image_ids = pipe._prepare_latent_ids(image)[0].to(self.device)
+class Flux2Base(DiffusersFlow):
+    """What dev and Klein share. Latents are packed and normalised, (tokens, 4 C)."""
 
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
@@ -34,7 +26,18 @@ class Flux2Flow(DiffusersFlow):
         return rows * columns, self.transformer.config.in_channels
 
     def embedded_guidance(self) -> float | None:
-        return float(self.settings["guidance_scale"])
+        """The scale that the model takes as an input; None: it has no such input."""
+        return None
+
+    def places(self, device: torch.device, tokens: int) -> tuple[Tensor, Tensor]:
+        """Places of the tokens of a prompt (tokens, 4) and of an image."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            text, image = torch.empty(1, tokens, 1), torch.empty(1, 1, *self.grid())
+            ids = self.pipe._prepare_text_ids(text)[0], self.pipe._prepare_latent_ids(image)[0]
+            return ids[0].to(device), ids[1].to(device)
+
+        return self.kept("places", (device, tokens), make)
 
     def sampler_arguments(self, steps: int) -> dict[str, Any]:
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
@@ -48,17 +51,21 @@ class Flux2Flow(DiffusersFlow):
     def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
-        return {"text": text}
+        return self.conditions(text)
+
+    def conditions(self, prompt_embeds: Tensor) -> Conditions:
+        return {"text": prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         scale = self.embedded_guidance()
+        text_ids, image_ids = self.places(x_t.device, cond["text"].shape[1])
         answer = self.transformer(
             hidden_states=x_t.to(self.dtype),
-            timestep=t.to(self.dtype),
+            timestep=(1000 * t).to(self.dtype) / 1000,  # rounded as the pipeline rounds
             guidance=None if scale is None else torch.full_like(t, scale),
             encoder_hidden_states=cond["text"].to(self.dtype),
-            txt_ids=self.text_ids,
-            img_ids=self.image_ids,
+            txt_ids=text_ids,
+            img_ids=image_ids,
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)
@@ -70,7 +77,16 @@ class Flux2Flow(DiffusersFlow):
         return self.to_images(self.pipe._unpatchify_latents(latents.mT.unflatten(2, self.grid())))
 
 
-class Flux2KleinFlow(Flux2Flow):
+class Flux2Flow(EmbeddedGuidance, Flux2Base):
+    """distilled_guidance: an input of the model; true_cfg: two passes."""
+
+    pipelines = ("Flux2Pipeline",)
+
+    def embedded_guidance(self) -> float | None:
+        return self.distilled_guidance
+
+
+class Flux2KleinFlow(Flux2Base):
     """guidance: two passes above 1, none where the model is distilled."""
 
     pipelines = ("Flux2KleinPipeline",)
@@ -80,6 +96,3 @@ class Flux2KleinFlow(Flux2Flow):
 
     def two_pass_guidance(self) -> float:
         return 1.0 if self.pipe.config.is_distilled else max(1.0, float(self.settings["guidance_scale"]))
-
-    def embedded_guidance(self) -> float | None:
-        return None

@@ -8,29 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfast.models.diffusers.base import EmbeddedGuidance
 from flowfast.models.diffusers.video import VideoFlow
 from flowfast.types import Conditions
 
 
-class HunyuanVideoFlow(VideoFlow):
-    """Latents are (C, frames, rows, columns). guidance is embedded; true_cfg: two passes.
+class HunyuanVideoFlow(EmbeddedGuidance, VideoFlow):
+    """Latents are (C, frames, rows, columns). distilled_guidance: an input of the model; true_cfg: two passes.
 
     max_sequence_length is of the prompt alone; the pipeline's template comes before it and is cut off again.
     """
 
     pipelines = ("HunyuanVideoPipeline",)
 
-    def __init__(self, pipe: Any, *, true_cfg: float = 1.0, **options: Any):
-        self.true_cfg = true_cfg
-        super().__init__(pipe, **options)
-
     def latent_shape(self) -> tuple[int, ...]:
         config = self.transformer.config
         time, space = self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
         return config.in_channels, *self.latent_grid(time, space, config.patch_size)
-
-    def two_pass_guidance(self) -> float:
-        return self.true_cfg
 
     def sampler_arguments(self, steps: int) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]}
@@ -39,16 +33,21 @@ class HunyuanVideoFlow(VideoFlow):
     def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, pooled, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
-        return {"text": text, "pooled": pooled, "mask": mask}
+        return self.conditions(text, pooled, mask)
+
+    def conditions(
+        self, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor, prompt_attention_mask: Tensor
+    ) -> Conditions:
+        return {"text": prompt_embeds, "pooled": pooled_prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         answer = self.transformer(
             hidden_states=x_t.to(self.dtype),
-            timestep=t * self.pipe.scheduler.config.num_train_timesteps,
+            timestep=(1000 * t).to(self.dtype),  # rounded as the pipeline rounds, whose latents have this type
             encoder_hidden_states=cond["text"].to(self.dtype),
             encoder_attention_mask=cond["mask"].to(self.dtype),
             pooled_projections=cond["pooled"].to(self.dtype),
-            guidance=torch.full_like(t, 1000.0 * float(self.settings["guidance_scale"]), dtype=self.dtype),
+            guidance=1000.0 * torch.full_like(t, self.distilled_guidance, dtype=self.dtype),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)

@@ -36,13 +36,17 @@ class LTXFlow(VideoFlow):
     ):
         self.frame_rate, self.decode_timestep = frame_rate, decode_timestep
         self.decode_noise_scale = decode_timestep if decode_noise_scale is None else decode_noise_scale
-        self.noise: Tensor | None = None
         super().__init__(pipe, **options)
 
     def latent_shape(self) -> tuple[int, ...]:
-        self.time, self.space = self.pipe.vae_temporal_compression_ratio, self.pipe.vae_spatial_compression_ratio
-        self.grid = self.latent_grid(self.time, self.space, self.pipe.transformer_spatial_patch_size)
-        return self.grid[0] * self.grid[1] * self.grid[2], self.transformer.config.in_channels
+        frames, rows, columns = self.grid()
+        return frames * rows * columns, self.transformer.config.in_channels
+
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        pipe = self.pipe
+        time, space = pipe.vae_temporal_compression_ratio, pipe.vae_spatial_compression_ratio
+        return self.latent_grid(time, space, pipe.transformer_spatial_patch_size)
 
     def two_pass_guidance(self) -> float:
         return max(1.0, float(self.settings["guidance_scale"]))  # up to 1 the pipeline runs one pass
@@ -57,10 +61,13 @@ class LTXFlow(VideoFlow):
         text, mask, _, _ = self.pipe.encode_prompt(
             texts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
         )
-        return {"text": text, "mask": mask}
+        return self.conditions(text, mask)
+
+    def conditions(self, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Conditions:
+        return {"text": prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        frames, rows, columns = self.grid
+        (frames, rows, columns), space = self.grid(), self.pipe.vae_spatial_compression_ratio
         answer = self.transformer(
             hidden_states=x_t.to(self.dtype),
             encoder_hidden_states=cond["text"].to(self.dtype),
@@ -69,7 +76,7 @@ class LTXFlow(VideoFlow):
             num_frames=frames,
             height=rows,
             width=columns,
-            rope_interpolation_scale=(self.time / self.frame_rate, self.space, self.space),
+            rope_interpolation_scale=(self.pipe.vae_temporal_compression_ratio / self.frame_rate, space, space),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)
@@ -77,13 +84,17 @@ class LTXFlow(VideoFlow):
     def decode(self, x0: Tensor) -> Tensor:
         pipe, vae = self.pipe, self.pipe.vae
         latents = pipe._unpack_latents(
-            x0, *self.grid, pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+            x0, *self.grid(), pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
         )
         latents = pipe._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
         if not vae.config.timestep_conditioning:
             return self.to_videos(latents)
-        if self.noise is None:  # copied from the host once
-            self.noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(latents)
-        latents = (1 - self.decode_noise_scale) * latents + self.decode_noise_scale * self.noise
+
+        def make() -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+            return torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32).to(latents)
+
+        noise = self.kept("noise", (latents.shape[1:], latents.device, latents.dtype), make)
+        latents = (1 - self.decode_noise_scale) * latents + self.decode_noise_scale * noise
         time = torch.full((len(x0),), self.decode_timestep, device=x0.device, dtype=vae.dtype)
         return self.to_videos(latents, time)

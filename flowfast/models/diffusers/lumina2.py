@@ -44,7 +44,10 @@ class Lumina2Flow(DiffusersFlow):
         text, mask = self.pipe._get_gemma_prompt_embeds(
             [system + prompt if prompt else "" for prompt in texts], self.device, self.settings["max_sequence_length"]
         )
-        return {"text": text, "mask": mask}
+        return self.conditions(text, mask)
+
+    def conditions(self, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Conditions:
+        return {"text": prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         answer = self.transformer(

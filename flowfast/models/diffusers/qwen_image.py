@@ -28,8 +28,6 @@ class QwenImageFlow(DiffusersFlow):
         if guidance is None:
             guidance = inspect.signature(type(pipe).__call__).parameters["true_cfg_scale"].default
         super().__init__(pipe, guidance=guidance, **options)
-        scale = (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
-        self.mean, self.std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in scale)
 
     def latent_shape(self) -> tuple[int, ...]:
         side = 2 * self.pipe.vae_scale_factor
@@ -47,16 +45,21 @@ class QwenImageFlow(DiffusersFlow):
     def encode_texts(self, texts: list[str]) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
+        return self.conditions(text, mask)
+
+    def conditions(self, prompt_embeds: Tensor, prompt_embeds_mask: Tensor | None = None) -> Conditions:
+        text, mask = prompt_embeds, prompt_embeds_mask
         if mask is None:
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        text, mask = padded([row[real.bool()] for row, real in zip(text, mask, strict=True)], length)
+        rows = [row[real.bool()] for row, real in zip(text, mask, strict=True)]
+        text, mask = padded(rows, self.settings["max_sequence_length"])
         return {"text": text, "mask": mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         side = 2 * self.pipe.vae_scale_factor
         answer = self.transformer(
             hidden_states=x_t.to(self.dtype),
-            timestep=t.to(self.dtype),
+            timestep=(1000 * t).to(self.dtype) / 1000,  # rounded as the pipeline rounds
             encoder_hidden_states=cond["text"].to(self.dtype),
             encoder_hidden_states_mask=cond["mask"],
             img_shapes=[[(1, self.height // side, self.width // side)]] * len(x_t),
@@ -66,4 +69,5 @@ class QwenImageFlow(DiffusersFlow):
 
     def decode(self, x0: Tensor) -> Tensor:
         latents = self.pipe._unpack_latents(x0, self.height, self.width, self.pipe.vae_scale_factor)
-        return self.to_images(latents * self.std + self.mean)[:, :, 0]
+        mean, std = self.latent_scale(latents, torch.float32)
+        return self.to_images(latents * std + mean)[:, :, 0]

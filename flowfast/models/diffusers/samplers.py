@@ -6,6 +6,7 @@ does not name its class. diffusers is imported where a sampler is looked at, not
 
 from __future__ import annotations
 
+import copy
 import inspect
 from itertools import groupby, pairwise
 from operator import index
@@ -70,10 +71,11 @@ def sampler_from(facts: dict[str, Any]) -> Any:
 
 
 def own_sampler(scheduler: Any) -> Any:
-    """A copy of a pipeline's sampler as it stands now, without the state of a run; below a scheduler of flowfast's,
+    """A copy of a pipeline's sampler as it stands now, with all that its class keeps; below a scheduler of flowfast's,
     the one that came with the pipeline. Raises ModelError where it is no flow's."""
     scheduler = getattr(scheduler, "own", scheduler)
-    return _made(type(scheduler), sampler_facts(scheduler))
+    _check_flow(type(scheduler), scheduler.config)
+    return copy.deepcopy(scheduler)
 
 
 def sampler_times(sampler: Any, **arguments: Any) -> list[float]:
@@ -109,19 +111,24 @@ def sampler_times(sampler: Any, **arguments: Any) -> list[float]:
 
 def _made(kind: Any, facts: dict[str, Any]) -> Any:
     config = {key: value for key, value in facts.items() if key != "live"}
-    why = _no_flow(kind, config)
-    if why:
-        raise ModelError(
-            f"expected the sampler of a flow's velocity, from noise at 1 to data at 0, got {kind.__name__}: {why}; "
-            f"give the pipeline a {EULER} with its own shift"
-        )
+    _check_flow(kind, config)
     sampler = kind.from_config(config)
     for name, value in facts.get("live", {}).items():
         setattr(sampler, name, value)
     return sampler
 
 
-def _no_flow(kind: Any, config: dict[str, Any]) -> str:
+def _check_flow(kind: Any, config: Any) -> None:
+    """Raises ModelError where a class of samplers with this config is none of velocities."""
+    why = _no_flow(kind, config)
+    if why:
+        raise ModelError(
+            f"expected the sampler of a flow's velocity, from noise at 1 to data at 0, got {kind.__name__}: {why}; "
+            f"give the pipeline a {EULER} with its own shift"
+        )
+
+
+def _no_flow(kind: Any, config: Any) -> str:
     """Why a class of samplers with this config is none of velocities; "": it is one, or of unknown make without a word
     against it (its times are looked at, too)."""
     classes = {base.__name__ for base in kind.__mro__}

@@ -44,7 +44,10 @@ class SanaFlow(DiffusersFlow):
             )  # fmt: skip
             rows.append(text)
             masks.append(mask)
-        return {"text": torch.cat(rows), "mask": torch.cat(masks)}
+        return self.conditions(torch.cat(rows), torch.cat(masks))
+
+    def conditions(self, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Conditions:
+        return {"text": prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         answer = self.transformer(

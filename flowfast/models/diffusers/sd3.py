@@ -16,6 +16,7 @@ class StableDiffusion3Flow(DiffusersFlow):
 
     pipelines = ("StableDiffusion3Pipeline",)
     tiny_decoder = "madebyollin/taesd3"
+    spare = ("text_encoder_3", "tokenizer_3")
 
     def latent_shape(self) -> tuple[int, ...]:
         scale = self.pipe.vae_scale_factor
@@ -38,7 +39,10 @@ class StableDiffusion3Flow(DiffusersFlow):
             texts, None, None, device=self.device, do_classifier_free_guidance=False,
             max_sequence_length=self.settings["max_sequence_length"],
         )  # fmt: skip
-        return {"text": text, "pooled": pooled}
+        return self.conditions(text, pooled)
+
+    def conditions(self, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor) -> Conditions:
+        return {"text": prompt_embeds, "pooled": pooled_prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         answer = self.transformer(

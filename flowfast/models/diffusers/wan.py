@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfast.errors import ModelError
 from flowfast.models.diffusers.video import VideoFlow
 from flowfast.types import Conditions
 
@@ -25,15 +24,10 @@ class WanFlow(VideoFlow):
 
     def __init__(self, pipe: Any, **options: Any):
         self.boundary = pipe.config.boundary_ratio
-        needed = ("transformer",) if self.boundary is None else ("transformer", "transformer_2")
-        for name in needed:
-            if getattr(pipe, name) is None:
-                raise ModelError(f"this WanPipeline has no {name}, which its boundary_ratio asks for: load it whole")
-        super().__init__(pipe, **options)
         if self.boundary is not None:
+            self.needed = (*self.needed, "transformer_2")  # its boundary_ratio asks for it
             self.waits_because = "Wan 2.2 has two transformers, and the host must read which of them a batch needs"
-        scale, kind = (pipe.vae.config.latents_mean, pipe.vae.config.latents_std), pipe.vae.dtype
-        self.mean, self.std = (torch.tensor(v, device=self.device, dtype=kind).view(-1, 1, 1, 1) for v in scale)
+        super().__init__(pipe, **options)
 
     def latent_shape(self) -> tuple[int, ...]:
         config = self.transformer.config
@@ -49,7 +43,10 @@ class WanFlow(VideoFlow):
         text, _ = self.pipe.encode_prompt(
             texts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
         )
-        return {"text": text}
+        return self.conditions(text)
+
+    def conditions(self, prompt_embeds: Tensor) -> Conditions:
+        return {"text": prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         time = t * self.pipe.scheduler.config.num_train_timesteps
@@ -71,4 +68,5 @@ class WanFlow(VideoFlow):
         return answer.to(x_t.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
-        return self.to_videos(x0.to(self.pipe.vae.dtype) * self.std + self.mean)
+        mean, std = self.latent_scale(x0, self.pipe.vae.dtype)
+        return self.to_videos(x0.to(self.pipe.vae.dtype) / (1.0 / std) + mean)

@@ -52,7 +52,10 @@ class ZImageFlow(DiffusersFlow):
         rows, _ = self.pipe.encode_prompt(
             list(texts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
         )
-        text, mask = padded(rows, length)
+        return self.conditions(rows)
+
+    def conditions(self, prompt_embeds: list[Tensor]) -> Conditions:
+        text, mask = padded(prompt_embeds, self.settings["max_sequence_length"])
         return {"text": text, "length": mask.sum(1)}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:

@@ -24,7 +24,7 @@ def flux(guidance_embeds: bool = True, dynamic_shift: bool = True) -> Any:
 CASES = {
     "flux-dev": Case(
         flux,
-        options={"guidance": 2.5, "max_sequence_length": 48},
+        options={"distilled_guidance": 2.5, "max_sequence_length": 48},
         call={"guidance_scale": 2.5, "max_sequence_length": 48},
     ),
     "flux-schnell": Case(
@@ -34,7 +34,7 @@ CASES = {
     ),
     "flux-true-cfg": Case(
         flux,
-        options={"true_cfg": 3.0, "guidance": 2.5, "max_sequence_length": 48},
+        options={"true_cfg": 3.0, "distilled_guidance": 2.5, "max_sequence_length": 48},
         call={"true_cfg_scale": 3.0, "guidance_scale": 2.5, "max_sequence_length": 48, "negative_prompt": "blurry"},
         negative="blurry",
     ),

@@ -38,13 +38,13 @@ SHARED = {"max_sequence_length": TOKENS}
 CASES = {
     "hunyuan-video": Case(
         hunyuan_video,
-        options={"frames": 5, "guidance": 4.0, **SHARED},
+        options={"frames": 5, "distilled_guidance": 4.0, **SHARED},
         call={"num_frames": 5, "guidance_scale": 4.0, **SHARED},
         size=SIZE,
     ),
     "hunyuan-video-true-cfg": Case(
         hunyuan_video,
-        options={"frames": 5, "guidance": 1.5, "true_cfg": 3.0, **SHARED},
+        options={"frames": 5, "distilled_guidance": 1.5, "true_cfg": 3.0, **SHARED},
         call={
             "num_frames": 5, "guidance_scale": 1.5, "true_cfg_scale": 3.0, "negative_prompt": "blurry", **SHARED,
         },
