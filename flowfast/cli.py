@@ -25,7 +25,7 @@ from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.files import locked_file, locked_folder, replacing
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
-from flowfast.prompts import check_each, check_prompts, fault_of, prompt_of, read_lists
+from flowfast.prompts import check_each, check_no_lists, check_prompts, fault_of, prompt_of, read_lists
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -130,6 +130,7 @@ def generate(
         if not config.exists():
             raise OptionError(f"nothing to resume in {resume}: no {CALL} there (a call that finished leaves none)")
     asked = read_config(config) if config else {}
+    check_no_lists(prompts or [])
     texts = [*(prompts or []), *read_lists(lists or [], column)] or asked.get("prompts", [])
     asked.pop("prompts", None)
     before = asked.pop("layout", "plain")
@@ -282,6 +283,7 @@ def export_archive(
         asked.pop(name, None)
     for name, pairs in (("method_options", option), ("model_options", model_option)):
         asked[name] = {**asked.get(name, {}), **parse_options(pairs or [])}
+    check_no_lists(prompt or [])
     texts = [*(prompt or []), *read_lists(lists or [], column)]
     if texts:
         check_prompts(texts)

@@ -22,7 +22,8 @@ know) is read as such; one whose first line is nothing but the name of a column 
 begins like a JSON object, among lines that do not, is refused.
 
 The prompt is in the column (or member of objects) that --prompt-column names, else in the first there is of prompt,
-prompts, caption, captions, text, texts, in any case, else in the only one. Of a list of objects the first decides, and
+prompts, caption, captions, text, texts, in any case, else in the only one; the only one of a table has a name of two
+words at most, or it is taken for a prompt without a row of names above it, and refused. Of a list of objects the first decides, and
 all others must have it. Rows of a table have as many fields as the first. Of rows one after the other with the same
 `item_id` and the same prompt (DPG-Bench: one a question) the first is read. What fields a prompt has beside it:
 flowfast/fields.py. White space around prompts of lines, tables and folders is taken off, as str.strip() has it.
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -74,6 +76,13 @@ LIST_LINES = 50
 """More lines than one prompt has: a file of a folder that has them is a list itself."""
 LIKE_JSON = re.compile(r"\s*(?:\{\s*[\"'}]|\[\s*[{\"\]])")
 OBJECT_LINE = re.compile(r"^[ \t]*\{[ \t]*[\"']", re.MULTILINE)
+
+
+def check_no_lists(texts: Sequence[str]) -> None:
+    """Raises PromptError for a prompt that is the name of a list: the shell made several words of --prompts *.txt."""
+    for text in texts:
+        if text == "-" or (Path(text).suffix.lower() in KINDS and os.path.isfile(text)):
+            raise PromptError(f"{show(text)} is a list, not a prompt: give it as --prompts {text}, one option for each")
 
 
 def read_lists(places: Sequence[Path | str], column: str | None = None, seeds: bool = True) -> list[str]:
@@ -225,7 +234,7 @@ class _Reader:
         first, names = next(rows, (1, []))
         where = f"{self.name}, line {first}"
         names = [name.strip() for name in names]
-        only = len(names) == 1 and not self.column and not set(names[0]) & set("\t,;")
+        only = len(names) == 1 and not self.column and not set(names[0]) & set("\t,;") and len(names[0].split()) < 3
         column = self.pick(names, where) or (names[0] if only else None)
         if column is None:
             raise self.no_column(names, where)
@@ -393,6 +402,7 @@ def _table_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 __all__ = [
     "Prompt",
     "check_each",
+    "check_no_lists",
     "check_prompts",
     "encoded",
     "fault_of",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,31 @@ def test_a_prompt_that_cannot_be_drawn_is_named_first_and_the_others_drawn(
         for other in ("a", "b", "c"):
             assert {path.name for path in (tmp_path / other / name).iterdir()} == FILES
             assert (tmp_path / other / name / "best.png").read_bytes() == (alone / "best.png").read_bytes()
+
+
+def test_lists_by_name_order_and_standard_input(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts first, then the lists in their order; a list that the shell made a prompt of is named."""
+    (tmp_path / "a.csv").write_text(f"id,words\n1,{PROMPTS[2]}\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps([{"words": PROMPTS[3]}]).encode())))
+    argv = (
+        "--prompts",
+        "-",
+        "--prompts",
+        tmp_path / "a.csv",
+        "--prompt-column",
+        "words",
+        *FAST,
+        "--out",
+        tmp_path / "o",
+    )
+    run("generate", PROMPTS[0], *argv)
+    names = ["00-two-red-circles", "01-three-blue-crosses", "02-one-yellow-triangle"]
+    assert [path.name for path in folders(tmp_path / "o")] == names
+    (tmp_path / "b.TXT").write_text(PROMPTS[0])
+    for text in (tmp_path / "a.csv", tmp_path / "b.TXT", "-"):
+        line = run.refused("generate", PROMPTS[0], text, *FAST, "--out", tmp_path / "p")
+        assert f"is a list, not a prompt: give it as --prompts {text}" in line
+    assert not (tmp_path / "p").exists()
 
 
 def test_nothing_but_empty_prompts(run: Run, tmp_path: Path) -> None:
