@@ -41,7 +41,7 @@ DEFAULT_BUDGET = 200
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
     keep_memory()
-    secrets.GIVEN.clear()  # those of an earlier call in this process
+    secrets.forget()  # those of an earlier call in this process
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         return app(argv, prog_name="flowfast", standalone_mode=False) or 0
@@ -296,7 +296,9 @@ def export_archive(
 @app.command("reward-server")
 def reward_server(
     reward: Annotated[str, typer.Option(help="See `flowfast rewards`.")] = "scenes",
-    host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; where FLOWFAST_REWARD_KEY is set, clients need that key.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
 ) -> None:
     """Serve a reward over HTTP, for `--reward http:URL` of searches on other machines."""
@@ -455,7 +457,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise OptionError(f"--option: expected NAME=VALUE, got {pair!r}")
+            raise OptionError("--option: expected NAME=VALUE, got one without '='")  # and not what: it may be a secret
         found[name.strip()] = yaml.safe_load(value)
     return found
 

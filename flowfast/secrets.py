@@ -45,6 +45,12 @@ _WORDS |= {"authorization", "bearer", "jwt", "sig", "signature", "credential", "
 _ENDINGS = ("token", "secret", "password", "apikey")
 
 
+def forget() -> None:
+    """Begins anew, as a new process does."""
+    GIVEN.clear()
+    _looked_up.clear()
+
+
 def is_secret(name: str) -> bool:
     """Whether an option of that name ("token", "apiKey", "X-Amz-Signature") has a secret for its value."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z\d]+|[A-Z\d]+", name)]

@@ -1,5 +1,5 @@
 """Counting: are there as many objects of each kind as the prompt says? Kinds are found by zero-shot detection with
-GroundingDINO or OWLv2 of transformers (`pip install flowfast[transformers]`); the reward is the paper's quantity reward
+GroundingDINO or OWLv2 of transformers (`pip install flowfast[diffusers]`); the reward is the paper's quantity reward
 (arXiv 2503.19385): minus the residual sum of squares of the counts.
 
 One box is one object: of boxes that overlap, the most certain one counts, whatever its kind.
@@ -222,7 +222,7 @@ class ZeroShotDetector:
         try:
             from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
         except ImportError:
-            raise RewardError("reward counting needs transformers: pip install 'flowfast[transformers]'") from None
+            raise RewardError("reward counting needs transformers: pip install 'flowfast[diffusers]'") from None
         try:
             self.kind = str(AutoConfig.from_pretrained(name).model_type)
             if self.kind not in THRESHOLDS:

@@ -37,6 +37,7 @@ from flowfast.rewards.policy import guarded
 ONE_LINE = "what a server answers: http:URL, e.g. http://localhost:8000 (`flowfast reward-server` is one)"
 CONTENT_TYPE = "application/x-safetensors"
 DEADLINE = 60.0
+HEADER_BYTES = 8 * 2**20  # of a request, its prompts
 SCORE_BYTES = 64  # of JSON for one score, more than any float takes
 MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 307, 308)
@@ -287,29 +288,40 @@ def pack(pixels: Tensor, prompts: Sequence[str]) -> bytes:
     return save({"images": pixels.contiguous()}, {"prompts": json.dumps(list(prompts))})
 
 
-def unpack(body: bytes) -> tuple[Tensor, list[str]]:
-    """What `pack` packed, as images (N, 3, H, W) float32 in [0, 1] and N prompts. Raises RewardError: what is wrong."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as read
+def unpack(body: bytes | bytearray) -> tuple[Tensor, list[str]]:
+    """What `pack` packed, as pixels (N, 3, H, W) uint8, which share the memory of a bytearray, and N prompts.
 
+    Raises RewardError: what is wrong; TooLarge: the prompts are."""
+    size = int.from_bytes(body[:8], "little")
+    start = 8 + size
+    if len(body) < start or not body:
+        raise RewardError(f"expected a safetensors file, got {len(body)} bytes that are none")
+    if size > HEADER_BYTES:
+        raise TooLarge(f"expected prompts of at most {HEADER_BYTES} bytes together, got {size}; send fewer at once")
     try:
-        tensors = read(body)
-        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-        prompts = json.loads(header.get("__metadata__", {})["prompts"])
-    except SafetensorError as error:
-        raise RewardError(f"expected a safetensors file, got {len(body)} bytes that are none: {error}") from None
-    except (KeyError, ValueError, RecursionError):
+        header = json.loads(bytes(body[8:start]))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    except (AttributeError, ValueError, RecursionError):
+        raise RewardError(f"expected a safetensors file, got {len(body)} bytes that are none") from None
+    try:
+        prompts = json.loads(header["__metadata__"]["prompts"])
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise RewardError('expected metadata {"prompts": a JSON list of texts} in the safetensors file') from None
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise RewardError(f"expected prompts to be a JSON list of texts, got {str(prompts)[:80]}")
-    if set(tensors) != {"images"}:
-        raise RewardError(f"expected one tensor, images, got {', '.join(sorted(tensors)) or 'none'}")
-    images = tensors["images"]
-    if str(images.dtype) != "torch.uint8" or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise RewardError(f"expected images uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    if len(images) != len(prompts):
-        raise RewardError(f"expected one prompt an image, got {len(images)} images and {len(prompts)} prompts")
-    return images.float() / 255, prompts
+    if set(tensors) != {"images"} or not isinstance(tensors["images"], dict):
+        raise RewardError(f"expected one tensor, images, got {', '.join(sorted(tensors))[:80] or 'none'}")
+    about: dict[str, Any] = tensors["images"]
+    kind, shape, place = about.get("dtype"), about.get("shape", ()), about.get("data_offsets", ())
+    whole = isinstance(shape, list) and len(shape) == 4 and all(type(n) is int and n > 0 for n in shape)
+    if kind != "U8" or not whole or shape[1] != 3:
+        raise RewardError(f"expected images uint8 (N, 3, H, W), got {str(kind)[:80]} {str(shape)[:80]}")
+    if place != [0, math.prod(shape)] or len(body) != start + place[1]:
+        raise RewardError(f"expected a safetensors file, got {len(body)} bytes that are none: images do not fill them")
+    if shape[0] != len(prompts):
+        raise RewardError(f"expected one prompt an image, got {shape[0]} images and {len(prompts)} prompts")
+    owned = body if isinstance(body, bytearray) else bytearray(body)
+    return torch.frombuffer(owned, dtype=torch.uint8, offset=start).view(shape), prompts
 
 
 def reason(answer: bytes) -> str:

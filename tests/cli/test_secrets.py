@@ -32,14 +32,14 @@ OPTIONS = ["--method", "bon", "--budget", "16", "--steps", "4", "--micro-batch",
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(secrets, "GIVEN", {})
+    secrets.forget()
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)  # so that runs that fail leave one
     monkeypatch.setattr("flowfast.report.generate.search_picture", lambda *_: b"")  # which takes its time
 
 
 def scores(got: list[Asked], i: int) -> tuple[int, bytes]:
     images, texts = unpack(got[i].body)
-    return 200, json.dumps({"scores": images.flatten(1).mean(1).tolist()[: len(texts)]}).encode()
+    return 200, json.dumps({"scores": images.float().flatten(1).mean(1).tolist()[: len(texts)]}).encode()
 
 
 class Way:
@@ -170,7 +170,7 @@ def test_compare(workers: int, run: Run, tmp_path: Path, monkeypatch: pytest.Mon
             def __init__(self, count: int, start: Any, shared: Any) -> None:
                 started.append(shared)
                 given = dict(shared[-1])
-                secrets.GIVEN.clear()  # a new process has none of its own
+                secrets.forget()  # a new process has none of its own
                 start(*shared[:-1], given)
 
             def __enter__(self) -> Any:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from flowfast.rewards.server import RewardServer
+
 
 class Asked(NamedTuple):
     """A request."""
@@ -18,6 +20,18 @@ class Asked(NamedTuple):
     headers: dict[str, str]
     """With names in lower case."""
     client: tuple[str, int]
+
+
+@contextmanager
+def running(server: RewardServer) -> Iterator[str]:
+    """Its address, while it answers on a thread."""
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.url
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 @contextmanager
