@@ -8,7 +8,7 @@ from tests.models.tiny.case import Case
 MODULES = [
     importlib.import_module(f"tests.models.tiny.{path.stem}")
     for path in sorted(Path(__file__).parent.glob("*.py"))
-    if path.stem not in ("__init__", "case", "parts")
+    if path.stem not in ("__init__", "case", "edits", "parts")
 ]
 """The families: each module has CASES, name: Case."""
 
