@@ -119,8 +119,8 @@ def search(
 ) -> SearchResult:
     """Searches for the best sample of each prompt within a budget.
 
-    prompts: a list of texts, or one. Those that nobody can draw (empty, no text) and those that model or reward refuse are
-    named by their number before anything runs.
+    prompts: a list of texts, or one. Those that cannot be drawn (empty, no text) and those that model or reward refuse
+    are named by their number before anything runs.
     reward: a name, a Reward, or a plain callable (images (N, 3, H, W), prompts) -> N scores, higher is better.
     options: fields of SearchConfig, or a whole `config` (then options override its fields). latents (P, *shape) or
     (P, C, *shape): own initial noise of each prompt (of each chain).

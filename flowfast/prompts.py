@@ -22,9 +22,9 @@ know) is read as such; one whose first line is nothing but the name of a column 
 begins like a JSON object, among lines that do not, is refused.
 
 The prompt is in the column (or member of objects) that --prompt-column names, else in the first there is of prompt,
-prompts, caption, captions, text, texts, in any case, else in the only one; the only one of a table has a name of two
-words at most, or it is taken for a prompt without a row of names above it, and refused. Of a list of objects the first decides, and
-all others must have it. Rows of a table have as many fields as the first. Of rows one after the other with the same
+prompts, caption, captions, text, texts, in any case, else in the only one; in a table that has a name of two words at
+most, or it is taken for a prompt without a row of names above it and refused. Of a list of objects the first decides,
+and all others must have it. Rows of a table have as many fields as the first. Of rows one after the other with the same
 `item_id` and the same prompt (DPG-Bench: one a question) the first is read. What fields a prompt has beside it:
 flowfast/fields.py. White space around prompts of lines, tables and folders is taken off, as str.strip() has it.
 
