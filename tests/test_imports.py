@@ -63,7 +63,8 @@ MAY_IMPORT = {
     },  # fmt: skip
 }
 HUGGING_FACE = {"diffusers", "transformers"}
-ON_DEMAND = {Path("models/diffusers/scheduler.py")}  # derives from diffusers' classes; imported when it is asked for
+# These derive from classes of diffusers; they are imported when they are asked for.
+ON_DEMAND = {Path(f"models/diffusers/{name}.py") for name in ("scheduler", "sde_scheduler", "after_step")}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "lib" not in path.relative_to(PACKAGE).parts)
 
 

@@ -99,7 +99,7 @@ def test_it_goes_on_where_it_was_stopped(
 
 
 def test_a_method_steered_by_the_reward_is_another_arm(run: Run, tmp_path: Path, prompts: Path) -> None:
-    argv = ("--reward", "scenes", "--steps", "4", "--budgets", "16", "--seconds", "0.05", "--seeds", "1")
+    argv = ("--reward", "scenes", "--steps", "4", "--budgets", "16", "--seconds", "0.4", "--seeds", "1")
     run("compare", "--prompts", prompts, *argv, "--methods", "bon,rbf,rbf+dps:1", "--out", tmp_path / "o")
     lines = lines_of(tmp_path / "o/rows.jsonl")
     counted = {line["arm"][0]: line for line in lines if line["arm"][2]}
@@ -135,7 +135,7 @@ def test_another_comparison_is_refused_there(run: Run, tmp_path: Path, prompts: 
         (["--budgets", "2"], "at least 6 model evaluations"),
         (["--split", "test"], "unknown split 'test'"),
         (["--prompts", "not-there.txt"], "cannot read --prompts"),
-        (["--seeds", "0"], "at least 1"),
+        (["--seeds", "0"], "equal to 1"),
         (["--model", "flux"], "flux"),
         (["--out", "/proc/none"], "cannot write /proc/none"),
     ],
