@@ -30,11 +30,12 @@ from flowfast.errors import BudgetError, ModelError, OptionError
 from flowfast.files import plain
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
+from flowfast.ops.noise import noise_key
 from flowfast.prompts import encoded, fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import frozen
-from flowfast.settings import Setup, fitting_rows, noise_key
+from flowfast.settings import Setup, fitting_rows
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 from flowfast.worker import Worker

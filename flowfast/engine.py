@@ -18,9 +18,10 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.driver import Driver, OtherBatch
 from flowfast.errors import FlowfastError, ModelError, OptionError
 from flowfast.files import locked_file
+from flowfast.ops.noise import noise_key
 from flowfast.prompts import check_each, check_prompts
 from flowfast.searcher.steered import evaluate, frozen
-from flowfast.settings import Setup, noise_key
+from flowfast.settings import Setup
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}

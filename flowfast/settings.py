@@ -1,9 +1,8 @@
-"""What a configuration means for one flow: its schedule, method, passes and plan, the batch of slots that runs it, and
-the key of a request's noise."""
+"""What a configuration means for one flow: its schedule, method, passes and plan, and the batch of slots that runs
+it."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any
 
@@ -22,12 +21,6 @@ from flowfast.searcher.methods import make_method
 from flowfast.searcher.plan import Method, Plan
 from flowfast.searcher.steered import Steered
 from flowfast.types import Conditions, Flow
-
-
-def noise_key(seed: int, prompt: str, repeat: int = 0) -> int:
-    """The 64-bit key of a request's noise, as a signed integer: it depends on nothing but seed, prompt and repeat."""
-    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{repeat}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 class Setup:

@@ -17,8 +17,8 @@ import flowfast
 from flowfast import archive as archives
 from flowfast.archive import Packages, load_archive, read_info
 from flowfast.errors import ArchiveError, BudgetError, FlowfastError, ModelError, OptionError
+from flowfast.ops.noise import noise_key
 from flowfast.seal import seal
-from flowfast.settings import noise_key
 from tests.models.tiny import MODULES
 from tests.searcher.toys import METHODS, PROMPTS, GaussianFlow, NearTarget, bits
 

@@ -44,9 +44,21 @@ MAY_IMPORT = {
     "presets": {"config", "flow", "searcher"},
     "settings": {"compiled", "config", "flow", "presets", "searcher"},
     "driver": {
-        *("checkpoint", "clock", "compiled", "config", "deadline", "graphs", "mail", "rewards", "searcher", "settings")
+        *(
+            "ops",
+            "checkpoint",
+            "clock",
+            "compiled",
+            "config",
+            "deadline",
+            "graphs",
+            "mail",
+            "rewards",
+            "searcher",
+            "settings",
+        )
     },
-    "engine": {"checkpoint", "clock", "config", "driver", "models", "rewards", "searcher", "settings"},
+    "engine": {"ops", "checkpoint", "clock", "config", "driver", "models", "rewards", "searcher", "settings"},
     "archive": {"config", "ops", "rewards", "searcher", "settings"},
     "report": {"checkpoint", "engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfast.config import make_config
-from flowfast.settings import Setup, noise_key
+from flowfast.ops.noise import noise_key
+from flowfast.settings import Setup
 
 
 class NullFlow(nn.Module):

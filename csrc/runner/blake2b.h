@@ -27,7 +27,7 @@ class Blake2b {
 
 std::string hexadecimal(std::string_view bytes);
 
-// The key of a request's noise, as flowfast/settings.py's noise_key.
+// The key of a request's noise, as flowfast/ops/noise.py has it.
 class Seed;
 int64_t noise_key(const Seed& seed, std::string_view prompt, int64_t repeat);
 

@@ -12,6 +12,10 @@ touches a global generator.
 
 from __future__ import annotations
 
+import hashlib
+import operator
+from typing import SupportsIndex
+
 import torch
 from torch import Tensor
 
@@ -37,6 +41,16 @@ _LOG = (
 _COS = ("0x1.c2939ap-3", "-0x1.55020cp+0", "0x1.03bd9ap+2", "-0x1.3bd3bp+2", "0x1p+0")
 _SIN = ("0x1.3912a8p-4", "-0x1.31fbf4p-1", "0x1.466504p+1", "-0x1.4abba2p+2", "0x1.921fb4p+1")
 _MINUS_2_LN_2 = float.fromhex("-0x1.62e43p+0")
+
+
+def noise_key(seed: SupportsIndex, prompt: str, repeat: SupportsIndex = 0) -> int:
+    """The 64-bit key of a request's noise, as a signed integer: it depends on nothing but seed, prompt and repeat.
+
+    The seed is any whole number, however large or below 0. What counts is its decimal text, so that a server which
+    gets it as text has the same key: the first 8 bytes, little-endian, of BLAKE2b-64 of "seed NUL prompt NUL repeat".
+    """
+    text = f"{operator.index(seed)}\0{prompt}\0{operator.index(repeat)}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

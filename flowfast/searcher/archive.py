@@ -84,7 +84,7 @@ class Archive(nn.Module):
         """Puts a request into a slot without touching its neighbours.
 
         cond: one row of `encode`. null_cond: that of the negative prompt; {}: the one of the export. key: of the noise
-        (flowfast.settings.noise_key). budget: NFE. guidance: up to 1: off, as it must be where the archive has one
+        (flowfast.ops.noise.noise_key). budget: NFE. guidance: up to 1: off, as it must be where the archive has one
         pass. until: stop early at this reward, or infinity. Raises OptionError, BudgetError.
         """
         self.check_slot(slot)

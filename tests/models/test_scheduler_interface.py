@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowfast.errors import ModelError, OptionError, RewardError
 from flowfast.models.diffusers.scheduler import FlowSDEScheduler, FlowSearchScheduler
-from flowfast.settings import noise_key
+from flowfast.ops.noise import noise_key
 from tests.models.tiny.flux import flux
 
 CALL: dict[str, Any] = {"height": 16, "width": 16, "max_sequence_length": 48, "output_type": "latent"}

@@ -16,8 +16,8 @@ from PIL import Image
 
 import flowfast
 from flowfast.archive import Packages, load_archive
+from flowfast.ops.noise import noise_key
 from flowfast.seal import seal
-from flowfast.settings import noise_key
 from tests.cpp import PREFIX, ROOT, TESTS, command
 from tests.searcher.toys import GaussianFlow, NearTarget
 

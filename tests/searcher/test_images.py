@@ -12,8 +12,8 @@ from torch import Tensor
 import flowfast
 from flowfast.archive import load_archive
 from flowfast.errors import ModelError
+from flowfast.ops.noise import noise_key
 from flowfast.rewards.compressibility import compressibility
-from flowfast.settings import noise_key
 from tests.searcher.toys import METHODS, GaussianFlow, NearTarget, bits, build, same
 
 OPTIONS: dict[str, Any] = {"budget": 60, "steps": 6, "micro_batch": 8}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from flowfast.config import make_config
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
+from flowfast.ops.noise import noise_key
 from flowfast.searcher.plan import Plan
-from flowfast.settings import Setup, noise_key
+from flowfast.settings import Setup
 
 CPU = torch.device("cpu")
 SPEC = ScheduleSpec(steps=6, integrator="coefficient-preserving:0.5")

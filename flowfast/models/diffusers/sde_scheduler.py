@@ -18,7 +18,7 @@ from flowfast.errors import ModelError, OptionError
 from flowfast.flow import Schedule, ScheduleSpec, build_schedule
 from flowfast.models.diffusers.after_step import calling_pipeline
 from flowfast.models.diffusers.samplers import sampler_changed, sampler_facts, sampler_from, sampler_times
-from flowfast.settings import noise_key
+from flowfast.ops.noise import noise_key
 
 LATE = 0.95  # a pipeline that begins below this time does not begin at noise, where schedules do
 
