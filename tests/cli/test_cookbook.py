@@ -84,8 +84,7 @@ def test_a_recipe_runs(command: str, tiny: dict[str, str], run: Run, tmp_path: P
 
 
 def test_the_recipe_in_python_runs_and_search_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = [text for language, text in BLOCKS if language == "python"]
-    assert "flowfast.search(" in code
+    (code,) = [text for language, text in BLOCKS if language == "python" and "flowfast.search(" in text]
     names: dict[str, Any] = {}
     exec(compile(code, str(COOKBOOK), "exec"), names)
     rewards = [sample.reward for sample in names["result"].samples]
@@ -94,3 +93,17 @@ def test_the_recipe_in_python_runs_and_search_helps(capsys: pytest.CaptureFixtur
     )
     assert capsys.readouterr().out.startswith("[(")
     assert sum(rewards) >= sum(sample.reward for sample in plain.samples)
+
+
+def test_the_recipe_for_inpainting_runs(tiny: dict[str, str]) -> None:
+    from diffusers import FluxPipeline
+
+    from tests.models.tiny.edits import flux_edit, left_half, picture
+
+    (code,) = [text for language, text in BLOCKS if language == "python" and "mask_image" in text]
+    names = {"flowfast": flowfast, "FluxPipeline": FluxPipeline, "pipe": flux_edit("FluxInpaintPipeline")}
+    names |= {"prompt": "a cat", "image": picture(32, 32), "mask": left_half(32, 32)}
+    names["pipe"].set_progress_bar_config(disable=True)
+    code = stand_in(code.replace("1024", "32").replace("num_images", "num_inference_steps=4, num_images"), tiny)
+    exec(compile(code, str(COOKBOOK), "exec"), names)
+    assert len(names["images"]) == 8 and len(names["pipe"].scheduler.best) == 1

@@ -70,6 +70,18 @@ def test_rewards_are_those_of_what_comes_out(name: str) -> None:
         assert scheduler.best == [int(reward(out, None).argmax())]
 
 
+def test_pictures_are_decoded_by_the_familys_own_pipeline() -> None:
+    from diffusers import FluxPipeline
+
+    from flowfast.models.diffusers import from_diffusers
+
+    pipe = edits.flux_edit("FluxInpaintPipeline")
+    flow = from_diffusers(FluxPipeline.from_pipe(pipe), **SQUARE)
+    images = searched(pipe, INPAINT | {"output_type": "pt"}, decode=flow.decode)
+    torch.testing.assert_close(pipe.scheduler.rewards, reward(images, None), rtol=1e-4, atol=1e-4)
+    assert pipe.scheduler.best == [int(reward(images, None).argmax())] == pipe.scheduler.pick(images)
+
+
 def test_a_choice_on_the_way_sees_the_image_put_back() -> None:
     """From the second step on the reward sees the kept half as it will come out: equal for all candidates."""
     pipe = edits.sd3_inpaint()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from typing import Any, cast
 
 import diffusers
@@ -227,7 +226,7 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
     def _key(self, place: int) -> int:
         """Key of the noise of the prompt at this place of the batch. Raises OptionError."""
         try:
-            return noise_key(operator.index(self.seed), "", place)
+            return noise_key(self.seed, "", place)
         except TypeError:
             raise OptionError(f"seed must be an integer, got {self.seed!r}") from None
 
