@@ -458,7 +458,8 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise OptionError("--option: expected NAME=VALUE, got one without '='")  # and not what: it may be a secret
-        found[name.strip()] = yaml.safe_load(value)
+        plain = secrets.is_secret(name) and value.lower() not in ("true", "false", "null")  # "@1e5" is a password
+        found[name.strip()] = value if plain else yaml.safe_load(value)
     return found
 
 

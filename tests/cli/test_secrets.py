@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import flowfast
-from flowfast import driver, engine, secrets
+from flowfast import cli, driver, engine, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import OptionError
 from flowfast.report import compare
@@ -277,6 +277,12 @@ def test_options_of_the_wrong_type_are_not_shown(value: Any) -> None:
     with pytest.raises(OptionError, match="option 'model_options'") as caught:
         make_config({"model_options": value})
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("secret", ["@[s3same", "'s3same", "00123", "1e5", "*s3same", "a: {b", "s3same #x"])
+def test_a_secret_is_no_yaml(secret: str) -> None:
+    assert cli.parse_options([f"token={secret}"]) == {"token": secret}
+    assert cli.parse_options(["token=true"]) == {"token": True}
 
 
 def test_errors_of_a_model_do_not_show_its_token(run: Run, tmp_path: Path) -> None:
