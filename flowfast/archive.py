@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from flowfast import rewards
+from flowfast.answers import CheckedFlow, conditions_of
 from flowfast.config import SearchConfig, make_config
-from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError
+from flowfast.errors import ArchiveError, FlowfastError, ModelError, OptionError, RewardError
 from flowfast.files import locked_file, replacing, write_bytes
 from flowfast.ops.noise import STREAM_VERSION
 from flowfast.prompts import encoded
@@ -220,15 +221,19 @@ def _module(
     plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or SLOTS
     M = setup.config.micro_batch or fitting_rows(slots, plan)
     setup.config = setup.config.model_copy(update={"micro_batch": M, **names})
-    cond, asked = (encoded(part.encode, prompts or [""]) for part in (flow, reward))
-    null = flow.encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
+    known, encode = prompts or [""], CheckedFlow(flow).encode
+    cond, null = encoded(encode, known), encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
+    asked = conditions_of(encoded(reward.encode, known), len(known), "the reward's encode", RewardError)
+    shapes = [{name: list(value.shape[1:]) for name, value in of.items()} for of in (cond, null)]
+    if stem is not None and null and shapes[0] != shapes[1]:
+        raise ModelError(f"packages take prompts of one shape, but the null prompt has {shapes[1]}, others {shapes[0]}")
     encoder = _table(prompts, cond, asked) if prompts else _encoder(flow, reward)
     parts, plans, host = _parts(flow, reward, cond, asked, M), _plans(setup, plan), isinstance(reward, Outside)
     manifest = _manifest(setup, plan, plans, flow.shape) | _size(parts["decode"])
     manifest |= {"host_reward": str(int(host)), "scripted_encode": str(int(not prompts))}
     packages: dict[str, bytes] = {}
     if stem is None:
-        flow, reward = _torchscript(flow, reward, parts, M)
+        flow, reward = _torchscript(flow, reward, parts, null, M)
     else:
         compiled = {name: _aoti(part, M) for name, part in parts.items()}
         packages = {f"{stem}.{name}.pt2": data for name, data in compiled.items()}
@@ -237,7 +242,8 @@ def _module(
             manifest |= {f"{name}_file": f"{stem}.{name}.pt2", f"{name}_hash": digest(io.BytesIO(data), len(data))}
         flow, reward = Outside(COMPILED, flow.shape), reward if host else Outside(COMPILED)
     one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
-    engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, next(iter(cond.values())).device)
+    device = next(iter(cond.values())).device
+    engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, device, null_cond=null)
     limits = (torch.tensor(plans.quota), torch.tensor(plans.left), torch.tensor(plans.start))
     module = Archive(engine, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=stem is not None)
     return module, packages
@@ -385,7 +391,7 @@ def _parts(flow: Any, reward: Any, cond: Conditions, asked: Conditions, M: int) 
     return parts
 
 
-def _torchscript(flow: Any, reward: Any, parts: dict[str, Part], M: int) -> tuple[Any, Any]:
+def _torchscript(flow: Any, reward: Any, parts: dict[str, Part], null: Conditions, M: int) -> tuple[Any, Any]:
     """Model and reward in a form that scripts: their own, or traced. Raises ModelError where they do something else."""
     model = _scripted(Model(flow)) if isinstance(flow, nn.Module) else None
     if model is None:
@@ -399,6 +405,8 @@ def _torchscript(flow: Any, reward: Any, parts: dict[str, Part], M: int) -> tupl
     for name, function in made.items():
         for count in (M, 1) if name == "decode" else (M,):
             _check(function, parts[name], count)
+    if null:  # it may have another shape
+        _check(model.velocity, parts["velocity"]._replace(cond=null), M)
     return flow, reward
 
 

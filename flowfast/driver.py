@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from flowfast import checkpoint as checkpoints
 from flowfast import clock, deadline, rewards, secrets, spans
+from flowfast.answers import CheckedFlow, asked, conditions_of
 from flowfast.compiled import PreviewFlow, compiled
 from flowfast.config import SearchConfig
-from flowfast.errors import BudgetError, ModelError, OptionError
+from flowfast.errors import BudgetError, ModelError, OptionError, RewardError
 from flowfast.files import plain
 from flowfast.graphs import Graphs, Recorder, recorder_for
 from flowfast.mail import Letter, Mailbox
@@ -35,7 +36,7 @@ from flowfast.prompts import encoded, fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import frozen
-from flowfast.settings import Setup, fitting_rows
+from flowfast.settings import Setup, checked_latents, fitting_rows
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 from flowfast.worker import Worker
@@ -116,27 +117,29 @@ class Driver:
         config, self.prompts, self.scorer, self.setup = setup.config, prompts, scorer, setup
         self.original, self.previews = flow, config.finalists is not None
         seen = compiled(cast(Any, flow)) if config.compile else PreviewFlow(flow) if self.previews else flow
-        self.flow = cast(Flow, seen)
-        self.decode = flow.decode if self.previews else self.flow.decode
+        self.flow = cast(Flow, CheckedFlow(seen, "preview" if self.previews else "decode"))
+        self.decode = CheckedFlow(flow).decode if self.previews else self.flow.decode
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
         self.checkpoint, self.saved, self.held = checkpoint, clock.now(), held
         self.most_images = held.most_images if held else None
         self.seconds = held.facts["seconds"] if held else config.seconds
         self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-        self.latents, self.host_reward = latents, rewards.on_host(scorer)
+        self.latents: Tensor | None = None  # until the plan is there: not where a round is only measured
+        self.host_reward = rewards.on_host(scorer)
         self.steered = () if config.gradient is None else (self.flow, scorer)
         if self.steered:
             rewards.check_gradient(scorer)
-        self.cond = encoded(flow.encode, prompts)
-        self.null_cond = flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
+        self.cond = encoded(self.flow.encode, prompts)
+        self.null_cond = self.flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
         self.device = next(iter(self.cond.values())).device
         if isinstance(scorer, nn.Module):
             scorer.to(self.device)
-        asked: dict[str, Tensor] = {}
+        self.reward_cond: dict[str, Tensor] = {}
         if not self.host_reward:
+            what = f"encode of reward {rewards.name_of(scorer)!r}"
             encode = partial(rewards.encode_alone, scorer) if self.steered else scorer.encode
-            asked = encoded(encode, prompts)
-        self.reward_cond = {name: value.to(self.device) for name, value in asked.items()}
+            known = asked(what, partial(encoded, encode), prompts, kind=RewardError)
+            self.reward_cond = conditions_of(known, len(prompts), what, RewardError, self.device)
         self.polls = bool(self.device.type == "cpu" or on_round or on_progress or config.until is not None)
         self.clock, self.pool = clock.Clock(self.device), cast(Worker | None, None)
         self.measuring = 0.0  # seconds spent on finding out how long a round takes: not part of the search
@@ -156,6 +159,8 @@ class Driver:
         if self.budget < 1:
             raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
         self.plan = setup.plan(self.budget)
+        if latents is not None:
+            self.latents = checked_latents(latents, len(prompts), flow, setup, self.plan)
         if self.deadline is None or held:
             self._choose_sizes(self.plan)
         self.cuts: list[tuple[int, int, int]] = list(config.cuts)
@@ -273,6 +278,7 @@ class Driver:
             {k: v[:1] for k, v in self.cond.items()},
             {k: v[:1] for k, v in self.reward_cond.items()},
             self.device,
+            null_cond=self.null_cond,
         )
         engine.ahead = recorder is None
         return Group(engine, Graphs(recorder), Graphs(recorder), Mailbox(self.device, LAG + 1))
@@ -286,20 +292,7 @@ class Driver:
         config, setup = self.setup.config, self.setup
         given = None
         if self.latents is not None:
-            count, shape = len(self.prompts), tuple(self.flow.shape)
-            if tuple(self.latents.shape) not in ((count, *shape), (count, plan.chains, *shape)):
-                raise OptionError(
-                    f"latents must be (prompts, *shape) or (prompts, chains, *shape), prompts = {len(self.prompts)}, "
-                    f"chains = {plan.chains}, shape = {self.flow.shape}, got {tuple(self.latents.shape)}"
-                )
-            alone = tuple(self.latents.shape) == (count, *shape)
-            if alone and plan.chains > 1 and not bool(setup.schedule.searchable[1:].any()):
-                raise OptionError(
-                    f"method {config.method!r} would run {plan.chains} identical chains from one own latent, for no "
-                    "noise follows: give latents (prompts, chains, *shape), chains=1, or a path that adds noise"
-                )
-            given = self.latents[index].reshape(-1, group.engine.numel).to(self.device, torch.float32)
-            given = given.expand(plan.chains, -1)
+            given = self.latents[index].reshape(-1, group.engine.numel).to(self.device).expand(plan.chains, -1)
         quota, left, start = self.limits
         group.engine.admit(
             slot,

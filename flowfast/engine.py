@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfast import clock, rewards, secrets
+from flowfast import answers, clock, rewards, secrets
 from flowfast.checkpoint import Checkpoint, Held
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import Driver, OtherBatch
-from flowfast.errors import FlowfastError, ModelError, OptionError
+from flowfast.errors import FlowfastError, OptionError
 from flowfast.files import locked_file
 from flowfast.ops.noise import noise_key
 from flowfast.prompts import check_each, check_prompts
@@ -67,19 +67,13 @@ class FunctionFlow:
         return self._encode is not None
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return self._encode(prompts) if self._encode else {"index": torch.zeros(len(prompts), 1)}
+        return self._encode(prompts) if self._encode else answers.nothing(len(prompts))
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        u = self._velocity(x_t, t, cond)
-        if u.shape != x_t.shape:
-            raise ModelError(
-                f"velocity must return the shape of x_t, {tuple(x_t.shape)}, got {tuple(u.shape)}: "
-                "see flowfast.flow_from"
-            )
-        return u
+        return answers.velocity_of(self._velocity(x_t, t, cond), x_t)
 
     def decode(self, x0: Tensor) -> Tensor:
-        return self._decode(x0) if self._decode else x0
+        return answers.images_of(self._decode(x0), x0) if self._decode else x0
 
 
 def flow_from(
@@ -191,13 +185,15 @@ def replay(
     The last one is bit-identical to sample.image at equal micro-batch, threads and machine class. latents (*shape):
     the initial noise, where it was given. reward: the one that steered (`gradient`); default: the configuration's.
     """
-    setup = Setup(flow, config)
+    setup, flow = Setup(flow, config), answers.CheckedFlow(flow)
     M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
     conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: setup.passes]]
     device = next(iter(conds[0].values())).device
     guidance = torch.full((M,), setup.guidance, device=device) if setup.passes == 2 else None
-    x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), device=device) for _ in range(4))
+    x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), dtype=torch.float32, device=device) for _ in range(4))
+    if latents is not None and tuple(latents.shape) != tuple(flow.shape):
+        raise OptionError(f"latents must have the shape of one latent, {tuple(flow.shape)}, got {tuple(latents.shape)}")
     table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []
     scorer = None if config.gradient is None else rewards.load(config.reward if reward is None else reward, flow)

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowfast.compiled import preview_of
 from flowfast.config import SearchConfig
@@ -45,8 +46,10 @@ class Setup:
     def engine(
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
         reward_cond: Conditions, device: torch.device, dtype: torch.dtype = torch.float32,
+        null_cond: Conditions | None = None,
     ) -> Search:  # fmt: skip
-        """A batch of slots. cond, reward_cond: of one prompt. Raises OptionError where it could not fit the device."""
+        """A batch of slots. cond, reward_cond: of one prompt; null_cond: where it is not like cond. Raises OptionError
+        where it could not fit the device."""
         self._check_room(math.prod(flow.shape) * dtype.itemsize, plan, slots, micro_batch, device)
         kind = Search if self.config.gradient is None else Steered
         return kind(
@@ -64,6 +67,7 @@ class Setup:
             carry=plan.carry,
             finished=torch.tensor(plan.finished) if plan.finished else self.schedule.finished,
             cond=cond,
+            null_cond=(cond if null_cond is None else null_cond) if self.passes == 2 else {},
             reward_cond=reward_cond,
             top=self.config.finalists or self.config.top_k,
             dtype=dtype,
@@ -83,6 +87,27 @@ class Setup:
                 f"{micro_batch} needs {bytes_needed / 1e9:,.0f} GB, but {device} has {size_of(device) / 1e9:,.0f} GB: "
                 "lower slots, chains, lanes, top_k or micro_batch, or the budget"
             )
+
+
+def checked_latents(latents: Any, prompts: int, flow: Flow, setup: Setup, plan: Plan) -> Tensor:
+    """Own initial noise, float32 (prompts, *shape) or (prompts, chains, *shape). Raises OptionError."""
+    shape, method = tuple(flow.shape), setup.config.method
+    if not isinstance(latents, Tensor) or latents.is_complex() or latents.dtype == torch.bool:
+        came = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+        raise OptionError(f"latents must be a tensor of real numbers, got {came}")
+    if tuple(latents.shape) not in ((prompts, *shape), (prompts, plan.chains, *shape)):
+        raise OptionError(
+            f"latents must be (prompts, *shape) or (prompts, chains, *shape), prompts = {prompts}, "
+            f"chains = {plan.chains}, shape = {shape}, got {tuple(latents.shape)}"
+        )
+    if tuple(latents.shape) == (prompts, *shape) and plan.chains > 1 and not bool(setup.schedule.searchable[1:].any()):
+        raise OptionError(
+            f"method {method!r} would run {plan.chains} identical chains from one own latent, for no noise follows: "
+            "give latents (prompts, chains, *shape), chains=1, or a path that adds noise"
+        )
+    if not bool(latents.isfinite().all()):
+        raise OptionError("latents must be finite, got NaN or infinity among them")
+    return latents.detach().to(torch.float32)
 
 
 def fitting_rows(slots: int, plan: Plan) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flowfast
-from flowfast.errors import OptionError
+from flowfast.errors import ModelError, OptionError
 from flowfast.prompts import Prompt
 from tests.searcher.toys import METHODS, GaussianFlow, NearTarget
 from tests.test_driver import assert_same, near
@@ -18,7 +18,7 @@ from tests.test_driver import assert_same, near
 PROMPTS = ["a", "bb", Prompt("ccc", seed=5), "dddd", "eeeee"]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -134,7 +134,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 # ---- the decoder fails: nothing that was found is lost ----
 
 
-class NoMemory(Exception):
+class NoMemory(ModelError):
     pass
 
 

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "config": {"flow"},
     "clock": set(),
     "deadline": {"clock", "settings"},
+    "answers": set(),
     "compiled": set(),
     "graphs": set(),
     "mail": set(),
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "settings": {"compiled", "config", "flow", "presets", "searcher"},
     "driver": {
         *(
+            "answers",
             "ops",
             "checkpoint",
             "clock",
@@ -58,8 +60,19 @@ MAY_IMPORT = {
             "settings",
         )
     },
-    "engine": {"ops", "checkpoint", "clock", "config", "driver", "models", "rewards", "searcher", "settings"},
-    "archive": {"config", "ops", "rewards", "searcher", "settings"},
+    "engine": {
+        "answers",
+        "ops",
+        "checkpoint",
+        "clock",
+        "config",
+        "driver",
+        "models",
+        "rewards",
+        "searcher",
+        "settings",
+    },
+    "archive": {"answers", "config", "ops", "rewards", "searcher", "settings"},
     "report": {"checkpoint", "engine", "config", "presets", "models", "rewards", "searcher"},
     "cli": {
         "archive",

@@ -93,7 +93,7 @@ class Archive(nn.Module):
         plan = self.plan(budget)
         null: dict[str, Tensor] = {}
         if self.passes == 2:
-            null = self.named("cond/", null_cond, self.engine.cond) if len(null_cond) > 0 else self.null_cond
+            null = self.named("cond/", null_cond, self.engine.null_cond) if len(null_cond) > 0 else self.null_cond
         elif guidance > 1.0:
             raise OptionError(
                 "guidance " + str(guidance) + ": this archive was exported without guidance; give 1 or export it again"

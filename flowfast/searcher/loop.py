@@ -76,13 +76,15 @@ class Search(nn.Module):
         carry: bool,
         finished: Tensor,
         cond: dict[str, Tensor],
+        null_cond: dict[str, Tensor],
         reward_cond: dict[str, Tensor],
         top: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ):
         """accept, finished (T,) bool: may the first child that beats the best reward by margin be taken here; is its
-        x0_hat a finished sample. cond, reward_cond: one prompt's conditions (1, ...), as examples of shape and type."""
+        x0_hat a finished sample. cond, null_cond, reward_cond: one prompt's conditions (1, ...), as examples of shape
+        and type; those of the null prompt may have others ({} with one pass)."""
         super().__init__()
         device = device or torch.device("cpu")
         transitions, numel = schedule.table.shape[0], 1
@@ -143,12 +145,10 @@ class Search(nn.Module):
         self.ahead = True  # `decide` lays the next lanes, too; not in a CUDA graph, which would replay their number
         # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
         rows = M if slots == 1 else slots
-        self.cond = {name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in cond.items()}
-        guided = self.cond if passes == 2 else {}
-        self.null_cond = {name: torch.zeros_like(value) for name, value in guided.items()}
-        self.reward_cond = {
-            name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in reward_cond.items()
-        }
+        self.cond, self.null_cond, self.reward_cond = (
+            {name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in like.items()}
+            for like in (cond, null_cond, reward_cond)
+        )
         self.plans: list[list[int]] = [[0][:0] for _ in range(slots)]
         self.rounds: list[int] = [0 for _ in range(slots)]
 
@@ -183,14 +183,10 @@ class Search(nn.Module):
     ) -> None:
         """Puts a request into a slot without touching its neighbours. plan[r]: lanes it has at most in its r-th
         round. latents (C, n) or None."""
-        rows = self.micro_batch if self.slots == 1 else 1
-        for name, value in cond.items():
-            self.cond[name].narrow(0, slot, rows).copy_(value)
+        self.learn(slot, "prompt", self.cond, cond)
         if self.passes == 2:
-            for name, value in null_cond.items():
-                self.null_cond[name].narrow(0, slot, rows).copy_(value)
-        for name, value in reward_cond.items():
-            self.reward_cond[name].narrow(0, slot, rows).copy_(value)
+            self.learn(slot, "null prompt", self.null_cond, null_cond)
+        self.learn(slot, "reward", self.reward_cond, reward_cond)
         if latents is not None:
             quota = quota.clone()
             quota[:, 0] = 1  # more candidates of a given start would be identical
@@ -202,6 +198,21 @@ class Search(nn.Module):
         self.plans[slot] = plan
         self.rounds[slot] = 0
         self.assigned = False
+
+    def learn(self, slot: int, whose: str, buffers: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+        """Conditions (1, ...) of a slot; nothing is stretched to fit. Raises ModelError."""
+        rows = self.micro_batch if self.slots == 1 else 1
+        for name, buffer in buffers.items():
+            if name not in given:
+                raise ModelError("the conditions of the " + whose + " lack '" + name + "', which others have")
+            value = given[name]
+            if value.dim() != buffer.dim() or value.size(0) != 1 or list(value.shape[1:]) != list(buffer.shape[1:]):
+                raise ModelError(
+                    "condition '" + name + "' of the " + whose + " must have the shape "
+                    + str([1] + list(buffer.shape[1:])) + " that the batch was made for, got " + str(list(value.shape))
+                    + ": encode all prompts to one shape"
+                )  # fmt: skip
+            buffer.narrow(0, slot, rows).copy_(value)
 
     @torch.jit.export
     def limit(self, slot: int, quota: Tensor, left: Tensor, plan: list[int]) -> None:

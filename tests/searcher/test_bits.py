@@ -24,7 +24,7 @@ PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]
 NO_LANES = {"ode", "bon", "smc"}  # each chain of these tries one child a step, so further lanes have nothing to do
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

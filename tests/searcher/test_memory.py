@@ -263,7 +263,7 @@ def test_a_budget_in_seconds_goes_on_by_the_same_clock(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("asked", [None, 8])
 def test_killed_after_that_it_goes_on_as_it_was(tmp_path: Path, asked: int | None) -> None:
-    class Killed(Exception):
+    class Killed(BaseException):
         pass
 
     class Mortal(Hungry):

@@ -1,0 +1,339 @@
+"""What the functions of an own model may answer: the same picture whatever the container, or a ModelError that says
+what came; and conditions that are never stretched to fit."""
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flowfast
+from flowfast.archive import load_archive
+from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError, RewardError
+from flowfast.settings import noise_key
+from tests.searcher.toys import GaussianFlow, NearTarget, bits
+
+OPTIONS: dict[str, Any] = {"budget": 24, "steps": 6, "micro_batch": 4, "method": "bon", "grid": "uniform"}
+FLOW = GaussianFlow()
+
+
+def total(images: Tensor, prompts: list[str]) -> Tensor:
+    return images.flatten(1).sum(1)
+
+
+def own(**parts: Any) -> Any:
+    return flowfast.flow_from(**{"velocity": FLOW.velocity, "shape": (3,), "encode": FLOW.encode, **parts})
+
+
+def run(flow: Any, prompts: list[str] = ["a", "bb"], reward: Any = total, **options: Any) -> Any:  # noqa: B006
+    return flowfast.search(flow, prompts, reward=reward, **{**OPTIONS, **options}).samples
+
+
+class OwnClass(GaussianFlow):
+    """The same as `own`, by the protocol: answer(what, value) stands between model and search."""
+
+    def __init__(self, what: str, answer: Any):
+        super().__init__()
+        self.what, self.answer = what, answer
+
+    def encode(self, prompts: list[str]) -> Any:
+        return self.answer(super().encode(prompts)) if self.what == "encode" else super().encode(prompts)
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Any:
+        u = super().velocity(x_t, t, cond)
+        return self.answer(u) if self.what == "velocity" else u
+
+    def decode(self, x0: Tensor) -> Any:
+        return self.answer(x0.sigmoid()) if self.what == "decode" else x0.sigmoid()
+
+
+def both(what: str, answer: Any) -> list[Any]:
+    """A model from functions and one of an own class that answer so."""
+
+    def through(function: Any) -> Any:
+        return lambda *given: answer(function(*given))
+
+    parts = {"velocity": FLOW.velocity, "encode": FLOW.encode, "decode": torch.sigmoid}
+    return [own(**{**parts, what: through(parts[what])}), OwnClass(what, answer)]
+
+
+CONTAINERS = {
+    "tuple": lambda value: (value,),
+    "list": lambda value: [value],
+    "output": lambda value: SimpleNamespace(sample=value),
+    "mapping": lambda value: OrderedDict(anything=value),
+    "named": lambda value: {"sample": value, "mask": value[:1]},
+    "array": lambda value: value.numpy(),
+    "float64": lambda value: value.double(),
+    "strided": lambda value: value.t().contiguous().t(),
+    "grad": lambda value: value.clone().requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("what", ["velocity", "decode"])
+def test_the_same_picture_out_of_any_container(what: str, container: str) -> None:
+    for plain, flow in zip(both(what, lambda value: value), both(what, CONTAINERS[container]), strict=True):
+        for guidance in (1.0, 2.0):
+            for one, other in zip(run(plain, guidance=guidance), run(flow, guidance=guidance), strict=True):
+                assert torch.equal(bits(one.image), bits(other.image)) and one.reward == other.reward
+        config = flowfast.search(flow, ["a"], reward=total, **OPTIONS).config
+        (sample,) = run(flow, ["a"])
+        assert torch.equal(flowfast.replay(flow, sample, config)[-1][1], sample.image)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("what", ["velocity", "decode"])
+def test_half_precision_within_its_rounding(what: str, dtype: torch.dtype) -> None:
+    for plain, flow in zip(both(what, lambda value: value), both(what, lambda value: value.to(dtype)), strict=True):
+        for micro_batch in (4, 32):  # also where the model's own output is the velocity that is kept
+            options = {"method": "ode", "micro_batch": micro_batch, "steps": 20}
+            for one, other in zip(run(plain, **options), run(flow, **options), strict=True):
+                assert other.image.dtype == other.latent.dtype == torch.float32
+                assert torch.allclose(one.image, other.image, atol=0.03)
+
+
+def test_whole_numbers_are_a_velocity_too() -> None:
+    flow = own(velocity=lambda x, t, cond: torch.ones_like(x, dtype=torch.int64))
+    plain = own(velocity=lambda x, t, cond: torch.ones_like(x))
+    assert torch.equal(run(flow)[0].latent, run(plain)[0].latent)
+
+
+WRONG = {
+    "nothing": (lambda value: None, "NoneType"),
+    "number": (lambda value: 0.5, "float"),
+    "pair": (lambda value: (value, value), "tuple of 2"),
+    "two": (lambda value: {"a": value, "b": value}, "of 2"),
+    "text": (lambda value: "u", "str"),
+    "complex": (lambda value: value + 1j, "complex"),
+    "bool": (lambda value: value > 0, "bool"),
+    "rows": (lambda value: value[:1], r"\(1, 3\)"),
+    "more rows": (lambda value: torch.cat([value, value]), r"\(8, 3\)"),
+    "no rows": (lambda value: value[0], r"\(3,\)"),
+    "elsewhere": (lambda value: value.to("meta"), "meta"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("what", ["velocity", "decode"])
+@pytest.mark.parametrize("method", ["bon", "rbf"])
+def test_what_cannot_be_meant_is_refused_by_what_came(method: str, what: str, name: str) -> None:
+    answer, came = WRONG[name]
+    for flow in both(what, answer):
+        with pytest.raises(ModelError, match=f"{what} must return .*{came}"):
+            run(flow, method=method)
+
+
+def test_transposed_latents_are_no_velocity() -> None:
+    flow = flowfast.flow_from(lambda x, t, cond: x.permute(0, 2, 3, 1), shape=(3, 4, 4))
+    with pytest.raises(ModelError, match=r"shape of x_t, \(4, 3, 4, 4\), got \(4, 4, 4, 3\)"):
+        run(flow)
+
+
+def pictures(x0: Tensor) -> Tensor:
+    """(N, 3, 2, 2) uint8."""
+    return (x0.sigmoid() * 255).round().to(torch.uint8)[:, :, None, None].expand(-1, -1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        pictures,
+        lambda x0: pictures(x0).numpy(),
+        lambda x0: [Image.fromarray(each.permute(1, 2, 0).contiguous().numpy()) for each in pictures(x0)],
+        lambda x0: list(pictures(x0)),
+        lambda x0: [each.float() / 255 for each in pictures(x0)],
+        lambda x0: [pictures(x0)],
+    ],
+    ids=["uint8", "array", "PIL", "list", "list of floats", "batch in a list"],
+)
+def test_pictures_of_8_bits_are_divided_by_255(decode: Any) -> None:
+    wanted = run(own(decode=lambda x0: pictures(x0).float() / 255), top_k=2)
+    for one, other in zip(wanted, run(own(decode=decode), top_k=2), strict=True):
+        assert torch.equal(one.image, other.image) and one.reward == other.reward
+
+
+def test_a_preview_that_answers_wrongly_is_named() -> None:
+    with pytest.raises(ModelError, match="preview must return one image a latent"):
+        run(own(preview=lambda x0: x0[:1]))
+    with pytest.raises(ModelError, match="the model's preview raised ZeroDivisionError"):
+        run(own(preview=lambda x0: 1 / 0))
+
+
+# ---- encode ----
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_conditions_as_arrays_or_other_mappings(guidance: float) -> None:
+    plain = run(own(), guidance=guidance)
+    arrays = own(encode=lambda prompts: {name: value.numpy() for name, value in FLOW.encode(prompts).items()})
+    ordered = own(encode=lambda prompts: OrderedDict(FLOW.encode(prompts)))
+    for flow in (arrays, ordered):
+        assert torch.equal(run(flow, guidance=guidance)[0].latent, plain[0].latent)
+    (sample,) = run(arrays, ["a"], guidance=guidance)
+    config = flowfast.search(arrays, ["a"], reward=total, guidance=guidance, **OPTIONS).config
+    assert torch.equal(flowfast.replay(arrays, sample, config)[-1][1], sample.image)
+
+
+def test_a_model_may_know_nothing_of_prompts() -> None:
+    def velocity(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return x / (t.view(-1, 1) + 1)
+
+    wanted = run(flowfast.flow_from(velocity, shape=(3,)))
+    found = run(flowfast.flow_from(velocity, shape=(3,), encode=lambda prompts: {}), guidance=2.0, budget=48)
+    assert torch.allclose(found[0].latent, wanted[0].latent, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("encode", "came"),
+    [
+        (lambda prompts: torch.zeros(len(prompts), 1), "got Tensor"),
+        (lambda prompts: [0.0] * len(prompts), "got list"),
+        (lambda prompts: np.zeros(len(prompts)), "got ndarray"),
+        (lambda prompts: None, "got NoneType"),
+        (lambda prompts: {"mean": [0.0] * len(prompts)}, "got list as 'mean'"),
+        (lambda prompts: {"mean": np.array(prompts)}, "got ndarray as 'mean'"),
+        (lambda prompts: {1: torch.zeros(len(prompts))}, "as 1"),
+        (lambda prompts: {"mean": torch.zeros(1, 1)}, r"2 here, got the shape \(1, 1\) as 'mean'"),
+        (lambda prompts: {"mean": torch.zeros(())}, r"got the shape \(\) as 'mean'"),
+    ],
+)
+def test_conditions_that_are_none_are_refused_by_what_came(encode: Any, came: str) -> None:
+    with pytest.raises(ModelError, match=f"encode must return a .*{came}"):
+        run(own(encode=encode))
+
+    class Asking(NearTarget):
+        def encode(self, prompts: list[str]) -> Any:
+            return encode(prompts)
+
+    with pytest.raises(RewardError, match=f"encode of reward 'near-target' must return a .*{came}"):
+        run(own(), reward=Asking())
+
+
+def padded(prompts: list[str]) -> dict[str, Tensor]:
+    """A row of letters, as long as the longest of the call; the empty prompt has one token."""
+    width = max(1, *(len(prompt) for prompt in prompts))
+    rows = [[float(ord(c) - ord("a") + 1) for c in prompt.ljust(width, "`")] for prompt in prompts]
+    return {"tokens": torch.tensor(rows, dtype=torch.float32)}
+
+
+def by_tokens(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """x0_hat is the sum of the tokens: u = (x - x0) / t."""
+    return (x - cond["tokens"].sum(1, keepdim=True)) / t.view(-1, 1)
+
+
+@pytest.mark.parametrize("prompts", [["abc"], ["abc", "a"], ["cc", "abc", "b"]], ids=len)
+def test_the_null_prompt_keeps_its_own_shape(prompts: list[str]) -> None:
+    """x0_null + 2 (x0 - x0_null), the null prompt one token; it once was stretched to three."""
+    flow = flowfast.flow_from(by_tokens, shape=(2,), encode=padded)
+    options = {"method": "ode", "budget": 100, "guidance": 2.0, "negative_prompt": "e"}
+    result = flowfast.search(flow, prompts, reward=total, **{**OPTIONS, **options})
+    for prompt, sample in zip(prompts, result.samples, strict=True):
+        own_sum = sum(ord(c) - ord("a") + 1 for c in prompt)
+        assert sample.latent.tolist() == pytest.approx([5 + 2 * (own_sum - 5)] * 2, abs=1e-4)
+    alone = flowfast.search(flow, ["abc"], reward=total, **{**OPTIONS, **options})
+    assert torch.equal(flowfast.replay(flow, alone.samples[0], alone.config)[-1][1], alone.samples[0].image)
+
+
+def test_an_archive_keeps_the_null_prompt_as_it_is(tmp_path: Path) -> None:
+    flow = flowfast.flow_from(by_tokens, shape=(2,), encode=padded)
+    options: dict[str, Any] = {**OPTIONS, "budget": 48, "guidance": 2.0, "negative_prompt": "e"}
+    flowfast.export(flow, tmp_path / "a.ffa", reward="host", prompts=["abc", "ab`"], slots=1, **options)
+    archive = load_archive(tmp_path / "a.ffa")
+    archive.admit(0, archive.encode(["abc"]), {}, noise_key(0, "abc"), 48, 2.0, math.inf)
+    while archive.width() > 0:
+        archive.observe(total(archive.propose(), []))
+    (sample,) = flowfast.search(flow, ["abc"], reward=total, slots=1, **options).samples
+    found = archive.release(0)
+    assert torch.equal(bits(found["x0"][0]), bits(sample.latent))
+    with pytest.raises(ModelError, match=r"packages take prompts of one shape, but the null prompt has .*\[1\].*\[3\]"):
+        flowfast.export(flow, tmp_path / "b.ffa", reward="host", prompts=["abc"], format="aoti", **options)
+
+
+# ---- what raises ----
+
+
+@pytest.mark.parametrize("what", ["velocity", "decode", "encode"])
+def test_what_raises_is_named_in_one_line(what: str) -> None:
+    def answer(value: Any) -> Any:
+        raise KeyError("the adapter\nis not loaded")
+
+    for flow in both(what, answer):
+        with pytest.raises(ModelError, match=f"the model's {what} raised KeyError: .*adapter") as caught:
+            run(flow)
+        assert "\n" not in str(caught.value) and isinstance(caught.value.__cause__, KeyError)
+        if what != "encode":
+            sample = run(own(), ["a"])[0]
+            with pytest.raises(ModelError, match=f"the model's {what} raised KeyError"):
+                flowfast.replay(flow, sample, flowfast.SearchConfig(**OPTIONS, interpolant="linear", diffusion="zero"))
+
+
+@pytest.mark.parametrize("error", [PromptError("no such word"), KeyboardInterrupt(), SystemExit(3)])
+def test_own_errors_and_interrupts_pass(error: BaseException) -> None:
+    def answer(value: Any) -> Any:
+        raise error
+
+    for what in ("velocity", "decode", "encode"):
+        for flow in both(what, answer):
+            with pytest.raises(type(error)) as caught:
+                run(flow)
+            assert caught.value is error
+
+
+def test_a_reward_whose_encode_raises_is_named() -> None:
+    class Asking(NearTarget):
+        def encode(self, prompts: list[str]) -> Any:
+            raise OSError("no vocabulary")
+
+    with pytest.raises(RewardError, match="encode of reward 'near-target' raised OSError: no vocabulary"):
+        run(own(), reward=Asking())
+
+
+# ---- latents ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
+def test_latents_of_any_real_type_are_taken_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    latents = torch.tensor([[1.0, -2.0, 0.0], [3.0, 1.0, -1.0]])
+    plain = run(own(), latents=latents, method="ode")
+    found = run(own(), latents=latents.to(dtype), method="ode", checkpoint=tmp_path / "held.safetensors")
+    assert [one.latent.tolist() for one in plain] == [one.latent.tolist() for one in found]
+
+
+@pytest.mark.parametrize(
+    ("latents", "came"),
+    [
+        (torch.zeros(2, 3, dtype=torch.complex64), "complex"),
+        (torch.zeros(2, 3, dtype=torch.bool), "bool"),
+        ([[0.0] * 3] * 2, "list"),
+        (torch.tensor([[math.nan, 0, 0], [0, 0, 0]]), "NaN"),
+        (torch.zeros(1, 3), r"\(1, 3\)"),
+        (torch.zeros(3), r"\(3,\)"),
+    ],
+)
+def test_other_latents_are_refused_before_anything_runs(latents: Any, came: str) -> None:
+    def velocity(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        raise AssertionError("it ran")
+
+    with pytest.raises(OptionError, match=f"latents.*{came}"):
+        run(own(velocity=velocity), latents=latents, method="ode")
+
+
+def test_latents_of_each_chain_with_a_budget_in_seconds() -> None:
+    """A round is measured with another number of chains; that once refused them."""
+    (sample,) = run(own(), ["a"], method="rbf", budget=None, seconds=1.0, chains=3, latents=torch.ones(1, 3, 3))
+    assert sample.latent.isfinite().all()
+
+
+def test_a_replay_takes_the_latents_of_one_sample() -> None:
+    result = flowfast.search(own(), ["a"], reward=total, latents=torch.ones(1, 3), **{**OPTIONS, "method": "ode"})
+    sample = result.samples[0]
+    assert torch.equal(flowfast.replay(own(), sample, result.config, latents=torch.ones(3))[-1][1], sample.image)
+    with pytest.raises(FlowfastError, match=r"latents must have the shape of one latent, \(3,\), got \(1,\)"):
+        flowfast.replay(own(), sample, result.config, latents=torch.ones(1))
