@@ -35,6 +35,7 @@ from flowfast.ops.noise import noise_key
 from flowfast.prompts import encoded, fields_of
 from flowfast.searcher.loop import Search
 from flowfast.searcher.plan import Plan
+from flowfast.searcher.state import slice_of
 from flowfast.searcher.steered import frozen
 from flowfast.settings import Setup, checked_latents, fitting_rows
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
@@ -176,6 +177,7 @@ class Driver:
         self.spent = [0] * len(prompts)
         self.samples: list[Sample | None] = [None] * len(prompts)
         self.identity = self._identity() if checkpoint else {}
+        self.lost: dict[int, str] = {}  # what happened to prompts that got no sample
 
     # ---- sizes and budgets ----
 
@@ -422,9 +424,10 @@ class Driver:
                 raise self._half(error, self._hold_all()) from None
         failed = [prompt for prompt, sample in zip(self.prompts, self.samples, strict=True) if sample is None]
         if failed:
+            why = self.lost.get(self.samples.index(None), "so an earlier call found")
             raise ModelError(
-                f"no finished sample of prompt {failed[0]!r} has a finite reward ({len(failed)} such prompts): "
-                "the model or the reward returned NaN for every particle; check them at float32"
+                f"no finished sample of prompt {failed[0]!r} has a reward ({len(failed)} such prompts): {why}; check "
+                "model, decoder and reward at float32"
             )
         seconds = {"total": clock.now() - started - self.measuring, **self.clock.read()}
         config = self.setup.config
@@ -592,6 +595,8 @@ class Driver:
                 del group.index_of[slot]
                 group.over.discard(slot)
                 self.samples[index] = sample
+                if sample is None:
+                    self.lost[index] = self._what_happened(group, slot)
                 if sample and self.on_sample:
                     self.on_sample(index, sample)
 
@@ -682,6 +687,18 @@ class Driver:
             evaluations=nfe // self.setup.passes,
             reward_calls=calls,
             unspent=self.budget - nfe,
+        )
+
+    def _what_happened(self, group: Group, slot: int) -> str:
+        """Why a prompt whose slot was just freed got no sample."""
+        state, plan, C = group.engine.state, self.plan, self.plan.chains
+        calls, nan = (int(counts[slot]) for counts in (state.reward_calls, state.nan_rewards))
+        ended = [(c, row) for c, row in enumerate(slice_of(state.row, slot, C).tolist()) if row < len(plan.accept)]
+        broke = sum(plan.quota[c][row] == 1 for c, row in ended)
+        return (
+            f"{nan} of its {calls} candidates counted as NaN (a reward that is, or a latent or picture that is not "
+            f"finite); of {C} chains {broke} ended where the model's output was not finite, "
+            f"{len(ended) - broke} where no child had a reward, {C - len(ended)} came to their end"
         )
 
     def _rewards_in_full(self, index: int, images: Tensor, t: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def judge(
     b, inside, rewards_ptr, bias_ptr, chain_ptr, score_ptr, accept_ptr, live_ptr, position_ptr, broken_ptr,
     temperature, margin, R, B, K, T, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The rules of kernels/rollover.py for chains b, a vector, from the state as it is.
+    """The rules of kernels/rollover.py for chains b, a vector, from the state as it is; a child that was alone goes on
+    whatever its reward, unless the model broke.
 
     Of each cell: live, its lane, unsound (NaN or broken), its reward or NONE. Of each chain: lanes that count, the
     lane of the new best child or -1, advance, and best_child with the new one.
@@ -49,7 +50,8 @@ def judge(
     lane = tl.load(position_ptr + cell, mask=live, other=0)
     seen = live & (lane < R)
     reward = tl.load(rewards_ptr + lane, mask=seen, other=NONE)
-    unsound = seen & ((tl.load(broken_ptr + lane, mask=seen, other=0) != 0) | (reward != reward))
+    broken = tl.load(broken_ptr + lane, mask=seen, other=0) != 0
+    unsound = seen & (broken | (reward != reward))
     reward = tl.where(unsound, NONE, reward)
     score = reward
     if bias_ptr is not None:
@@ -75,6 +77,11 @@ def judge(
     best_child = tl.where(better, tl.max(tl.where(k == winner[:, None], score, NONE), 1), best_child)
     spent = (used > 0) & (used == quota)
     advance = tl.where(accepted, 1, tl.where(spent, tl.where(best_child == NONE, 3, 2), 0))
+    tried = tl.load(chain_ptr + TRIED * B + b, mask=inside, other=0)
+    intact = tl.max(tl.where(seen & (k == 0) & (broken == 0), 1, 0), 1) > 0
+    alone = (advance == 3) & (tried + used == 1) & intact
+    winner = tl.where(alone, 0, winner)
+    advance = tl.where(alone, 2, advance)
     return live, lane, unsound, reward, used, winner, advance, best_child
 
 

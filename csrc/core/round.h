@@ -164,13 +164,24 @@ struct Verdict {
   ChainState state;  // afterwards
 };
 
+// A child that was alone goes on whatever its reward, for there was nothing to decide; but not where the model broke.
+FF_HD inline bool goes_on_alone(const Round& r, int64_t b, const RoundResult& result) {
+  const int64_t cell = b * r.lanes;
+  return result.advance == kDead && r.of_chain(kTried, b) + result.used == 1 && was_seen(r, cell) &&
+         !r.broken[r.position[cell]];
+}
+
 // The children of chain b by the rules of core/rollover.h. Changes nothing.
 FF_HD inline Verdict judge_chain(const Round& r, int64_t b) {
   const int64_t at = r.transition(b), next = at < r.transitions - 1 ? at + 1 : at;
   const float bar = r.accept[at] ? r.of_score(kThreshold, b) + r.margin : std::numeric_limits<float>::infinity();
+  const int64_t next_quota = r.quota_table[b * r.transitions + next];
   Verdict verdict{{}, {r.of_chain(kQuota, b), bar, r.of_score(kBestChild, b)}};
-  verdict.result = rollover_chain(Scores{r, b}, r.live + b * r.lanes, r.lanes,
-                                  r.quota_table[b * r.transitions + next], r.carry, verdict.state);
+  verdict.result = rollover_chain(Scores{r, b}, r.live + b * r.lanes, r.lanes, next_quota, r.carry, verdict.state);
+  if (goes_on_alone(r, b, verdict.result)) {
+    verdict.result.winner = 0, verdict.result.advance = kSpent;
+    verdict.state.quota = next_quota;
+  }
   return verdict;
 }
 

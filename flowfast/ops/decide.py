@@ -1,9 +1,10 @@
 """What the rewards of a round decide, for all chains at once and in place: accept, keep the best child, roll quota
 over, take the step, keep the best finished samples, count what was spent; then, if asked, the lanes of the next round.
 
-The rules of acceptance are those of `flowfast.ops.rollover`. Latents that are moved: each new best child into its
-chain's spare row of the store, each new finished sample among the best of its slot, nothing else. `csrc/core/round.h`
-is the same in C++.
+The rules of acceptance are those of `flowfast.ops.rollover`, but that a child that was alone goes on whatever its
+reward, for there was nothing to decide; only where the model broke its chain ends. Latents that are moved: each new
+best child into its chain's spare row of the store, each new finished sample among the best of its slot, nothing else.
+`csrc/core/round.h` is the same in C++.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def reference(
     on, cell = lane_live[:R], lane[CELL, :R]
     # A reward may not see that the model broke (one that looks at 8-bit pictures): the posterior mean counts too.
     unsound = torch.logical_and(on, torch.logical_or(rewards.isnan(), broken[:R]))
+    intact = torch.logical_and(on, torch.logical_not(broken[:R]))
     broken.fill_(False)
     slot[NAN_REWARDS].index_add_(0, lane[SLOT, :R], unsound.to(torch.int64))
     sound = torch.where(torch.logical_and(on, torch.logical_not(unsound)), rewards, -torch.inf)
@@ -126,6 +128,11 @@ def reference(
     rollover.reference(
         scores, live, next_quota, carry, chain[QUOTA], threshold, score[BEST_CHILD], winner, advance, used
     )
+    first = place.new_zeros([B * K + 1], dtype=torch.bool).scatter(0, place, intact)[: B * K].view(B, K)[:, 0]
+    alone = torch.logical_and(torch.logical_and(advance == 3, chain[TRIED] + used == 1), first)
+    winner.masked_fill_(alone, 0)
+    advance.masked_fill_(alone, 2)
+    chain[QUOTA] = torch.where(alone, next_quota, chain[QUOTA])
     lane_index = torch.arange(K, device=device).unsqueeze(0)
     counted = torch.logical_and(live, lane_index < used.unsqueeze(1))
     won, best = winner >= 0, winner.clamp(min=0).unsqueeze(1)

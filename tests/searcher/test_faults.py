@@ -280,6 +280,98 @@ def test_a_model_that_is_nan_throughout_is_an_error_and_never_an_image(method, r
         flowfast.search(flow, ["a", "bb"], reward=reward(), method=method, **OPTIONS)
 
 
+# ---- where no decision is due --------------------------------------------------------------------------------
+
+
+class Late(NearTarget):
+    """`value` above linear t = `until`."""
+
+    def __init__(self, value: float, until: float = 0.3) -> None:
+        super().__init__()
+        self.value, self.until = value, until
+
+    def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        rewards = -(images.flatten(1) - cond["target"]).square().sum(1)
+        return torch.where(t > self.until, self.value, rewards)
+
+
+def early(flow_or_reward: str, value: float, until: float = 0.3):
+    """A model's picture, or its reward, is `value` in the early rounds of every chain, above linear t = `until`."""
+
+    class Hazy(GaussianFlow):
+        """Its decoder cannot draw what is still far from any sample: posterior means that lie close together."""
+
+        def decode(self, x0: Tensor) -> Tensor:
+            return torch.where((x0 - 0.2).abs().amax(1, keepdim=True) < 0.3, value, x0)
+
+    return (GaussianFlow(), Late(value, until)) if flow_or_reward == "reward" else (Hazy(), NearTarget())
+
+
+@pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf], ids=str)
+@pytest.mark.parametrize("method", ["ode", "bon"])
+def test_an_early_reward_that_is_none_does_not_end_a_sample(method, value, scripted):
+    """Nothing is decided there: the samples are those of a reward that looks at the end alone, bit for bit."""
+    runs = []
+    for flow, reward in ((GaussianFlow(), NearTarget()), early("reward", value)):
+        bench = build(method, flow=flow, reward=reward, budget=60, scripted=scripted, top=2)
+        bench.admit(0, "a")
+        bench.admit(1, "bb")
+        bench.run()
+        runs.append([bench.engine.release(slot) for slot in range(2)])
+    for plain, late in zip(*runs, strict=True):
+        assert plain["reward"][0] > -math.inf
+        calls = plain["cost"].tolist()[:3]
+        assert late["cost"].tolist()[:3] == calls
+        assert (int(late["cost"][3]) > 0) == math.isnan(value)
+        assert same({**plain, "cost": late["cost"]}, late) == []
+
+
+CHAINS_ALONE = ["bon", "ode", "sop", "smc", "code"]  # one candidate a step
+
+
+@pytest.mark.parametrize("host", [False, True], ids=["device", "host"])
+@pytest.mark.parametrize(
+    ("what", "method"),
+    [*(("image", m) for m in CHAINS_ALONE), *(("reward", m) for m in [*CHAINS_ALONE, "svdd", "rbf"])],
+)
+def test_every_method_gets_past_early_rounds_without_a_reward_where_it_has_no_choice(method, what, host):
+    """Chains of a method without a choice there go on; what a choice was due for needs a reward."""
+    flow, reward = early(what, math.nan, until=0.9)  # the very first noise only, where a chain has one candidate
+
+    def on_host(images: Tensor, prompts: list[str]) -> Tensor:
+        return NearTarget()(images, torch.zeros(len(prompts)), reward.encode(list(prompts)))
+
+    if host and what == "reward":
+        pytest.skip("a reward on the host does not see the time")
+    result = flowfast.search(flow, ["a"], reward=on_host if host else reward, method=method, **OPTIONS)
+    assert result.samples[0].image.isfinite().all() and result.samples[0].reward > -math.inf
+    assert result.nan_rewards > 0
+
+
+def test_a_broken_latent_still_ends_its_chain():
+    """Its children would be NaN, too; the chains that are sound come to their end."""
+    flow = Broken(lambda x, t: (t > 0.5) & (x[:, 0] > 0))
+    result = flowfast.search(flow, ["a"], reward=Blind(), method="bon", **OPTIONS)
+    sample = result.samples[0]
+    assert 0 < sample.nfe < 56 and sample.image.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("flow", "reward", "says"),
+    [
+        (Broken(lambda x, t: t < 0.5), NearTarget(), "of 8 chains 8 ended where the model's output was not finite"),
+        (GaussianFlow(), Spoiled(lambda images, rewards: rewards < 0), "56 of its 56 candidates .*8 came to their end"),
+    ],
+    ids=["model", "reward"],
+)
+def test_the_error_says_what_happened(flow, reward, says):
+    with pytest.raises(ModelError, match=f"no finished sample of prompt 'a' has a reward .*{says}"):
+        flowfast.search(flow, ["a"], reward=reward, method="bon", **OPTIONS)
+    with pytest.raises(ModelError, match="of 1 chains 1 ended where|7 of its 7 candidates .*, 1 came to their end"):
+        flowfast.search(flow, ["a"], reward=reward, method="ode", **OPTIONS)
+
+
 def test_a_velocity_of_the_wrong_shape_is_an_error():
     flow = flowfast.flow_from(lambda x, t, cond: x[:, :1], shape=(3,))
     with pytest.raises(ModelError, match="shape"):
