@@ -45,7 +45,8 @@ class SearchConfig(BaseModel):
     shift: Annotated[float | None, Within(-20, 20)] = None
     guidance: Annotated[float | None, Within(0, 1000)] = None
     """Scale of classifier-free guidance, in two passes: u = u_null + scale (u - u_null). Up to 1 it is off, one pass.
-    What a distilled model takes as an input (FLUX dev) is another scale: `guidance` of `flowfast.from_diffusers`."""
+    What a distilled model takes as an input (FLUX dev) is another scale, at one pass: `distilled_guidance` of
+    `flowfast.from_diffusers`; so is what Z-Image's pipeline calls guidance, its `guidance` there."""
     gradient: str | None = None
     """Gradient guidance, "dps:0.5": the reward's gradient steers every step (flowfast/flow/gradient.py). An evaluation
     then costs a backward pass on top, which NFE do not count. On CUDA some backward passes add in any order: last bits

@@ -198,11 +198,29 @@ def test_other_samplers_that_cannot_be_used_are_named() -> None:
     pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction")
     with pytest.raises(ModelError, match="UniPCMultistepScheduler: use_flow_sigmas is not set"):
         from_diffusers(pipe, **SIZE)
-    for steps in (0, -3, 2.5):
-        with pytest.raises(OptionError, match=f"steps must be a whole number from 1 on, got {steps}"):
-            from_diffusers(flux(), steps=steps, **SIZE)
-    with pytest.raises(OptionError, match="height must be a positive multiple of 4 pixels for this model, got 0"):
-        from_diffusers(flux(), height=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("steps", 0, "in 1 .. "),
+        ("steps", 2.5, "valid integer"),
+        ("height", 0, "in 1 .. 32,768"),  # not the default
+        ("width", "wide", "valid integer"),
+        ("max_sequence_length", -1, "in 1 .. 100,000"),
+        ("distilled_guidance", float("nan"), "in 0 .. 1,000"),
+        ("true_cfg", float("inf"), "in 0 .. 1,000"),
+        ("true_cfg", True, "expected a number"),
+    ],
+)
+def test_numbers_have_bounds(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(OptionError, match=f"option '{name}': .*{expected}.*, got {value!r}"):
+        from_diffusers(flux(), **SIZE | {name: value})
+
+
+def test_numbers_of_files_are_read_as_they_are_meant() -> None:
+    flow = from_diffusers(flux(), height="16", width=24.0, steps=3.0)
+    assert flow.shape == (24, 16) and len(flow.own_times(flow.own_steps)) == 3
 
 
 # ---- guidance ----
@@ -315,7 +333,16 @@ def test_embeds_that_do_not_fit_are_named() -> None:
         flow.encode(["a", "b"])
 
 
-# ---- train mode ----
+# ---- states of a host program ----
+
+
+def test_a_search_under_inference_mode_leaves_nothing_that_has_no_gradient() -> None:
+    flow = from_diffusers(qwen_image(), guidance=1.0, max_sequence_length=256, **SIZE)
+    x0 = torch.randn(1, *flow.shape, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        flow.decode(x0)
+    flow.decode(x0.requires_grad_()).sum().backward()
+    assert x0.grad is not None and bool(x0.grad.any())
 
 
 def test_a_search_is_not_training(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,6 @@ for.
 from __future__ import annotations
 
 import importlib
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from flowfast.errors import ModelError, OptionError
 from flowfast.models.diffusers.base import DiffusersFlow
 from flowfast.models.diffusers.loading import LOADING, PARTS, load_pipeline, load_tiny
+from flowfast.models.diffusers.options import checked_options
 
 FAMILIES = {
     "FluxPipeline": "flux.FluxFlow",
@@ -32,11 +32,6 @@ FAMILIES = {
     "Flux2KleinPipeline": "flux2.Flux2KleinFlow",
 }
 """Pipeline class: file and class of its adapter."""
-PIPELINE_NAMES = {
-    "num_inference_steps": ("steps",), "num_frames": ("frames",), "true_cfg_scale": ("true_cfg", "guidance"),
-    "guidance_scale": ("distilled_guidance", "guidance"), "prompt_embeds": ("embeds",),
-}  # fmt: skip
-"""What the calls of pipelines name differently."""
 
 
 def from_diffusers(
@@ -80,33 +75,19 @@ def from_diffusers(
             f"{', '.join(wrong)}: only for an id or folder; the pipeline that was given is loaded already"
         )
     family = adapter_of(pipe)
-    check_options(family, options)
+    options = checked_options(family, options)
     if offload not in (None, "model", "sequential"):
         raise OptionError(f"unknown offload {offload!r}: choose model or sequential")
     if offload:
         pipe.enable_model_cpu_offload() if offload == "model" else pipe.enable_sequential_cpu_offload()
-    for wanted, name in ((vae_tiling, "enable_tiling"), (vae_slicing, "enable_slicing")):
+    for wanted, name in ((vae_tiling, "tiling"), (vae_slicing, "slicing")):
+        if wanted and not hasattr(pipe.vae, f"enable_{name}"):
+            raise OptionError(f"vae_{name}: the pipeline's {type(pipe.vae).__name__} cannot; leave it out")
         if wanted:
-            getattr(pipe.vae, name)()
+            getattr(pipe.vae, f"enable_{name}")()
     if isinstance(preview_decoder, str | Path):
         preview_decoder = load_tiny(str(preview_decoder), pipe, given)
     return family(pipe, preview_decoder=preview_decoder, **options)
-
-
-def check_options(family: type[DiffusersFlow], options: dict[str, Any]) -> None:
-    """Raises OptionError for what is no option of a family, naming those that are."""
-    signatures = [inspect.signature(vars(cls)["__init__"]) for cls in family.__mro__[:-1] if "__init__" in vars(cls)]
-    known = {
-        name for signature in signatures for name, entry in signature.parameters.items()
-        if entry.kind is entry.KEYWORD_ONLY
-    }  # fmt: skip
-    for name in sorted(set(options) - known):
-        here = [other for other in PIPELINE_NAMES.get(name, ()) if other in known]
-        hint = f"it is called {here[0]} here; " if here else ""
-        raise OptionError(
-            f"unknown option {name} of {family.__name__}: {hint}choose from {', '.join(sorted(known))}, and for an id "
-            f"or folder {', '.join(LOADING)} and its parts"
-        )
 
 
 def adapter_of(pipe: Any) -> type[DiffusersFlow]:

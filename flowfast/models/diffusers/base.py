@@ -37,7 +37,7 @@ class DiffusersFlow:
         guidance: its guidance scale, two passes an evaluation; up to 1: off, one pass.
         max_sequence_length: tokens of a prompt, padding included.
         preview_decoder: a diffusers `AutoencoderTiny` for this family's latents: a search looks through it, and only
-            its finalists are decoded in full. It stays where it is.
+            its finalists are decoded in full. It goes where the pipeline is.
         embeds: prompts that were encoded elsewhere: for each text what the pipeline's call takes for it, {"a red cat":
             {"prompt_embeds": (1, tokens, channels), ...}}; with two passes for the negative prompt, too ("" by
             default). These texts need no text encoder.
@@ -76,8 +76,6 @@ class DiffusersFlow:
         signature = inspect.signature(type(pipe).__call__).parameters
         own = {name: signature[name].default for name in asked if name in signature}
         self.settings = own | {name: value for name, value in asked.items() if value is not None}
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise OptionError(f"steps must be a whole number from 1 on, got {steps!r}")
         self._steps = steps
         self.latent_shape()  # a wrong size is known now
         for text, given in self.embeds.items():
@@ -112,7 +110,8 @@ class DiffusersFlow:
     def kept(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
         """Small tensors that every call of the model reads: made once for a key, which names what they depend on."""
         if name not in self._kept or self._kept[name][0] != key:
-            self._kept[name] = key, make()
+            with torch.inference_mode(False):  # of a host program: a later search may want gradients
+                self._kept[name] = key, make()
         return self._kept[name][1]
 
     # ---- what a family says ----
@@ -161,6 +160,8 @@ class DiffusersFlow:
         call: by then text encoders may have other weights, which nothing but running them would show. Raises
         PromptError, ModelError."""
         self._leave_training()
+        if self.preview_decoder is not None:
+            self.preview_decoder.to(self.device)
         found = {text: self._encode_alone(text) for text in dict.fromkeys(map(str, prompts))}
         rows = [found[str(prompt)] for prompt in prompts]
         for name, value in rows[0].items():

@@ -92,7 +92,7 @@ class LTXFlow(VideoFlow):
 
         def make() -> Tensor:
             generator = torch.Generator().manual_seed(0)
-            return torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32).to(latents)
+            return torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(latents)
 
         noise = self.kept("noise", (latents.shape[1:], latents.device, latents.dtype), make)
         latents = (1 - self.decode_noise_scale) * latents + self.decode_noise_scale * noise
