@@ -128,6 +128,9 @@ def generate(
     if resume is not None:
         out, config = resume, resume / CALL
         if not config.exists():
+            if any(resume.glob("*/config.yaml")):
+                print(f"nothing left to do: the call into {resume} has finished")
+                return
             raise OptionError(f"nothing to resume in {resume}: no {CALL} there (a call that finished leaves none)")
     asked = read_config(config) if config else {}
     check_no_lists(prompts or [])

@@ -189,7 +189,7 @@ def _read_fields(fields: dict[str, Any], where: str) -> tuple[dict[str, Any], di
         message = f"{where}: field 'counts' must be as many counts as classes, got {len(known['counts'])} for "
         faults["counts"] = message + str(len(known["classes"]))
         del known["counts"]
-    return known, faults
+    return {name: known[name] for name in FIELDS if name in known}, faults  # in one order, whatever the list's
 
 
 def _integer(value: Any) -> int | None:

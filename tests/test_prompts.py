@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowfast
 from flowfast.errors import OptionError, PromptError
-from flowfast.prompts import Prompt, fields_of, read_prompts
+from flowfast.prompts import Prompt, fields_of, prompt_of, read_prompts
 from tests.searcher.toys import GaussianFlow, NearTarget
 
 
@@ -141,3 +141,11 @@ def test_lists_of_texts_of_any_kind_are_drawn() -> None:
         assert [sample.prompt for sample in found.samples] == ["a", "b"]
     flow = flowfast.flow_from(lambda x, t, cond: x * 0, (3,))
     assert len(flowfast.search(flow, ["", ""], **options).samples) == 2
+
+
+def test_fields_come_back_as_they_were() -> None:
+    """In one order, so that a call that was stopped knows its prompts again."""
+    given = Prompt("x", tag="counting", include=[{"class": "cat", "count": 2}], seed=1)
+    again = prompt_of(given.as_entry(), "call.yaml")
+    assert json.dumps(given.as_entry()) == json.dumps(again.as_entry())  # type: ignore[attr-defined]
+    assert fields_of(again)["classes"] == ["cat"]

@@ -135,9 +135,9 @@ def config_file(folder: Path, text: str) -> Path:
         (["--integrator", "rk4"], "integrator"),
         (["--preset", "mine"], "unknown preset 'mine': choose one of paper"),
         (["--budget", "3"], "at least"),
-        (["--budget", "0"], "at least"),
+        (["--budget", "0"], "option 'budget': must be"),
         (["--budget", "many"], "'--budget': Input should be a valid integer"),
-        (["--seconds", "-1"], "positive"),
+        (["--seconds", "-1"], "option 'seconds': must be above 0"),
         (["--guidance", "much"], "unknown gradient 'much'; choose one of: dps"),
         (["--guidance", "3,4"], "expected one scale and one gradient at most, like 3,dps:0.5"),
         (["--guidance", "3,dps:much"], "expected a finite number, got 'much'"),
@@ -373,6 +373,13 @@ def test_what_a_decoder_left_undone_is_decoded_by_resume(
         assert (before / "best.png").read_bytes() == (after / "best.png").read_bytes()
         assert lines_of(before / "candidates.jsonl") == lines_of(after / "candidates.jsonl")
     assert config["seconds"] is None and not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_a_call_that_finished_needs_no_resume(run: Run, tmp_path: Path) -> None:
+    run("generate", "", PROMPTS[0], *FAST, "--out", tmp_path / "o", expect=2)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert "nothing left to do" in run("generate", "--resume", tmp_path / "o")
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
 def test_a_folder_without_a_stopped_call_is_named(run: Run, tmp_path: Path) -> None:
