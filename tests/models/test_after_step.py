@@ -106,6 +106,34 @@ def test_sixteen_bits_and_several_prompts() -> None:
     assert pipe.scheduler.best == [4 * i + int(reward(out, None)[4 * i : 4 * i + 4].argmax()) for i in range(2)]
 
 
+def test_prompts_are_those_that_the_pipeline_was_called_with() -> None:
+    """Rows of one prompt never go on from another's, and the reward reads the right texts."""
+    pipe, prompts = flux(), ["a cat", "two dogs"]
+    seen: list[list[str]] = []
+
+    def longest(latents: Tensor, texts: Any) -> Tensor:
+        seen.append(list(texts))
+        return reward(latents, texts)
+
+    def run(prompt: Any, **options: Any) -> Any:
+        out = searched(pipe, SQUARE | {"prompt": prompt}, **options)
+        pipe.scheduler.reward = longest
+        return out
+
+    told, shown = (run(prompts, prompts=given) for given in (prompts, None))
+    assert torch.equal(told, shown)
+    many = {"num_images_per_prompt": 4, "num_inference_steps": 3, "output_type": "latent"}
+    pipe(prompts, **SQUARE | many)
+    assert seen[-1] == ["a cat"] * 4 + ["two dogs"] * 4 and len(pipe.scheduler.best) == 2
+    pipe("three", **SQUARE | many)
+    assert seen[-1] == ["three"] * 4 and len(pipe.scheduler.best) == 1
+    pipe.scheduler.prompts = ["a text for the reward"]
+    pipe("three", **SQUARE | many)
+    assert seen[-1] == ["a text for the reward"] * 4
+    with pytest.raises(OptionError, match="FluxPipeline was called with 2 prompts, but scheduler.prompts has 1"):
+        pipe(prompts, **SQUARE | many)
+
+
 def test_what_is_not_known_is_refused_by_the_pipelines_name_and_can_be_picked() -> None:
     # A single step shows no mask.
     pipe = edits.flux_edit("FluxInpaintPipeline")

@@ -93,7 +93,8 @@ def calling_pipeline() -> tuple[Any, dict[str, Any]]:
 class AfterStep:
     """Follows the latents of one run of a pipeline from step to step.
 
-    name: of the pipeline. unknown: why what comes out of it cannot be told from its last step; "" where it can.
+    name: of the pipeline. prompts: that it was called with; None where it shows none. unknown: why what comes out of it
+    cannot be told from its last step; "" where it can.
 
     Raises:
         ModelError: a pipeline in which no search can run.
@@ -102,6 +103,8 @@ class AfterStep:
     def __init__(self, pipe: Any, call: dict[str, Any]):
         kinds = [kind.__name__ for kind in type(pipe).__mro__]
         self.name = "this loop" if pipe is None else kinds[0]
+        prompts = call.get("prompt")
+        self.prompts = [prompts] if isinstance(prompts, str) else prompts and list(prompts)
         never = next((NEVER[kind] for kind in kinds if kind in NEVER), "")
         if never:
             raise ModelError(f"{self.name} {never}: no search can run inside it; use a FlowSDEScheduler there")

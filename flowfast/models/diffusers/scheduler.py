@@ -53,8 +53,8 @@ class UnknownPrompts(list[str]):
 
     def __iter__(self) -> Iterator[str]:
         raise OptionError(
-            "this reward reads the prompts, which a pipeline does not show its scheduler: set scheduler.prompts to "
-            "those of the call, or give them to from_config(..., prompts=[...])"
+            "this reward reads the prompts, which a loop of one's own and a call with embeddings do not show the "
+            "scheduler: set scheduler.prompts to those of the call, or give them to from_config(..., prompts=[...])"
         )
 
 
@@ -83,8 +83,8 @@ class FlowSearchScheduler(FlowSDEScheduler):
         decode: latents (N, ...) as the pipeline holds them, float32, to images, e.g. `from_diffusers(pipe).decode`, for
             an inpainting pipeline that of its family's own: `from_diffusers(FluxPipeline.from_pipe(pipe), ...)`;
             default: the reward sees the latents.
-        prompts: those of the call; only the reward reads them, but their number divides the batch. None: one, and an
-            error where a reward reads it, since a pipeline does not show its prompts to its scheduler.
+        prompts: their number divides the batch, and the reward reads them; default: those that the pipeline was called
+            with. To be given where it shows none (a loop of one's own, a call with embeddings), which is taken for one.
 
     reward, decode and prompts are attributes too, and are not saved.
     """
@@ -130,6 +130,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
         self._rewards: Tensor | None = None
         self._best: list[int] = []
         self._after: AfterStep | None = None
+        self._drawn: list[str] | None = None  # the prompts of a run, as the pipeline shows them
         self._shape: torch.Size | None = None  # of the latents of the last run
         self._unseen = ""  # why the rewards of the last run are not known
         self._keys: Tensor | None = None  # (S,) of the noise of a run's prompts
@@ -197,7 +198,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
             self.method != "bon" and (row + 1) % every == 0 and any(self.noisy[row + 1 :]) for row in range(self.rows)
         ]
         self._rewards, self._best, self.log_weights = None, [], None
-        self._after, self._keys, self._unseen = None, None, ""
+        self._after, self._keys, self._drawn, self._unseen = None, None, None, ""
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         noised = super().scale_noise(sample, timestep, noise)
@@ -208,6 +209,12 @@ class FlowSearchScheduler(FlowSDEScheduler):
     def _comes_back(self, latents: Tensor) -> None:
         if self._after is None:
             self._after = AfterStep(*calling_pipeline())
+            self._drawn = self._after.prompts
+            if self._drawn is not None and len(self._drawn) != len(self._texts() or []):
+                raise OptionError(
+                    f"{self._after.name} was called with {len(self._drawn)} prompts, but scheduler.prompts has "
+                    f"{len(self._texts() or [])}: set it to those of the call, or to None"
+                )
         self._after.comes_back(latents)
 
     def _hands_out(self, latents: Tensor) -> None:
@@ -217,9 +224,16 @@ class FlowSearchScheduler(FlowSDEScheduler):
         else:
             self._after.hands_out(latents)
 
+    def _texts(self) -> list[str] | None:
+        """The prompts of this run; None: unknown."""
+        if self.prompts is None:
+            return self._drawn
+        return [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
+
     def _slots(self, rows: int) -> int:
         """Prompts of a batch. Raises OptionError where it cannot be divided among them."""
-        slots = 1 if self.prompts is None or isinstance(self.prompts, str) else len(self.prompts)
+        texts = self._texts()
+        slots = 1 if texts is None else len(texts)
         if rows == 0 or slots == 0 or rows % slots or (rows // slots) % (self.k or 1):
             raise OptionError(
                 f"a batch of {rows} is not {slots} prompts with groups of k = {self.k}: set scheduler.prompts to the "
@@ -296,9 +310,9 @@ class FlowSearchScheduler(FlowSDEScheduler):
     def _score_images(self, images: Tensor, at: int) -> Tensor:
         """Rewards (N,) float32; NaN counts as -inf. Raises RewardError as a search does."""
         prompts: list[str] = UnknownPrompts([""] * len(images))
-        if self.prompts is not None:
-            own = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
-            prompts = [prompt for prompt in own for _ in range(len(images) // len(own))]
+        texts = self._texts()
+        if texts is not None:
+            prompts = [text for text in texts for _ in range(len(images) // len(texts))]
         name = str(getattr(self.reward, "name", getattr(self.reward, "__name__", type(self.reward).__name__)))
         try:
             if hasattr(self.reward, "encode"):

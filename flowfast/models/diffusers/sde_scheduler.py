@@ -19,7 +19,7 @@ from flowfast.models.diffusers.after_step import calling_pipeline
 from flowfast.models.diffusers.samplers import sampler_changed, sampler_facts, sampler_from, sampler_times
 from flowfast.ops.noise import noise_key
 
-LATE = 0.95  # a pipeline that begins below this time does not begin at noise, where schedules do
+LATE = 0.9 + 1e-6  # a pipeline that begins below this time does not begin at noise, where schedules do
 
 
 class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both name their config's file
@@ -175,7 +175,8 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         if self.num_inference_steps is None:
             raise OptionError("step was called before set_timesteps: call that first")
         if per_token_timesteps is not None:
-            name = type(calling_pipeline()[0]).__name__
+            pipe = calling_pipeline()[0]
+            name = "this loop" if pipe is None else type(pipe).__name__
             raise ModelError(f"{name} gives each token a time of its own, which flowfast's schedulers cannot")
         if model_output.shape != sample.shape:
             raise ModelError(
