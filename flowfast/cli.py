@@ -154,13 +154,13 @@ def generate(
         raise PromptError("expected at least one PROMPT, got none: flowfast generate 'two red circles'")
     refused = faults_of(texts)
     if len(refused) == len(texts):
-        raise PromptError("; ".join(refused[:5]))
+        raise PromptError(few(refused))
     check_layout(layout, texts)
     context.with_resource(locked_folder(out))  # until the command ends
     if profile:
         context.with_resource(locked_file(profile))
     if refused:
-        print(f"flowfast: {'; '.join(refused[:5])}; left out, the others are drawn", file=sys.stderr)
+        print(f"flowfast: {few(refused)}; left out, the others are drawn", file=sys.stderr)
     flow = engine.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None, layout)
@@ -404,6 +404,10 @@ def faults_of(texts: list[str]) -> list[str]:
     """Why prompts cannot be drawn, by their numbers."""
     found = ((number, fault_of(text)) for number, text in enumerate(texts, 1))
     return [f"prompt {number} of {len(texts)}: {fault}" for number, fault in found if fault]
+
+
+def few(faults: list[str]) -> str:
+    return "; ".join(faults[:5]) + f"; and {len(faults) - 5} more" * (len(faults) > 5)
 
 
 @contextmanager

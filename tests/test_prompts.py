@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import flowfast
 from flowfast.errors import OptionError, PromptError
-from flowfast.prompts import Prompt, fields_of, prompt_of, read_prompts
+from flowfast.prompts import Prompt, field_of, fields_of, prompt_of, read_prompts
 from tests.searcher.toys import GaussianFlow, NearTarget
 
 
@@ -82,6 +83,10 @@ def test_a_prompt_is_its_text_and_survives_copies() -> None:
     prompt = Prompt("a cat", seed=3)
     assert prompt == "a cat" and {prompt: 1}["a cat"] == 1 and isinstance(prompt, str)
     assert fields_of(copy.deepcopy(prompt)) == {"seed": 3} == fields_of(copy.copy(prompt))
+    wrong = prompt_of({"prompt": "a cat", "classes": [3]}, "list.jsonl, line 1")
+    for same in (wrong, copy.deepcopy(wrong), pickle.loads(pickle.dumps(wrong))):
+        with pytest.raises(PromptError, match="list.jsonl, line 1: field 'classes' must be a list of texts"):
+            field_of(same, "classes")
 
 
 def test_a_seed_of_its_own_is_the_seed_of_the_call() -> None:

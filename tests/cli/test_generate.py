@@ -249,6 +249,7 @@ def test_lists_by_name_order_and_standard_input(run: Run, tmp_path: Path, monkey
 def test_nothing_but_empty_prompts(run: Run, tmp_path: Path) -> None:
     line = run.refused("generate", "", " ", *FAST, "--out", tmp_path / "o")
     assert "prompt 1 of 2: it is empty; prompt 2 of 2: it is empty" in line and not (tmp_path / "o").exists()
+    assert run.refused("generate", *[""] * 1000, *FAST, "--out", tmp_path / "o").endswith("empty; and 995 more\n")
 
 
 def test_an_out_that_cannot_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
