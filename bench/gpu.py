@@ -9,15 +9,17 @@ specification says so, with the reference bit by bit. Then the ops are timed wit
 before every launch, in turns with PyTorch eager and, beside the first kernels, torch.compile, next to the time that
 the device's own copy bandwidth would allow; kernels that failed a check are not timed. assign_lanes and decide, which
 move a search on, are timed as part of its rounds (rbf_evaluation). One table, one JSON. It ends within 8 minutes: what
-does not fit is left out and says so.
+does not fit is left out and says so. Of flowfast's requirements it needs torch and what stands in NEEDED.
 
-Exit code 0: all is right; 1: a check failed; 2: no CUDA device; 3: stopped by the deadline before the checks ended.
+Exit code 0: all is right; 1: a check failed; 2: no CUDA device, or a package is missing; 3: stopped by the deadline
+before the checks ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import math
 import os
 import sys
@@ -27,6 +29,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+NEEDED = {"numpy": "numpy", "PIL": "pillow", "pydantic": "pydantic", "safetensors": "safetensors", "yaml": "pyyaml"}
+"""Modules beside torch that flowfast.search and the report import, and the packages that bring them."""
+
+
+def missing(packages: dict[str, str]) -> list[str]:
+    """The packages whose modules cannot be imported."""
+    found = []
+    for module, package in packages.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            found.append(package)
+    return found
+
+
+if names := " ".join(missing(NEEDED)):  # now: the imports below would stop at the first
+    print(
+        f"bench.gpu: not installed here: {names}; nothing was checked or timed. `python3 -m pip install {names}`, or "
+        f"without a network: `pip download --only-binary=:all: -d build/wheels {names}` elsewhere, then here "
+        f"`python3 -m pip install --no-index --find-links build/wheels {names}`"
+    )
+    sys.exit(2)
 
 import torch
 from torch import Tensor, nn

@@ -354,6 +354,53 @@ def test_gpu_without_a_device_says_so(monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+BLOCKED = """
+import runpy, sys
+for name in {names}:
+    sys.modules[name] = None  # importing it is an error
+{run}
+"""
+OPTIONAL = [
+    "diffusers",
+    "hypothesis",
+    "imageio",
+    "matplotlib",
+    "nvtx",
+    "pytest",
+    "rich",
+    "scipy",
+    "transformers",
+    "typer",
+]
+GPU = "runpy.run_module('bench.gpu', run_name='__main__')"
+SMALL = """
+import torch
+from bench import gpu
+run = gpu.Run(torch.device("cpu"), sizes=(7,), compile=False, turns=2, latent=(16, 4))
+torch.set_grad_enabled(False)
+assert gpu.check_all(run)
+gpu.time_graphs(run)
+"""
+
+
+def without(names: list[str], run: str) -> subprocess.CompletedProcess[str]:
+    code = BLOCKED.format(names=names, run=run)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_gpu_runs_without_what_it_does_not_need():
+    done = without(OPTIONAL, SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_gpu_names_all_that_is_missing_at_once():
+    done = without([*OPTIONAL, *gpu.NEEDED], GPU)
+    assert done.returncode == 2 and done.stderr == "" and done.stdout.count("\n") == 1
+    packages = "numpy pillow pydantic safetensors pyyaml"
+    assert f"not installed here: {packages}; nothing was checked" in done.stdout
+    assert f"--no-index --find-links build/wheels {packages}" in done.stdout
+
+
 @pytest.mark.slow
 def test_compile_is_measured_too(tmp_path):
     done = bench("step_x0", "posterior_mean", "--turns", "2", "--results", tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton_interpreter import require
 
 import flowfast.ops
 from flowfast.errors import FlowfastError, OptionError
@@ -157,7 +158,7 @@ TRITON_STEP = STEP.replace("print(", "print('triton' in __import__('sys').module
 
 
 def test_triton_runs_interpreted_where_it_is_asked_for():
-    pytest.importorskip("triton", reason="triton is not installed")
+    require()
     code, output, error = run_python(STEP, FLOWFAST_BACKEND="triton", TRITON_INTERPRET="1")
     here: dict = {}
     exec(STEP, here)

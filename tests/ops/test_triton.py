@@ -1,15 +1,14 @@
 """The Triton kernels in Triton's interpreter, in processes of their own, and the square root that PTX gets."""
 
-import pytest
 import torch
-from triton_interpreter import passed
+from triton_interpreter import passed, require
 
 from flowfast.ops import noise
 from flowfast.ops._float32 import fma32, round32
 
 
 def test_kernels_have_the_bits_of_the_reference():
-    pytest.importorskip("triton", reason="triton is not installed")
+    require()
     assert passed("tests/ops/interpreted_kernels.py") > 100
 
 
@@ -19,7 +18,7 @@ SLOW = ("equals_a_gather", "several_threads", "hard_bounds", "depend_on_the_batc
 
 
 def test_kernels_behave_as_every_backend_does():
-    pytest.importorskip("triton", reason="triton is not installed")
+    require()
     files = [f"tests/ops/test_{name}.py" for name in (*FILES, "rollover")]
     chosen = " and not ".join(("triton", *SLOW))
     twice = "tests/ops/test_resample.py::test_equals_the_reference"  # interpreted_kernels.py has it with fewer slots
