@@ -1,6 +1,7 @@
 # Everything starts from a fresh clone: each target first sets up .venv and builds the op library, once.
 #   make demo    pictures and a table in demo-out/          make test   ruff, mypy, C++ build, pytest
-#   make slow    the tests that take minutes                make lint   ruff and mypy alone
+#   make check   lint and the quick tests, in 90 seconds    make lint   ruff and mypy alone
+#   make slow    the tests that take minutes                make matrix the wheel under other versions of PyTorch
 #   make compare the README's comparison (hours; resumable) make bench  timings, to bench/results/
 #   make cpp     the C++ library and flowfast-run, tested and installed in build/prefix (PRESET=cuda: with CUDA)
 #   make server  the HTTP server of examples/cpp/server: build/server/flowfast-server
@@ -8,6 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo-out
 COMPARE_OUT ?= compare-out
 PRESET ?= cpu
+MATRIX ?= 2.11.0 2.15.0
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -16,7 +18,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 LIBRARY := flowfast/lib/libflowfast_ops.so
 HAS_COMPILER := $(shell command -v c++ g++ 2>/dev/null | head -n 1)
 
-.PHONY: demo test lint slow compare bench cpp server sanitize sanitize-cpp cuda clean setup
+.PHONY: demo test check lint slow compare bench cpp server sanitize sanitize-cpp cuda matrix clean setup
 .DELETE_ON_ERROR:
 
 setup: .venv/.built
@@ -85,8 +87,13 @@ sanitize: .venv/.installed
 sanitize-cpp: setup
 	$(BIN)/python -m pytest -q -m slow tests/runner/test_sanitized.py
 
+# With TORCH=2.11.0 against that version's headers, too, which are fetched once (a gigabyte) and kept in build/.
 cuda: setup
-	$(BIN)/python -m bench.cuda_objects
+	$(BIN)/python -m bench.cuda_objects $(if $(TORCH),--torch $(TORCH))
+
+# 3 to 5 GB and several minutes a version; not part of any test.
+matrix: setup
+	$(BIN)/python tests/matrix.py $(MATRIX)
 
 clean:
 	rm -rf build .venv *.egg-info flowfast/lib demo-out compare-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

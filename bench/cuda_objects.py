@@ -1,12 +1,15 @@
 """The CUDA kernels without a GPU: compiles every csrc/cuda/*.cu for sm_80, sm_90 and sm_100 and reads what came out.
 
-    python -m bench.cuda_objects [--out build/cuda]
+    python -m bench.cuda_objects [--out build/cuda] [--torch 2.11.0]
 
 Each file becomes a whole object (launchers and registration included, against torch's headers). What ptxas says gives
 registers, spills, stack, shared memory and barriers of each kernel; the disassembly gives the width of the accesses and
 the instructions a latent element, see `instructions`. nvcc is the machine's, else the one of the PyPI wheels
 nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-runtime and nvidia-cuda-cccl; the disassembler comes from
 the toolkit or with triton.
+
+--torch compiles against the headers of another PyTorch, too: out of its wheel, which pip fetches (about a gigabyte) the
+first time; they stay in build/torch-VERSION, and from then on every run takes them along.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,8 @@ from pathlib import Path
 import torch
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
+BUILD = CSRC.parent / "build"
+INCLUDE = Path(torch.__path__[0]) / "include"
 ARCHS = (80, 90, 100)
 PROCESSES = 2
 STEP_ELEMENTS = 32  # latent elements of a thread of the 16-bit branch_step kernel
@@ -79,9 +86,9 @@ def sources() -> list[Path]:
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
-def compile_object(source: Path, out: Path, archs: tuple[int, ...] = ARCHS) -> str:
-    """Compiles one file to `out`/<stem>.o for all architectures; returns what ptxas said. An object that is newer than
-    its sources is taken as it is.
+def compile_object(source: Path, out: Path, archs: tuple[int, ...] = ARCHS, include: Path = INCLUDE) -> str:
+    """Compiles one file to `out`/<stem>.o for all architectures against torch's headers; returns what ptxas said. An
+    object that is newer than its sources is taken as it is.
 
     Raises:
         RuntimeError: nvcc failed; with its output.
@@ -93,7 +100,7 @@ def compile_object(source: Path, out: Path, archs: tuple[int, ...] = ARCHS) -> s
     nvcc = find_nvcc()
     command = [str(nvcc), "-c", str(source), "-o", str(made)]
     command += ["--options-file", str(CSRC / "cuda/nvcc.options"), "-Xptxas", "-v", "-I", str(CSRC)]
-    command += ["-isystem", str(Path(torch.__path__[0]) / "include")]
+    command += ["-isystem", str(include)]
     for arch in archs:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -147,12 +154,29 @@ def parse_report(source: str, report: str) -> list[Kernel]:
     return kernels
 
 
-def build(out: Path, archs: tuple[int, ...] = ARCHS) -> list[Kernel]:
+def build(out: Path, archs: tuple[int, ...] = ARCHS, include: Path = INCLUDE) -> list[Kernel]:
     """Compiles all sources into `out`, two at a time; the report of every kernel."""
     out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(PROCESSES) as pool:
-        reports = pool.map(lambda source: (source.stem, compile_object(source, out, archs)), sources())
+        reports = pool.map(lambda source: (source.stem, compile_object(source, out, archs, include)), sources())
         return [kernel for stem, report in reports for kernel in parse_report(stem, report)]
+
+
+def fetch_headers(version: str) -> None:
+    """Brings another PyTorch's headers to build/torch-<version>; kept ones stay.
+
+    Raises:
+        RuntimeError: pip found no such version; it has said why.
+    """
+    folder = BUILD / f"torch-{version}"
+    if (folder / "torch/include").is_dir():
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", temporary, f"torch=={version}"]
+        if subprocess.run(command, env=os.environ | {"PIP_CONSTRAINT": os.devnull}).returncode:
+            raise RuntimeError(f"torch {version} could not be fetched")
+        with zipfile.ZipFile(next(Path(temporary).glob("torch-*.whl"))) as wheel:
+            wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("torch/include/")])
 
 
 # The disassembly
@@ -284,10 +308,17 @@ def step_evidence(out: Path, storage: str = "BFloat16") -> list[StepEvidence]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="compile the CUDA kernels without a GPU and report on them")
-    parser.add_argument("--out", type=Path, default=CSRC.parent / "build/cuda", help="folder for the objects")
-    out = parser.parse_args().out
+    parser.add_argument("--out", type=Path, default=BUILD / "cuda", help="folder for the objects")
+    parser.add_argument("--torch", metavar="VERSION", help="against the headers of this PyTorch, too, as 2.11.0")
+    options = parser.parse_args()
+    out = options.out
     try:
         kernels = build(out)
+        if options.torch:
+            fetch_headers(options.torch)
+        for folder in sorted(BUILD.glob("torch-*")):  # the host's half is what differs: one architecture will do
+            build(out / folder.name, ARCHS[1:2], folder / "torch/include")
+            print(f"compiles against the headers of {folder.name}, too")
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

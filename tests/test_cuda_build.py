@@ -31,7 +31,7 @@ def out():
         cuda_objects.find_nvcc()
     except cuda_objects.ToolMissing as error:
         pytest.skip(str(error))
-    return cuda_objects.CSRC.parent / "build/cuda"
+    return cuda_objects.BUILD / "cuda"
 
 
 @pytest.fixture(scope="module")

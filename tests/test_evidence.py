@@ -17,7 +17,7 @@ def test_kernels_stay_within_their_bounds(name, target):
     row, case = evidence.evidence(name, target), evidence.CASES[name]
     assert evidence.exceeded(row) == []
     for worse in ("spills", "shared", "barriers") if case.streams() else ("spills",):
-        allowed = evidence.SPILLS.get((name, target), 0) if worse == "spills" else getattr(row, worse)
+        allowed = evidence.bounds().spills.get((name, target), 0) if worse == "spills" else getattr(row, worse)
         assert evidence.exceeded(replace(row, **{worse: allowed + 1}))
     if case.latents:
         assert evidence.exceeded(replace(row, store_bits=32)) and evidence.exceeded(
@@ -36,6 +36,21 @@ def test_kernels_compile_where_every_integer_is_1(name):
 def test_without_their_guard_these_would_not(name):
     with pytest.raises(CompilationError):
         evidence.compile_case(evidence.CASES[name], evidence.TARGETS["sm_90"], ones=True, guarded=False)
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [
+        ("3.4.0", (3, 6)),
+        ("3.6.0", (3, 6)),
+        ("3.8.1", (3, 6)),
+        ("3.9.0+git1", (3, 9)),
+        ("3.10.0", (3, 9)),
+        ("4.0", (3, 9)),
+    ],
+)
+def test_bounds_are_those_of_the_version(version, known):
+    assert evidence.bounds(version) is evidence.BOUNDS[known]
 
 
 def test_a_copy_in_narrow_pieces_is_seen():
