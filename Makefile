@@ -56,6 +56,11 @@ lint: .venv/.installed
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
 
+# Before each commit: what most changes break first. CI runs `make test`.
+CHECK := tests/flow tests/ops tests/test_imports.py tests/test_prompts.py tests/test_install.py
+check: setup lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/ops/test_triton.py $(CHECK)
+
 slow: setup
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
