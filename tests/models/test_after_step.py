@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import types
 import warnings
 from typing import Any
 
@@ -146,6 +148,13 @@ def test_what_is_not_known_is_refused_by_the_pipelines_name_and_can_be_picked() 
     # Latents are decoded where there is a decoder.
     pipe.scheduler.decode = lambda latents: -latents
     assert pipe.scheduler.pick(out) == [int(reward(-out, None).argmax())]
+    # A pipeline derived from one that inpaints.
+    base = type(pipe)
+    pipe.__class__ = type("Mine", (base,), {})
+    searched(pipe, INPAINT | {"strength": 0.2})
+    with pytest.raises(ModelError, match="^Mine puts its image back"):
+        _ = pipe.scheduler.best
+    pipe.__class__ = base
     # The next run is another: known again.
     out = searched(pipe, INPAINT)
     assert pipe.scheduler.best == [int(reward(out, None).argmax())]
@@ -213,8 +222,14 @@ def test_pipelines_that_are_known_to_go_on() -> None:
     """The lists name classes of diffusers. Pictures with sound: no search at all, before anything is chosen."""
     import diffusers
 
+    modular = "ltx.LTXImage2VideoLoopAfterDenoiser", "wan_animate_2.WanAnimate2SegmentDenoiseInner"
+    blocks = dict(name.split(".")[::-1] for name in modular)
     for name in (*LAST, *NEVER, *FRAMES):
-        assert issubclass(getattr(diffusers, name), diffusers.DiffusionPipeline)
+        if name in blocks:
+            module = importlib.import_module(f"diffusers.modular_pipelines.{blocks[name]}.denoise")
+            assert issubclass(getattr(module, name), diffusers.ModularPipelineBlocks)
+        else:
+            assert issubclass(getattr(diffusers, name), diffusers.DiffusionPipeline | diffusers.ModularPipeline)
     assert not set(LAST) & set(NEVER) | set(FRAMES) & (set(LAST) | set(NEVER))
 
     def step(name: str, scheduler: Any) -> Any:
@@ -237,6 +252,26 @@ def test_pipelines_that_are_known_to_go_on() -> None:
     for name in ("HunyuanVideoFramepackPipeline", "Kandinsky5I2VPipeline", "WanVACEPipeline"):
         with pytest.raises(ModelError, match=r"Pipeline .*scheduler\.pick"):
             step(name, FlowSearchScheduler(method="bon", reward=reward))
+    block = importlib.import_module("diffusers.modular_pipelines.ltx.denoise").LTXImage2VideoLoopAfterDenoiser
+
+    class Components(diffusers.LTXModularPipeline):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.scheduler = FlowSearchScheduler(method="bon", reward=reward)
+
+        def unpack_latents(self, latents: Tensor, *sizes: int) -> Tensor:
+            return latents
+
+        pack_latents = unpack_latents
+        pachifier = property(lambda self: self)
+
+    components = Components()
+    components.scheduler.set_timesteps(1)
+    state = {"num_frames": 9, "height": 32, "width": 32} | dict.fromkeys(
+        ("noise_pred", "latents"), torch.randn(4, 2, 3)
+    )
+    block()(components, types.SimpleNamespace(**state), 0, components.scheduler.timesteps[0])
+    with pytest.raises(ModelError, match="Components puts the frame that it was given"):
+        _ = components.scheduler.best
     assert len(step("FluxPipeline", FlowSearchScheduler(method="bon", reward=reward))) == 1
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipelineBlocks
 from torch import Tensor
 
 from flowfast.errors import ModelError
@@ -37,8 +37,10 @@ LAST = {
     "WanVACEPipeline": CUT,
     "ChronoEditPipeline": CUT,
     "QwenImageLayeredPipeline": CUT,
+    "LTXImage2VideoLoopAfterDenoiser": FRAME,
+    "WanAnimate2SegmentDenoiseInner": PARTS,
 }
-"""Pipelines (diffusers 0.42) whose output is not what their last step hands out, and why."""
+"""Pipelines and blocks of modular ones (diffusers 0.42) whose output is not what their last step hands out, and why."""
 SOUND = "walks its sound with a copy of its scheduler, which would choose other rows than for the pictures"
 ROWS = "walks each frame with a copy of its scheduler"
 NEVER = {
@@ -46,7 +48,8 @@ NEVER = {
         (
             *("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline", "LTX2InContextPipeline"),
             *("LTX2HDRPipeline", "LTX2DFRPipeline", "LTX2DFRTemporalRefinePipeline"),
-            *("Kandinsky6TI2VAPipeline", "Cosmos3OmniPipeline"),
+            *("Kandinsky6TI2VAPipeline", "Cosmos3OmniPipeline", "Cosmos3OmniModularPipeline"),
+            *("LTX2ModularPipeline", "LTX25ModularPipeline"),
         ),
         SOUND,
     ),
@@ -79,13 +82,16 @@ FRAMES = {"LTXImageToVideoPipeline": ltx_frame, "WanImageToVideoPipeline": wan_f
 
 
 def calling_pipeline() -> tuple[Any, dict[str, Any]]:
-    """The pipeline that is calling its scheduler, with the variables of its call; (None, {}) in a loop of the user's
-    own. A pipeline does not show itself to its scheduler, but it stands on the stack."""
+    """The pipeline that is calling its scheduler, with the variables of its call (of a modular pipeline: of its block);
+    (None, {}) in a loop of the user's own. A pipeline does not show itself to its scheduler, but it stands on the
+    stack."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, DiffusionPipeline):
             return owner, frame.f_locals
+        if isinstance(owner, ModularPipelineBlocks):
+            return frame.f_locals.get("components"), frame.f_locals
         frame = frame.f_back
     return None, {}
 
@@ -103,6 +109,7 @@ class AfterStep:
     def __init__(self, pipe: Any, call: dict[str, Any]):
         kinds = [kind.__name__ for kind in type(pipe).__mro__]
         self.name = "this loop" if pipe is None else kinds[0]
+        kinds.append(type(call.get("self")).__name__)  # the block of a modular pipeline
         prompts = call.get("prompt")
         self.prompts = [prompts] if isinstance(prompts, str) else prompts and list(prompts)
         never = next((NEVER[kind] for kind in kinds if kind in NEVER), "")
@@ -122,6 +129,8 @@ class AfterStep:
         self.image: Tensor | None = None
         self.noised: Tensor | None = None
         self.shares: tuple[Tensor, Tensor] | None = None  # sums of (y - z)(h - z) and of (h - z)^2
+        self.inpaints = any("Inpaint" in kind for kind in kinds)
+        self.lost = False  # latents came back as nothing here explains
         self.steps = 0
 
     def hands_out(self, latents: Tensor) -> None:
@@ -134,20 +143,22 @@ class AfterStep:
 
     def comes_back(self, latents: Tensor) -> None:
         """Compares the latents (N, ...) of a step with what the step before handed out."""
-        if self.handed is None or self.unknown:
+        if self.handed is None or self.lost:
             return
         if latents is self.handed and _version(latents) == self.version:
             return
         same = latents.shape == self.handed.shape and latents is not self.handed
         if self.noised is not None and same and self.noised.shape == latents.shape:
-            if not self._mixed(latents, self.handed, self.noised):
-                self.unknown = "changes its latents between steps in a way that is not known here"
-        elif not same or not torch.equal(latents, self.handed.to(latents.dtype)):
-            self.unknown = "changes its latents between steps in a way that is not known here"
+            self.lost = not self._mixed(latents, self.handed, self.noised)
+        else:
+            self.lost = not same or not torch.equal(latents, self.handed.to(latents.dtype))
+        if self.lost:
+            self.shares = None
+            self.unknown = self.unknown or "changes its latents between steps in a way that is not known here"
 
     def ends(self) -> None:
         """The last step is being made."""
-        if not self.unknown and self.steps == 0 and "Inpaint" in self.name:
+        if not self.unknown and self.steps == 0 and self.inpaints:
             self.unknown = "puts its image back after its only step, where its mask has not shown yet"
 
     def come_out(self, x0: Tensor) -> Tensor:
