@@ -34,6 +34,7 @@ What is wrong is named as "FILE, line N, field 'NAME'", in a JSON document as "F
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 import re
@@ -112,19 +113,18 @@ def read_prompts(place: Path | str, column: str | None = None) -> list[str]:
 
 def _bytes(path: Path) -> bytes:
     """Raises OSError; PromptError for what is too large."""
-    if str(path) == "-":
-        data = sys.stdin.buffer.read(MOST_BYTES + 1)
-    else:
-        with path.open("rb") as file:
-            data = file.read(4096)
-            if not _binary(data):
-                data += file.read(MOST_BYTES + 1 - len(data))
-    if len(data) > MOST_BYTES:
-        raise PromptError(f"--prompts {path} has more than {MOST_BYTES >> 30} GiB: give it in parts")
-    return data
+    data = bytearray()
+    with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
+        while part := file.read(1 << 20):
+            data += part
+            if len(data) > MOST_BYTES:
+                raise PromptError(f"--prompts {path} has more than {MOST_BYTES >> 30} GiB: give it in parts")
+            if _binary(data):
+                break  # it is refused, whatever follows
+    return bytes(data)
 
 
-def _binary(data: bytes) -> str | None:
+def _binary(data: bytes | bytearray) -> str | None:
     """What a file is that is no text; None: it may be one."""
     known = next((what for magic, what in BINARY.items() if data.startswith(magic)), None)
     if known is None and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in data[:4096]:

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,20 @@ def test_long_lists_are_read_in_a_second(tmp_path: Path) -> None:
         started = time.process_time()
         assert len(read_prompts(tmp_path / name)) == 100_000
         assert time.process_time() - started < 5, name
+
+
+def test_memory_follows_the_list(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"prompt": "kite {i}"}}\n' for i in range(20_000)))
+    tracemalloc.start()
+    try:
+        assert len(read_prompts(tmp_path / "a.jsonl")) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 30 * (tmp_path / "a.jsonl").stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_file_that_is_no_text_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "weights.txt").open("wb") as file:
+        file.truncate(1 << 40)  # of holes, which take no disk
+    with pytest.raises(PromptError, match="weights.txt is a binary file"):
+        read_prompts(tmp_path / "weights.txt")
