@@ -34,8 +34,8 @@ GIVEN: dict[str, Any] = {}
 _looked_up: set[str] = set()  # those of the environment that were used
 
 _REFERENCE = re.compile(r"\$\{(FLOWFAST_\w+)\}")
-_LOGIN = re.compile(r"(https?://)([^/?#\s]+)@", re.IGNORECASE)
-_NO_LOGIN = re.compile(r"(https?://)(?![^/?#\s]*@)", re.IGNORECASE)
+_LOGIN = re.compile(r"(https?://)([^/?#]+)@", re.IGNORECASE)
+_NO_LOGIN = re.compile(r"(https?://)(?![^/?#]*@)", re.IGNORECASE)
 _BY_NAME = re.compile(r"(?:[^:]*:)?\$\{FLOWFAST_\w+\}")  # a login that is a reference, or has one as its password
 # A value of a query ends where the next one begins, or, in a sum of rewards, with a weight or the next reward's name.
 _END = r"(?=[&;#\s]|\*[-+.\de]+(?:\+|$)|\+[a-z]+(?:[:*+\s]|$)|$)"

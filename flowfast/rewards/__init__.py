@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowfast import secrets
 from flowfast.errors import OptionError, RewardError
 from flowfast.rewards.combine import rank_ensemble, weighted_sum
-from flowfast.rewards.host import CallableReward
+from flowfast.rewards.host import CallableReward, check_deadline
 from flowfast.rewards.policy import guarded
 from flowfast.types import Flow
 
@@ -56,6 +56,7 @@ def load(reward: Any, flow: Flow | None = None, deadline: float | None = None) -
     Raises:
         OptionError: unknown name. RewardError: not a reward. WeightError: its weights are missing or damaged.
     """
+    check_deadline(deadline)
     if isinstance(reward, str):
         terms = parse(secrets.sealed(reward))
         members = [_load(term, deadline) for term in terms]
@@ -153,7 +154,7 @@ def _split(piece: str) -> tuple[str, str | None, str | None]:
     """Name, argument and weight of one term, as text."""
     term, times, weight = piece.rpartition("*")
     term = (term if times else piece).strip()
-    if term.startswith(("http://", "https://")):
+    if term.lower().startswith(("http://", "https://")):
         term = "http:" + term
     name, colon, argument = (part.strip() for part in term.partition(":"))
     return name, argument if colon else None, weight.strip() if times else None

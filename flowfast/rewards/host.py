@@ -17,6 +17,8 @@ MOST_IMAGES = 64
 MOST_VALUES = 2**25
 """Values of one call's images, 128 MiB in float32: 10 images of 1024 x 1024, 42 of 512 x 512."""
 
+MOST_SECONDS = 1_000_000
+
 
 class CallableReward:
     """`function(images (N, 3, H, W) in [0, 1] on the CPU, prompts) -> N scores`, higher is better.
@@ -39,8 +41,7 @@ class CallableReward:
         range: tuple[float, float] = (-math.inf, math.inf),
         deadline: float | None = None,
     ) -> None:
-        if deadline is not None and not deadline > 0:
-            raise RewardError(f"the deadline of a reward must be positive seconds, got {deadline}")
+        check_deadline(deadline)
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.range = range
@@ -66,6 +67,15 @@ class CallableReward:
         """One call: scores (N,) float32 on the CPU."""
         host = images.detach().float().cpu()
         return guarded(self.name, lambda: self.function(host, prompts), len(prompts), deadline).detach().cpu()
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Raises RewardError: no clock can wait for so long, or for so little."""
+    if deadline is not None and not 0 < deadline <= MOST_SECONDS:
+        raise RewardError(
+            f"the deadline of a reward must be positive seconds, at most {MOST_SECONDS}, got {deadline}; leave it out "
+            "for none"
+        )
 
 
 def parts_of(images: Tensor, most: int) -> Iterator[slice]:

@@ -78,6 +78,8 @@ class HttpReward(CallableReward):
     """
 
     def __init__(self, url: str, deadline: float | None = None, retries: int = 4, backoff: float = 0.2) -> None:
+        if retries < 0 or not 0 <= backoff < math.inf:
+            raise OptionError(f"reward http: expected retries and backoff of 0 or more, got {retries} and {backoff}")
         url = secrets.sealed(url)
         self.url = secrets.without_login(url)
         super().__init__(self.scores, name=self.url, deadline=deadline)

@@ -119,12 +119,13 @@ class RewardServer:
         if asked in ("GET /health", "HEAD /health"):
             return await answer(send, 200, {"status": "ok", "reward": self.name})
         headers, receive = dict(scope["headers"]), Incoming(receive)
-        size = int(headers.get(b"content-length", 0))
+        told = b"content-length" in headers and b"transfer-encoding" not in headers
+        size = int(headers[b"content-length"]) if told else 0
         try:
             self.check(asked, size, headers.get(b"authorization", b""))
             self.requests += 1
             try:
-                async with self.room.held(size if b"content-length" in headers else self.max_body):
+                async with self.room.held(size if told else self.max_body):
                     body = await body_of(receive, size, self.max_body)
                     found = await self.in_turn(body, receive)
             finally:

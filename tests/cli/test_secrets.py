@@ -196,6 +196,10 @@ def test_compare(workers: int, run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         assert "FLOWFAST_REWARD_LOGIN" in (tmp_path / "out" / "results.json").read_text()
         again = url.replace("//", "//${FLOWFAST_REWARD_LOGIN}@") + "*2+sharpness"
         assert "FLOWFAST_REWARD_LOGIN" in run.refused("compare", *options, "--reward", again)
+        count = len(got)
+        run("compare", *options, "--reward", f"{url.replace('//', '//bob:other@')}*2+sharpness")
+        assert len(got) == count, "all of it was done, whoever asks"
+    secrets.forget()
     assert compare.Comparison(prompts=("a",), reward=reward).reward == again
 
 

@@ -290,10 +290,18 @@ def test_addresses_of_every_kind() -> None:
     for url, target in (
         ("http://[::1]:8000/a", (False, "::1", 8000, "/a")),
         ("HTTPS://Host", (True, "host", 443, "/score")),
+        ("Http://Host:81", (False, "host", 81, "/score")),
         ("http://host/a b/ü?q=ä b", (False, "host", 80, "/a%20b/%C3%BC?q=%C3%A4%20b")),
         ("http://host?q=a%20b", (False, "host", 80, "/score?q=a%20b")),
     ):
         assert load(url).target[:4] == target
+        assert rewards.load(url).target[:4] == target
+
+
+def test_numbers_that_cannot_be() -> None:
+    for options in ({"retries": -1}, {"backoff": -0.1}, {"backoff": math.inf}, {"backoff": math.nan}):
+        with pytest.raises(OptionError, match="expected retries and backoff of 0 or more"):
+            HttpReward("http://host", **options)  # type: ignore[arg-type]
 
 
 # ---- secrets ----
@@ -310,6 +318,7 @@ def basic(login: str) -> str:
         ("ann:p%40ss%2Fw:o%2Brd", basic("ann:p@ss/w:o+rd")),
         ("ann:pa+55*word", basic("ann:pa+55*word")),
         ("ann:pa@55word", basic("ann:pa@55word")),
+        ("ann:pa 55 word", basic("ann:pa 55 word")),
         ("ann:wörter", basic("ann:wörter")),
         ("gh_token55", basic("gh_token55:")),
         ("ann:${FLOWFAST_MINE}", basic("ann:of the:variable")),

@@ -154,16 +154,16 @@ def test_a_deadline_is_for_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("own", [None, 5.0])
 def test_the_deadline_of_a_sum_is_for_all_its_members(own: float | None) -> None:
     def slow(images: Tensor, prompts: list[str]) -> list[float]:
-        time.sleep(0.7)
+        time.sleep(1.1)
         return [0.0] * 3
 
     together = weighted_sum(
-        [CallableReward(slow, "one", deadline=own), CallableReward(slow, "two")], [1, 1], deadline=1
+        [CallableReward(slow, "one", deadline=own), CallableReward(slow, "two")], [1, 1], deadline=1.6
     )
     before = time.perf_counter()
     with pytest.raises(RewardError, match="reward 'two' did not answer within"):
         together(IMAGES, PROMPTS)
-    assert time.perf_counter() - before < 1.35
+    assert time.perf_counter() - before < 2.2
 
 
 def test_nan_stays_for_the_search_to_count() -> None:
@@ -197,8 +197,12 @@ def test_a_deadline_changes_nothing_else() -> None:
 
 
 def test_a_deadline_that_cannot_be() -> None:
-    with pytest.raises(RewardError, match="positive seconds, got 0"):
-        CallableReward(lambda images, prompts: [], deadline=0)
+    for seconds in (0, -1, float("nan"), float("inf"), 1e300):
+        refused = pytest.raises(RewardError, match="positive seconds, at most 1000000, got ")
+        with refused:
+            CallableReward(lambda images, prompts: [], deadline=seconds)
+        with refused:
+            load("http://host*0.5+sharpness", deadline=seconds)
 
 
 def test_device_rewards_obey_the_same_policy() -> None:

@@ -201,6 +201,18 @@ def test_bodies_without_a_length() -> None:
         assert call(url, "POST", "/score", BODY)[0] == 200, "the room is free again"
 
 
+def test_a_length_beside_chunks_is_not_believed() -> None:
+    server, seen = RewardServer("sharpness", port=0), []
+    held = server.room.held
+    server.room.held = lambda size: seen.append(size) or held(size)  # type: ignore[method-assign,func-returns-value]
+    with running(server) as url:
+        head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with connect(url) as line:
+            line.sendall(head + f"{len(BODY):x}\r\n".encode() + BODY + b"\r\n0\r\n\r\n")
+            assert line.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert seen == [servers.MAX_BODY]
+
+
 def test_prompts_that_are_too_long_are_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowfast.rewards.http.HEADER_BYTES", 1000)
     with running(RewardServer(lengths, port=0)) as url:
