@@ -25,7 +25,16 @@ from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.files import locked_file, locked_folder, replacing
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
-from flowfast.prompts import check_each, check_no_lists, check_prompts, fault_of, prompt_of, read_lists
+from flowfast.prompts import (
+    check_each,
+    check_no_lists,
+    check_prompts,
+    fault_of,
+    faults_of,
+    few_of,
+    prompt_of,
+    read_lists,
+)
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -154,13 +163,13 @@ def generate(
         raise PromptError("expected at least one PROMPT, got none: flowfast generate 'two red circles'")
     refused = faults_of(texts)
     if len(refused) == len(texts):
-        raise PromptError(few(refused))
+        raise PromptError(few_of(refused))
     check_layout(layout, texts)
     context.with_resource(locked_folder(out))  # until the command ends
     if profile:
         context.with_resource(locked_file(profile))
     if refused:
-        print(f"flowfast: {few(refused)}; left out, the others are drawn", file=sys.stderr)
+        print(f"flowfast: {few_of(refused)}; left out, the others are drawn", file=sys.stderr)
     flow = engine.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None, layout)
@@ -398,16 +407,6 @@ def progress() -> Iterator[Any]:
             bar.update(task, completed=done, total=of, description=text)
 
         yield advance
-
-
-def faults_of(texts: list[str]) -> list[str]:
-    """Why prompts cannot be drawn, by their numbers."""
-    found = ((number, fault_of(text)) for number, text in enumerate(texts, 1))
-    return [f"prompt {number} of {len(texts)}: {fault}" for number, fault in found if fault]
-
-
-def few(faults: list[str]) -> str:
-    return "; ".join(faults[:5]) + f"; and {len(faults) - 5} more" * (len(faults) > 5)
 
 
 @contextmanager

@@ -116,6 +116,17 @@ def fault_of(prompt: Any) -> str | None:
     return None
 
 
+def faults_of(prompts: Sequence[Any]) -> list[str]:
+    """Why prompts cannot be drawn, by their numbers."""
+    found = ((number, fault_of(prompt)) for number, prompt in enumerate(prompts, 1))
+    return [f"prompt {number} of {len(prompts)}: {fault}" for number, fault in found if fault]
+
+
+def few_of(faults: Sequence[str]) -> str:
+    """The first few of many."""
+    return "; ".join(faults[:5]) + f"; and {len(faults) - 5} more" * (len(faults) > 5)
+
+
 def check_prompts(prompts: Any, empty: bool = False) -> list[str]:
     """The prompts as a list. Raises PromptError for what is no list of texts, and for the first prompt that cannot be
     drawn, by its number. empty: an empty one can."""

@@ -51,6 +51,8 @@ from flowfast.fields import (
     check_prompts,
     encoded,
     fault_of,
+    faults_of,
+    few_of,
     field_of,
     fields_of,
     make_prompt,
@@ -112,8 +114,10 @@ def read_prompts(place: Path | str, column: str | None = None) -> list[str]:
 
 
 def _bytes(path: Path) -> bytes:
-    """Raises OSError; PromptError for what is too large."""
+    """Raises OSError, OptionError; PromptError for what is too large."""
     data = bytearray()
+    if str(path) == "-" and sys.stdin is None:
+        raise OptionError("--prompts -: standard input is closed; give a file, or pipe a list in")
     with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
         while part := file.read(1 << 20):
             data += part
@@ -143,7 +147,7 @@ def _decoded(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         if wide:
             raise PromptError(f"{name}: UTF-16 is broken at byte {error.start}: save it as UTF-8") from None
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(re.findall(rb"\r\n?|\n", data[: error.start])) + 1
         raise PromptError(
             f"{name}, line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; save it so, "
             "from Windows by iconv -f WINDOWS-1252 -t UTF-8"
@@ -406,6 +410,8 @@ __all__ = [
     "check_prompts",
     "encoded",
     "fault_of",
+    "faults_of",
+    "few_of",
     "field_of",
     "fields_of",
     "prompt_of",

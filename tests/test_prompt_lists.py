@@ -67,6 +67,12 @@ def test_long_lists_are_read_in_a_second(tmp_path: Path) -> None:
         assert time.process_time() - started < 5, name
 
 
+def test_a_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(OptionError, match="standard input is closed"):
+        read_prompts("-")
+
+
 def test_memory_follows_the_list(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"prompt": "kite {i}"}}\n' for i in range(20_000)))
     tracemalloc.start()
