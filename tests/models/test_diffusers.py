@@ -3,7 +3,6 @@ through flowfast ends at the pipeline's own latents. An upgrade of diffusers tha
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -108,68 +107,6 @@ def test_velocity_is_the_pipelines_own(
     for i in range(2):
         alone = flow.velocity(x[i : i + 1], t[i : i + 1], {name: value[i : i + 1] for name, value in cond.items()})
         torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_velocity_in_bfloat16_is_the_pipelines_own(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times too are rounded as the pipeline rounds them: in bfloat16 one of 820 and its neighbour are 4 apart, which is
-    another angle of every sine that the model makes of them."""
-    pipe = case.build()
-    pipe.to(dtype=torch.bfloat16)
-    pipe.set_progress_bar_config(disable=True)
-    flow = from_diffusers(pipe, steps=STEPS, **case.size, **case.options)
-    watched = Watched(pipe, monkeypatch)
-    run(pipe, case, torch.randn(len(PROMPTS), *flow.shape, generator=torch.Generator().manual_seed(3)).bfloat16())
-    cond, null = flow.encode(PROMPTS), flow.encode([case.negative] * len(PROMPTS))
-    for (x, _, expected), time in zip(watched.steps, flow.own_times(STEPS), strict=True):
-        t = torch.full((len(PROMPTS),), time)
-        u = flow.velocity(x.float(), t, cond)
-        assert u.dtype == torch.float32
-        if flow.guidance != 1.0:
-            base = flow.velocity(x.float(), t, null)
-            u = base + flow.guidance * (u - base)
-        assert float((u - expected.float()).abs().max()) < 0.02 * float(expected.abs().max())
-
-
-@torch.no_grad()
-def test_a_host_program_with_another_default_dtype_gets_the_same(pipe: Any, flow: Any, case: Case) -> None:
-    """A flow that is made and used under it has the same bits."""
-    x = torch.randn(1, *flow.shape, generator=torch.Generator().manual_seed(3))
-    t, expected = torch.tensor([0.6]), []
-    for kind in (torch.float32, torch.float64):
-        torch.set_default_dtype(kind)
-        try:
-            here = from_diffusers(pipe, steps=STEPS, **case.size, **case.options)
-            found = [here.velocity(x, t, here.encode(PROMPTS[:1])), here.decode(x), torch.tensor(here.own_times(STEPS))]
-        finally:
-            torch.set_default_dtype(torch.float32)
-        expected = expected or found
-        assert found[0].dtype == found[1].dtype == torch.float32
-        for value, like in zip(found, expected, strict=True):
-            assert torch.equal(value, like.to(value.dtype))
-
-
-@torch.no_grad()
-def test_prompts_that_were_encoded_elsewhere(pipe: Any, flow: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are given under the names that the pipeline's call has for them, and need no text encoder."""
-    expected, arguments = flow.encode(PROMPTS), flow._arguments()
-    assert set(arguments) <= set(inspect.signature(type(pipe).__call__).parameters)
-    embeds: dict[str, dict[str, Any]] = {}
-    plain = flow.conditions
-
-    def watch(*values: Any) -> Any:
-        embeds[PROMPTS[len(embeds)]] = dict(zip(arguments, values, strict=True))
-        return plain(*values)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(flow, "conditions", watch)
-        patch.setattr(flow, "_arguments", lambda: arguments)
-        flow.encode(PROMPTS)
-    for name in pipe.components:
-        if name.startswith(("text_encoder", "tokenizer")):
-            monkeypatch.setattr(pipe, name, None)
-    found = from_diffusers(pipe, embeds=embeds, **case.size, **case.options).encode(PROMPTS)
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_a_plain_ode_ends_at_the_pipelines_latents(pipe: Any, flow: Any, case: Case, latents: Tensor) -> None:

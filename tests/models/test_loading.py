@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +87,38 @@ def test_what_goes_astray_is_refused(halved: Path) -> None:
         from_diffusers(flux(), variant="fp16", text_encoder=None)
     with pytest.raises(WeightError, match="not-there"):
         from_diffusers(halved.parent, subfolder="not-there")
+
+
+def index(folder: Path, **changed: Any) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a class that diffusers does not have": (
+        lambda to: index(to, _class_name="Flux9Pipeline"),
+        "no attribute Flux9Pip",
+    ),
+    "cut weights": (lambda to: os.truncate(next((to / "vae").glob("*.safetensors")), 99), "Unable to load weights"),
+    "no index": (lambda to: (to / "model_index.json").write_text("{"), "not a valid JSON"),
+    "no tokenizer": (lambda to: shutil.rmtree(to / "tokenizer"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_is_one_clear_error(halved: Path, tmp_path: Path, damage: str) -> None:
+    edit, message = DAMAGE[damage]
+    shutil.copytree(halved, tmp_path / "model")
+    edit(tmp_path / "model")
+    with pytest.raises(WeightError, match=f"cannot load .*{message}"):
+        from_diffusers(tmp_path / "model", variant="fp16", **SIZE)
+
+
+def test_places_that_are_not_there_are_named(halved: Path) -> None:
+    with pytest.raises(WeightError, match="expected the folder of a pipeline, got a file"):
+        from_diffusers(next(halved.rglob("*.safetensors")))
+    with pytest.raises(OptionError, match="device='gpu' cannot be used"):
+        from_diffusers(halved, variant="fp16", device="gpu", **SIZE)
 
 
 def test_a_token_is_not_told_again(halved: Path) -> None:

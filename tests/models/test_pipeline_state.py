@@ -336,6 +336,16 @@ def test_embeds_that_do_not_fit_are_named() -> None:
 # ---- states of a host program ----
 
 
+def test_a_transformer_that_keeps_results_between_calls_is_refused() -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = flux()
+    flow = from_diffusers(pipe, **SIZE)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    with pytest.raises(ModelError, match="the transformer keeps results .*: pipe.transformer.disable_cache()"):
+        drawn(flow)
+
+
 def test_a_search_under_inference_mode_leaves_nothing_that_has_no_gradient() -> None:
     flow = from_diffusers(qwen_image(), guidance=1.0, max_sequence_length=256, **SIZE)
     x0 = torch.randn(1, *flow.shape, generator=torch.Generator().manual_seed(3))

@@ -68,7 +68,7 @@ def from_diffusers(
             raise OptionError(f"device={device} goes with neither offload nor device_map, which place the parts")
         pipe = load_pipeline(str(pipe), given)
         if offload is None and "device_map" not in given:
-            pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            place(pipe, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     elif given or device is not None:
         wrong = sorted(given) or ["device"]
         raise OptionError(
@@ -79,7 +79,10 @@ def from_diffusers(
     if offload not in (None, "model", "sequential"):
         raise OptionError(f"unknown offload {offload!r}: choose model or sequential")
     if offload:
-        pipe.enable_model_cpu_offload() if offload == "model" else pipe.enable_sequential_cpu_offload()
+        try:
+            pipe.enable_model_cpu_offload() if offload == "model" else pipe.enable_sequential_cpu_offload()
+        except (RuntimeError, ValueError, ImportError) as error:
+            raise OptionError(f"offload={offload} is not possible here: {error}") from error
     for wanted, name in ((vae_tiling, "tiling"), (vae_slicing, "slicing")):
         if wanted and not hasattr(pipe.vae, f"enable_{name}"):
             raise OptionError(f"vae_{name}: the pipeline's {type(pipe.vae).__name__} cannot; leave it out")
@@ -88,6 +91,15 @@ def from_diffusers(
     if isinstance(preview_decoder, str | Path):
         preview_decoder = load_tiny(str(preview_decoder), pipe, given)
     return family(pipe, preview_decoder=preview_decoder, **options)
+
+
+def place(pipe: Any, device: str | torch.device) -> None:
+    """Brings a pipeline to a device. Raises OptionError where there is no such device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise OptionError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    pipe.to(device)
 
 
 def adapter_of(pipe: Any) -> type[DiffusersFlow]:

@@ -197,7 +197,8 @@ class DiffusersFlow:
         for name, value in embeds.items():
             if value is None and not known[name]:
                 continue
-            if not isinstance(value, Tensor | list) or len(value) != 1:
+            rows = value.shape[:1] if isinstance(value, Tensor) else [len(value)] if isinstance(value, list) else []
+            if list(rows) != [1]:
                 came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise PromptError(
                     f"embeds of the prompt {text!r}: expected {name} as the pipeline takes it, with one row, got {came}"
@@ -214,7 +215,11 @@ class DiffusersFlow:
 
     def _check_parts(self) -> None:
         for name in self.needed:
-            self._part(name)
+            if getattr(self._part(name), "is_cache_enabled", False):
+                raise ModelError(
+                    f"the {name} keeps results from one call for the next (enable_cache), which particles at other "
+                    f"times cannot share: pipe.{name}.disable_cache()"
+                )
 
     def _part(self, name: str) -> Any:
         part = getattr(self.pipe, name, None)

@@ -48,7 +48,7 @@ def load_pipeline(name: str, options: dict[str, Any]) -> Any:
     try:
         folder = name if subfolder is None else str(within(name, subfolder, options))
         pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise whatever their readers raise
         raise missing(repr(name), name, error) from error
     absent = sorted(set(options) & set(PARTS) - set(pipe.components))
     if absent:
@@ -76,7 +76,7 @@ def load_tiny(name: str, pipe: Any, options: dict[str, Any]) -> Any:
     access = {key: options[key] for key in ("local_files_only", "cache_dir", "token") if key in options}
     try:
         tiny = AutoencoderTiny.from_pretrained(name, use_safetensors=True, **access)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise missing(f"preview_decoder {name!r}", name, error) from error
     return tiny.to(pipe._execution_device, pipe.vae.dtype).eval()
 
@@ -91,7 +91,10 @@ def dtype_of(name: Any) -> torch.dtype:
 
 def missing(what: str, name: str, error: Exception) -> WeightError:
     """Says what cannot be loaded, and what may be done."""
-    reason, folder = str(error).splitlines()[0], Path(name)
+    known = isinstance(error, OSError | ValueError) and str(error)
+    reason, folder = str(error).splitlines()[0] if known else f"{type(error).__name__}: {error}", Path(name)
+    if folder.is_file():
+        return WeightError(f"cannot load {what}: expected the folder of a pipeline, got a file; load it with diffusers")
     if not folder.is_dir():
         return WeightError(f"cannot load {what}: {reason}; where there is a network, `hf download {name}` gets it")
     names = [re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", path.name) for path in folder.rglob("*.safetensors")]
