@@ -26,6 +26,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         INPAINT | {"max_area": 256, "_auto_resize": False},
     ),
     "FluxControlNetInpaint": (edits.flux_controlnet_inpaint, INPAINT | {"control_image": edits.picture(16, 16)}),
+    "FluxControlInpaint": (edits.flux_control_inpaint, INPAINT | {"control_image": edits.picture(16, 16)}),
+    "ZImageInpaint": (edits.z_image_inpaint, INPAINT | {"max_sequence_length": 96, "guidance_scale": 0.0}),
     "SD3Inpaint": (edits.sd3_inpaint, INPAINT),
     "QwenImageInpaint": (edits.qwen_inpaint, INPAINT | {"max_sequence_length": 128}),
     "LTXImageToVideo": (

@@ -127,6 +127,14 @@ REFUSED = {
 }
 
 
+def test_a_scale_set_by_hand_is_refused_too() -> None:
+    scheduler = made("FlowMatchLCMScheduler")
+    own_sampler(scheduler)
+    scheduler.set_scale_factors([0.5, 1.0], "bicubic")
+    with pytest.raises(ModelError, match="FlowMatchLCMScheduler: scale_factors enlarge"):
+        own_sampler(scheduler)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_walks_no_flow_is_refused_by_its_name(name: str) -> None:
     config, why = REFUSED[name]

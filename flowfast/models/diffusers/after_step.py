@@ -129,6 +129,9 @@ class AfterStep:
         self.image: Tensor | None = None
         self.noised: Tensor | None = None
         self.shares: tuple[Tensor, Tensor] | None = None  # sums of (y - z)(h - z) and of (h - z)^2
+        self.packed: Callable[[Tensor], Tensor] | None = None
+        if "FluxControlInpaintPipeline" in kinds:  # it packs its image after it was noised
+            self.packed = lambda image: pipe._pack_latents(image, *image.shape)
         self.inpaints = any("Inpaint" in kind for kind in kinds)
         self.lost = False  # latents came back as nothing here explains
         self.steps = 0
@@ -139,7 +142,7 @@ class AfterStep:
 
     def noises(self, image: Tensor, noised: Tensor) -> None:
         """scale_noise was called: inpainting pipelines noise their image anew after each step but the last."""
-        self.image, self.noised = image, noised
+        self.image, self.noised = (image, noised) if self.packed is None else map(self.packed, (image, noised))
 
     def comes_back(self, latents: Tensor) -> None:
         """Compares the latents (N, ...) of a step with what the step before handed out."""

@@ -30,8 +30,9 @@ OTHERS = {
     "MiniMaxH3Scheduler": "its timesteps rise",
 }
 """Samplers of diffusers that look like a flow's."""
-CHANGEABLE = ("_shift", "sigma_min", "sigma_max")
-"""What decides a sampler's times beside its config and can be changed on it: by `set_shift`, and by pipelines."""
+CHANGEABLE = ("_shift", "sigma_min", "sigma_max", "_scale_factors")
+"""What decides a sampler's steps beside its config and can be changed on it: by `set_shift` and its like, and by
+pipelines."""
 
 
 def sampler_facts(given: Any) -> dict[str, Any]:
@@ -39,10 +40,7 @@ def sampler_facts(given: Any) -> dict[str, Any]:
     scheduler also what was changed on it. Raises ModelError where a config leaves its class open."""
     config = dict(getattr(given, "config", given))
     if hasattr(given, "config"):
-        config |= {
-            "_class_name": type(given).__name__,
-            "live": {k: v for k, v in vars(given).items() if k in CHANGEABLE},
-        }
+        config |= {"_class_name": type(given).__name__, "live": _live(given)}
     elif config and "_class_name" not in config:
         config = {"_class_name": _class_of_fields(given), **config}
     # diffusers leaves in a config what other classes took, and how it came about.
@@ -74,7 +72,7 @@ def own_sampler(scheduler: Any) -> Any:
     """A copy of a pipeline's sampler as it stands now, with all that its class keeps; below a scheduler of flowfast's,
     the one that came with the pipeline. Raises ModelError where it is no flow's."""
     scheduler = getattr(scheduler, "own", scheduler)
-    _check_flow(type(scheduler), scheduler.config)
+    _check_flow(type(scheduler), {**scheduler.config, **_live(scheduler)})
     return copy.deepcopy(scheduler)
 
 
@@ -110,10 +108,10 @@ def sampler_times(sampler: Any, **arguments: Any) -> list[float]:
 
 
 def _made(kind: Any, facts: dict[str, Any]) -> Any:
-    config = {key: value for key, value in facts.items() if key != "live"}
-    _check_flow(kind, config)
+    config, live = {key: value for key, value in facts.items() if key != "live"}, facts.get("live", {})
+    _check_flow(kind, {**config, **live})
     sampler = kind.from_config(config)
-    for name, value in facts.get("live", {}).items():
+    for name, value in live.items():
         setattr(sampler, name, value)
     return sampler
 
@@ -142,7 +140,12 @@ def _no_flow(kind: Any, config: Any) -> str:
         return OTHERS.get(kind.__name__, "what it predicts is unknown here")
     if config.get("invert_sigmas"):
         return "invert_sigmas lets its times rise"
-    return "scale_factors enlarge its latents on the way" if config.get("scale_factors") else ""
+    enlarged = config.get("_scale_factors", config.get("scale_factors"))
+    return "scale_factors enlarge its latents on the way" if enlarged else ""
+
+
+def _live(scheduler: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(scheduler).items() if name in CHANGEABLE}
 
 
 def _class_of_fields(config: Any) -> str:

@@ -14,6 +14,7 @@ from tests.models.tiny.ltx import ltx
 from tests.models.tiny.qwen_image import qwen_image
 from tests.models.tiny.sd3 import sd3
 from tests.models.tiny.wan import wan
+from tests.models.tiny.z_image import z_image
 
 FLUX_PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
 
@@ -24,6 +25,20 @@ def flux_edit(name: str, **more: Any) -> Any:
 
     own = flux().components
     return getattr(diffusers, name)(**{part: own[part] for part in FLUX_PARTS}, **more)
+
+
+def flux_control_inpaint() -> Any:
+    """Its transformer also takes the control image's latents."""
+    from diffusers import FluxTransformer2DModel
+
+    pipe = flux_edit("FluxControlInpaintPipeline")
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=32, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    ).eval()  # fmt: skip
+    pipe.transformer = parts.spread(transformer)
+    return pipe
 
 
 def flux_controlnet_inpaint() -> Any:
@@ -72,6 +87,12 @@ def wan_image_to_video() -> Any:
     own = wan().components
     names = ("scheduler", "vae", "text_encoder", "tokenizer", "transformer")
     return WanImageToVideoPipeline(**{name: own[name] for name in names}, expand_timesteps=True)
+
+
+def z_image_inpaint() -> Any:
+    from diffusers import ZImageInpaintPipeline
+
+    return ZImageInpaintPipeline(**z_image().components)
 
 
 def picture(height: int, width: int) -> Image.Image:
