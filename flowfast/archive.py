@@ -231,6 +231,7 @@ def _module(
     parts, plans, host = _parts(flow, reward, cond, asked, M), _plans(setup, plan), isinstance(reward, Outside)
     manifest = _manifest(setup, plan, plans, flow.shape) | _size(parts["decode"])
     manifest |= {"host_reward": str(int(host)), "scripted_encode": str(int(not prompts))}
+    manifest |= {"reads_prompts": str(int(getattr(flow, "reads_prompts", True)))}
     packages: dict[str, bytes] = {}
     if stem is None:
         flow, reward = _torchscript(flow, reward, parts, null, M)

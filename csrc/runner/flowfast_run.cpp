@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "runner/blake2b.h"
+#include "runner/prompts.h"
 #include "runner/searcher.h"
 #include "runner/text.h"
 
@@ -20,7 +21,9 @@ namespace {
 constexpr char kUsage[] = R"(usage: flowfast-run ARCHIVE --prompt TEXT --budget NFE [options]
 
   --prompt TEXT           may be given several times
-  --prompts FILE          a prompt a line
+  --prompts LIST          .txt, .jsonl, .ndjson, .json, .csv, .tsv, a folder of .txt, or - for standard input; may be
+                          given several times. A prompt's own seed takes the place of --seed
+  --prompt-column NAME    of tables and objects (prompt, else caption, text, or the only one)
   --budget NFE            model evaluations times passes, for each prompt
   --seed N                of the noise (0): any whole number
   --repeat N              another noise for the same seed and prompt (0)
@@ -38,13 +41,14 @@ exit code: 0, 2 where flowfast refuses (archive, option, prompt, budget, reward,
 )";
 
 const std::set<std::string> kFlags = {"--json", "--progress", "--info"};
-const std::set<std::string> kValues = {"--prompt", "--prompts", "--budget", "--seed", "--repeat", "--guidance",
-                                       "--negative-prompt", "--until", "--threads", "--device", "--png"};
+const std::set<std::string> kValues = {"--prompt", "--prompts", "--prompt-column", "--budget", "--seed", "--repeat",
+                                       "--guidance", "--negative-prompt", "--until", "--threads", "--device", "--png"};
 
 struct Arguments {
   std::string archive;
-  std::vector<std::string> prompts;
-  std::map<std::string, std::string> given;  // every option but --prompt
+  std::vector<Listed> prompts;
+  std::vector<std::string> lists;
+  std::map<std::string, std::string> given;  // every other option
 
   bool has(const std::string& name) const { return given.contains(name); }
 
@@ -70,7 +74,9 @@ Arguments parse(int argc, char** argv) {
       if (i + 1 == argc) throw OptionError(name + " needs a value");
       const std::string value = argv[++i];
       if (name == "--prompt")
-        arguments.prompts.push_back(value);
+        arguments.prompts.push_back({value});
+      else if (name == "--prompts")
+        arguments.lists.push_back(value);
       else
         arguments.given[name] = value;
     } else {
@@ -85,14 +91,12 @@ Arguments parse(int argc, char** argv) {
   return arguments;
 }
 
-void read_prompts(Arguments& arguments) {
-  if (arguments.has("--prompts")) {
-    std::ifstream file(arguments.given["--prompts"]);
-    if (!file) throw OptionError("cannot read the prompts in " + arguments.given["--prompts"]);
-    for (std::string line; std::getline(file, line);)
-      if (!line.empty()) arguments.prompts.push_back(line);
-  }
-  if (arguments.prompts.empty()) throw OptionError("expected a prompt: give --prompt TEXT or --prompts FILE");
+void complete(Arguments& arguments) {
+  std::optional<std::string> column;
+  if (arguments.has("--prompt-column")) column = arguments.given["--prompt-column"];
+  for (const std::string& list : arguments.lists)
+    for (Listed& listed : read_prompts(list, column)) arguments.prompts.push_back(std::move(listed));
+  if (arguments.prompts.empty()) throw OptionError("expected a prompt: give --prompt TEXT or --prompts LIST");
   if (!arguments.has("--budget")) throw OptionError("expected --budget NFE");
 }
 
@@ -150,7 +154,7 @@ OnProgress printer(const std::string& prompt) {
 
 int run(Arguments arguments) {
   const auto start = std::chrono::steady_clock::now();
-  if (!arguments.has("--info")) read_prompts(arguments);
+  if (!arguments.has("--info")) complete(arguments);
   Searcher searcher(arguments.archive, {.threads = arguments.number("--threads", 0),
                                         .device = arguments.has("--device") ? arguments.given["--device"] : "cpu"});
   const double load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -169,12 +173,13 @@ int run(Arguments arguments) {
   request.until = arguments.number("--until", request.until);
 
   std::vector<std::optional<Handle>> handles;
-  for (const std::string& prompt : arguments.prompts) {
-    request.prompt = prompt;
+  const Seed seed = request.seed;
+  for (const auto& [prompt, own] : arguments.prompts) {
+    request.prompt = prompt, request.seed = own.value_or(seed);
     handles.push_back(searcher.submit(request, arguments.has("--progress") ? printer(prompt) : OnProgress()));
   }
   for (size_t i = 0; i < handles.size(); ++i) {
-    const std::string& prompt = arguments.prompts[i];
+    const std::string& prompt = arguments.prompts[i].prompt;
     const Result result = std::exchange(handles[i], std::nullopt)->get();  // and lets go of it
     if (arguments.has("--json"))
       std::cout << json(prompt, result, load_seconds) << std::endl;

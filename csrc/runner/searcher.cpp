@@ -63,11 +63,13 @@ struct Searcher::Impl {
     if (request.budget < least || request.budget > most)
       throw BudgetError("this archive runs budgets of " + std::to_string(least) + " to " + std::to_string(most) +
                         " NFE, got " + std::to_string(request.budget) + ": change it or export for another range");
-    for (const std::string& text : {request.prompt, request.negative_prompt.value_or("")})
-      if (const auto at = not_utf8(text))
-        throw PromptError("a prompt must be UTF-8, got something else at byte " + std::to_string(*at + 1));
+    const Info& info = archive->info();
+    const bool unread = info.contains("reads_prompts") && info.at("reads_prompts") == "0";
+    const std::string negative = request.negative_prompt.value_or("");
+    for (const auto& fault : {fault_of(request.prompt, unread), fault_of(negative, true)})
+      if (fault) throw PromptError("the prompt cannot be drawn: " + *fault + "; write what the picture shows");
     if (std::isnan(request.until)) throw OptionError("until must be a number, got NaN: leave it out");
-    const double guidance = request.guidance.value_or(*number_in<double>(archive->info().at("guidance")));
+    const double guidance = request.guidance.value_or(*number_in<double>(info.at("guidance")));
     if (!std::isfinite(guidance) || guidance < 0)
       throw OptionError("guidance must be a finite number of at least 0 (up to 1 is off), got " + text_of(guidance));
     request.guidance = std::max(guidance, 1.0);  // up to 1 is off; the ops mean the unconditional model by 0

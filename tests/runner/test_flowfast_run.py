@@ -131,7 +131,7 @@ def test_more_prompts_than_slots(scenes: Path, tmp_path: Path) -> None:
 
 def test_prompts_of_any_text(tmp_path: Path) -> None:
     """Keys and JSON of texts with quotes, control characters and letters beyond ASCII."""
-    prompts = ['say "no"\t\\', "d\u00e9j\u00e0 \u2603", "", "x" * 300]
+    prompts = ['say "no"\t\\', "d\u00e9j\u00e0 \u2603", " two\nlines ", "x" * 300]
     archive = tmp_path / "toy.pt"
     options = {"method": "svdd", "steps": 6, "micro_batch": 8}
     flowfast.export(GaussianFlow(SHAPE), archive, reward=Mean(), budget=61, slots=3, prompts=prompts, **options)
@@ -200,10 +200,11 @@ def test_what_cannot_work_is_refused(scenes: Path, tmp_path: Path) -> None:
         ("guidance must be a finite number of at least 0", *asked, "--budget", 48, "--guidance", "nan"),
         ("at least 0 (up to 1 is off), got -0.5", *asked, "--budget", 48, "--guidance", "-0.5"),
         ('a seed must be a whole number of up to 4300 digits, got "1.5"', *asked, "--budget", 48, "--seed", "1.5"),
-        ("a prompt must be UTF-8, got something else at byte 4", scenes, "--prompt", b"caf\xe9", "--budget", 48),
+        ("the prompt cannot be drawn: it is empty; write", scenes, "--prompt", " ", "--budget", 48),
+        ("the prompt cannot be drawn: it is no UTF-8 from byte 4 on", scenes, "--prompt", b"caf\xe9", "--budget", 48),
         ("threads must be at least 1, or 0", *asked, "--budget", 48, "--threads", -1),
         ("device must be cpu, or cuda where PyTorch has it, got 'tpu'", *asked, "--budget", 48, "--device", "tpu"),
-        ("cannot read the prompts in ", scenes, "--prompts", tmp_path / "none.txt", "--budget", 48),
+        ("none.txt: No such file or directory", scenes, "--prompts", tmp_path / "none.txt", "--budget", 48),
         ("cannot write ", *asked, "--budget", 24, "--png", tmp_path / "none/out.png"),
         ("cannot read ", tmp_path / "none.pt", "--prompt", "a", "--budget", 48),
     ):

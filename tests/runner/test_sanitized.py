@@ -14,8 +14,9 @@ from tests.cpp import ROOT, command
 pytestmark = pytest.mark.slow
 FLAGS = {"ON": ["-fsanitize=address,undefined"], "thread": ["-fsanitize=thread"]}
 WITHOUT_TORCH = [
-    "runner/searcher.cpp", "runner/seal.cpp", "runner/blake2b.cpp", "runner/png.cpp", "runner/tests/main.cpp",
-    "runner/tests/test_pieces.cpp", "runner/tests/test_driver.cpp", "runner/tests/fake_archive.cpp",
+    "runner/searcher.cpp", "runner/seal.cpp", "runner/blake2b.cpp", "runner/png.cpp", "runner/text.cpp",
+    "runner/json.cpp", "runner/tests/main.cpp", "runner/tests/test_pieces.cpp", "runner/tests/test_driver.cpp",
+    "runner/tests/fake_archive.cpp",
 ]  # fmt: skip
 
 

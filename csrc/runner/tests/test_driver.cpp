@@ -147,7 +147,8 @@ void an_error_is_of_its_request() {
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = 0}));
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = kForever + 1}));
   CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .until = kNaN}));
-  CHECK(refused<PromptError>(searcher, {.prompt = "caf\xe9", .budget = 1}));
+  for (const std::string& prompt : Prompts{"", " \u3000\n", "caf\xe9", std::string("a\0b", 3)})
+    CHECK(refused<PromptError>(searcher, {.prompt = prompt, .budget = 1}));
   CHECK(refused<PromptError>(searcher, {.prompt = "a", .budget = 1, .negative_prompt = "\xff"}));
   try {
     Searcher missing("");
@@ -166,7 +167,8 @@ void guidance_up_to_1_is_off() {
     run(guided, guidance), run(unguided, guidance), run(old, guidance);
   run(guided, 1.5);
   CHECK(fake("guided").guided == std::vector<double>({4.5, 1, 1, 1, 1.5}));
-  CHECK(fake("unguided").guided == std::vector<double>(4, 1) && fake("exported with 0").guided == fake("unguided").guided);
+  const std::vector<double> off(4, 1);
+  CHECK(fake("unguided").guided == off && fake("exported with 0").guided == off);
   CHECK(refused<OptionError>(unguided, {.prompt = "a", .budget = 1, .guidance = 1.5}));
   for (const double guidance : {-1.0, -1e-9, kNaN, std::numeric_limits<double>::infinity()})
     CHECK(refused<OptionError>(guided, {.prompt = "a", .budget = 1, .guidance = guidance}), "%g", guidance);

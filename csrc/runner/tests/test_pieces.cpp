@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "runner/blake2b.h"
+#include "runner/json.h"
 #include "runner/seal.h"
 #include "runner/searcher.h"
 #include "runner/tests/tests.h"
@@ -48,8 +49,8 @@ void keys_are_those_of_python() {
 
 void seeds_are_whole_numbers_as_python_reads_them() {
   const std::pair<const char*, const char*> table[] = {
-      {"0", "0"},     {"007", "7"},     {"+5", "5"},        {"-0", "0"},      {"-00", "0"}, {" 12\n", "12"}, {"-0_7", "-7"},
-      {"1_0", "10"}, {"-12", "-12"}, {"18446744073709551616", "18446744073709551616"}};
+      {"0", "0"}, {"007", "7"}, {"+5", "5"}, {"-0", "0"}, {"-00", "0"}, {" 12\n", "12"}, {"-0_7", "-7"}, {"1_0", "10"},
+      {"\u00a0-12\u3000", "-12"}, {"18446744073709551616", "18446744073709551616"}};
   for (const auto& [text, digits] : table) CHECK(Seed(text).digits() == digits, "%s", text);
   CHECK(Seed(INT64_MIN) == Seed("-9223372036854775808") && Seed(UINT64_MAX) == Seed("18446744073709551615"));
   CHECK(Seed(std::string(4300, '9')).digits().size() == 4300);
@@ -64,6 +65,35 @@ void seeds_are_whole_numbers_as_python_reads_them() {
       const std::string said = error.what();
       CHECK(said.starts_with("a seed must be a whole number") && said.size() < 200, "%s", said.c_str());
     }
+}
+
+std::string verdict_on_json(const std::string& text) {
+  try {
+    (void)parse_json(text);
+    return "";
+  } catch (const JsonError& error) {
+    return std::to_string(error.line) + ": " + error.what();
+  }
+}
+
+void json_is_what_python_reads() {
+  const Json value = parse_json(R"( {"a": [1, -2.5e+3, NaN, -Infinity, true, null], "\ud83d\ude00\n": "\/\u00e9"} )");
+  CHECK(value.kind == Json::kObject && value.find("a")->entries.size() == 6);
+  CHECK(value.find("a")->entries[1].text == "-2.5e+3" && value.find("a")->entries[2].kind == Json::kNumber);
+  CHECK(value.find("\xf0\x9f\x98\x80\n")->text == "/\xc3\xa9" && !value.find("b"));
+  CHECK(parse_json("\"\\ud83d!\"").text == "\xed\xa0\xbd!");  // half of a pair, which is no UTF-8
+  for (const char* wrong :
+       {"", " ", "{", "[1,]", R"({"a" 1})", R"({"a":1,})", "{a: 1}", "01", "1.", "-", ".5", "+1", "1e", "tru", "\"a",
+        R"("\x")", R"("\u12")", "\"\t\"", "[1] 2", "'a'", "nan"})
+    CHECK(verdict_on_json(wrong).starts_with("1: "), "%s", wrong);
+  CHECK(verdict_on_json("[1,\n 2\n 3]").starts_with("3: "));
+  CHECK(verdict_on_json("{\"a\": 1, \"a\": 2}") == "0: 'a' stands there twice");
+  CHECK(verdict_on_json(std::string(900, '[') + std::string(900, ']')).empty());
+  for (const char* open : {"[", "{\"a\":"})
+    for (std::string deep; deep.size() < 3'000'000;)
+      if ((deep += deep.empty() ? open : deep).size() > 2'000'000)
+        CHECK(verdict_on_json(deep) == "0: nested too deep");
+  CHECK(verdict_on_json(std::string(4301, '9')) == "0: a number has too many digits");
 }
 
 void what_is_not_utf8() {
@@ -137,7 +167,8 @@ void pictures() {
   CHECK(hexadecimal(image.png()) ==
         "89504e470d0a1a0a0000000d49484452000000020000000108020000007b40e8dd00000012494441547801010700f8ff"
         "0000800040ffff064402bfe035e3030000000049454e44ae426082");
-  for (const Image& impossible : {Image{2, 1, 1, {0, 0}}, Image{3, 1, 2, {0, 0}}, Image{1, 0, 0, {}}, Image{1, -1, -1, {0}}})
+  for (const Image& impossible :
+       {Image{2, 1, 1, {0, 0}}, Image{3, 1, 2, {0, 0}}, Image{1, 0, 0, {}}, Image{1, -1, -1, {0}}})
     try {
       (void)impossible.png();
       CHECK(false, "an image of %d channels was written", impossible.channels);
@@ -151,6 +182,7 @@ void test_pieces() {
   blake2b_known_answers();
   keys_are_those_of_python();
   seeds_are_whole_numbers_as_python_reads_them();
+  json_is_what_python_reads();
   what_is_not_utf8();
   seals();
   pictures();
