@@ -172,7 +172,7 @@ def digest_of(data: bytes) -> str:
 def digest_of_prompts(prompts: list[str]) -> str:
     """Of texts and fields."""
     entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
-    return digest_of(json.dumps(plain(entries)).encode())
+    return digest_of(json.dumps(plain(entries), sort_keys=True, default=repr).encode())
 
 
 def state_of(engine: Search) -> dict[str, Tensor]:

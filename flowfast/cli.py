@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,7 +23,7 @@ from flowfast import engine, ops, rewards, secrets
 from flowfast.bounds import MOST_ROWS
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
-from flowfast.files import locked_file, locked_folder, replacing
+from flowfast.files import locked_file, locked_folder
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
 from flowfast.prompts import (
@@ -32,9 +33,9 @@ from flowfast.prompts import (
     fault_of,
     faults_of,
     few_of,
-    prompt_of,
     read_lists,
 )
+from flowfast.report.config_file import parse_options, read_config
 from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
@@ -45,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEFAULT_BUDGET = 200
+LONGEST_ERROR = 1000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,14 +54,33 @@ def main(argv: list[str] | None = None) -> int:
     keep_memory()
     secrets.forget()  # those of an earlier call in this process
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the letters of a folder's name
     try:
-        return app(argv, prog_name="flowfast", standalone_mode=False) or 0
-    except (FlowfastError, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"flowfast: {secrets.hidden(' '.join(message.split()))}", file=sys.stderr)
-        return 2
+        code = app(argv, prog_name="flowfast", standalone_mode=False) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough
+        _drop_stdout()
+        return 1
     except typer.Abort:
         return 130
+    except (FlowfastError, typer.TyperException, OSError) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        if isinstance(error, OSError):
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or message
+            _drop_stdout()  # it may be this that cannot be written to
+        line = " ".join(message.split())
+        line = line if len(line) <= LONGEST_ERROR else f"{line[:700]} ... {line[-250:]}"
+        print(f"flowfast: {secrets.hidden(line)}", file=sys.stderr)
+        return 2
+
+
+def _drop_stdout() -> None:
+    """What is still to be written there goes nowhere, instead of into an error as Python ends."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -128,6 +149,7 @@ def generate(
     """Search for the best picture of each PROMPT; writes pictures, result and every candidate to --out."""
     from flowfast.report.generate import CALL, GenerateFiles, check_layout
     from flowfast.report.tables import markdown
+    from flowfast.report.trace import chrome_trace
     from flowfast.report.video import FPS
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
@@ -157,7 +179,7 @@ def generate(
     if option:
         asked["method_options"] = {**asked.get("method_options", {}), **parse_options(option)}
     if model_option:
-        asked["model_options"] = {**asked.get("model_options", {}), **parse_options(model_option)}
+        asked["model_options"] = {**asked.get("model_options", {}), **parse_options(model_option, "--model-option")}
     resolved = make_config(asked)
     if not texts:
         raise PromptError("expected at least one PROMPT, got none: flowfast generate 'two red circles'")
@@ -196,18 +218,6 @@ def generate(
     print(f"{result.seconds['total']:.2f} s ({parts})")
     if refused:
         raise typer.Exit(2)
-
-
-@contextmanager
-def chrome_trace(path: Path | None) -> Iterator[None]:
-    """Profiles what runs inside and writes it for chrome://tracing or ui.perfetto.dev; None: does nothing."""
-    if path is None:
-        yield
-        return
-    with torch.profiler.profile() as profiler:
-        yield
-    with replacing(path) as part:
-        profiler.export_chrome_trace(str(part))
 
 
 @app.command()
@@ -293,8 +303,8 @@ def export_archive(
     asked = {**(read_config(config) if config else {}), **given, "seconds": None}
     for name in ("prompts", "layout"):
         asked.pop(name, None)
-    for name, pairs in (("method_options", option), ("model_options", model_option)):
-        asked[name] = {**asked.get(name, {}), **parse_options(pairs or [])}
+    asked["method_options"] = {**asked.get("method_options", {}), **parse_options(option or [])}
+    asked["model_options"] = {**asked.get("model_options", {}), **parse_options(model_option or [], "--model-option")}
     check_no_lists(prompt or [])
     texts = [*(prompt or []), *read_lists(lists or [], column)]
     if texts:
@@ -421,20 +431,6 @@ def numbered(texts: list[str], flow: Any, scorer: Any) -> Iterator[None]:
         raise
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The mapping of a config.yaml. Raises OptionError."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"cannot read --config {path}: {error}") from None
-    if not isinstance(found, dict):
-        raise OptionError(f"--config {path}: expected a mapping of options, got {type(found).__name__}")
-    texts = found.get("prompts", [])
-    if not isinstance(texts, list) or not all(isinstance(text, str | dict) for text in texts):
-        raise OptionError(f"--config {path}: expected prompts to be a list of texts, got {texts!r}")
-    return {**found, "prompts": [prompt_of(entry, f"--config {path}") for entry in texts]}
-
-
 def built_in_prompts(model: str, split: str) -> list[str]:
     """A half of the model's hard prompts. Raises OptionError."""
     if model != "scenes":
@@ -455,18 +451,6 @@ def numbers(text: str, kind: type, option: str) -> list[Any]:
         return sorted({kind(word) for word in words(text)})
     except ValueError:
         raise OptionError(f"{option}: expected numbers with commas between them, got {text!r}") from None
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """["n=4"] as {"n": 4}. Raises OptionError."""
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise OptionError("--option: expected NAME=VALUE, got one without '='")  # and not what: it may be a secret
-        plain = secrets.is_secret(name) and value.lower() not in ("true", "false", "null")  # "@1e5" is a password
-        found[name.strip()] = value if plain else yaml.safe_load(value)
-    return found
 
 
 if __name__ == "__main__":

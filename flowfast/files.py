@@ -92,9 +92,10 @@ def locked_file(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(lock: Path, what: Path) -> Iterator[None]:
-    missing = [folder for folder in lock.parents if not folder.exists()]
+    missing: list[Path] = []
     try:
         with output_errors(what):
+            missing += [folder for folder in lock.parents if not folder.exists()]
             lock.parent.mkdir(parents=True, exist_ok=True)
             held = _take(lock, what)
         try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -382,3 +385,32 @@ def test_what_is_written_grows_with_the_prompts(
         assert all(config.read_bytes() == configs[0].read_bytes() for config in configs)
     assert sizes[1] < 2.1 * sizes[0]
     assert len(lines_of(folders(tmp_path / "60")[7] / "candidates.jsonl")) >= 1
+
+
+# ---- standard output ----
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "says"),
+    [
+        ("{} methods | true; exit ${{PIPESTATUS[0]}}", 1, ""),
+        ("{} methods | head -1 > /dev/null", 0, ""),
+        ("{} methods >&-", 0, ""),
+        ("{} methods > /dev/full", 2, "flowfast: No space left on device\n"),
+        ("{} best 2>&-", 2, ""),
+        ("{} $'g\\xff'", 2, "flowfast: No such command 'g\\udcff'.\n"),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} methods > /dev/null", 0, ""),
+    ],
+)
+def test_output_that_nobody_reads(shell: str, code: int, says: str) -> None:
+    command = shell.format(f"{sys.executable} -m flowfast.cli")
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, says)
+
+
+def test_letters_that_a_terminal_does_not_know(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert cli.main([*CALL, "--out", str(tmp_path / "Stra\u00dfe")]) == 0
+    ascii_only.seek(0)
+    assert "Stra\\xdfe/00-two-red-circles" in ascii_only.read()
