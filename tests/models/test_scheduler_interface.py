@@ -50,7 +50,7 @@ def walked(scheduler: Any, x: Tensor, steps: int = 4) -> Tensor:
 
 
 def noise(rows: int = 4) -> Tensor:
-    return torch.randn(rows, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return torch.randn(rows, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 # ---- configs ----
@@ -279,6 +279,28 @@ def test_sixteen_bits_go_in_and_come_out(kind: torch.dtype) -> None:
         # Latents of one type, velocities of another: the velocity's, as diffusers has it.
         scheduler.set_timesteps(4)
         assert scheduler.step(noise().to(kind), scheduler.timesteps[0], noise()).prev_sample.dtype == kind
+
+
+def test_the_host_programs_state_does_not_matter() -> None:
+    def run() -> tuple[Tensor, Any, Any]:
+        scheduler = search()
+        end = walked(scheduler, noise().float())
+        return end, scheduler.timesteps, scheduler.rewards
+
+    expected, x = run(), noise()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.enable_grad():
+            found = run()
+            scheduler = sde()
+            scheduler.set_timesteps(4)
+            # Velocities with a graph, as of a model that was not told no_grad.
+            velocity = x.clone().requires_grad_() * 0.5
+            assert not scheduler.step(velocity, scheduler.timesteps[0], x).prev_sample.requires_grad
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(expected, found, strict=True):
+        assert one.dtype == other.dtype == torch.float32 and torch.equal(one, other)
 
 
 def test_an_interrupted_run_leaves_no_result() -> None:

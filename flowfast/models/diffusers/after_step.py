@@ -142,6 +142,7 @@ class AfterStep:
 
     def noises(self, image: Tensor, noised: Tensor) -> None:
         """scale_noise was called: inpainting pipelines noise their image anew after each step but the last."""
+        image, noised = image.detach(), noised.detach()
         self.image, self.noised = (image, noised) if self.packed is None else map(self.packed, (image, noised))
 
     def comes_back(self, latents: Tensor) -> None:
@@ -176,7 +177,7 @@ class AfterStep:
     def _mixed(self, latents: Tensor, handed: Tensor, noised: Tensor) -> bool:
         """Takes the mask from y = m h + (1 - m) z; whether there is one that explains all y so far."""
         precision = max(torch.finfo(part.dtype).eps for part in (latents, handed, noised))
-        y, h, z = latents.float(), handed.float(), noised.float()
+        y, h, z = latents.detach().float(), handed.float(), noised.float()
         here = ((y - z) * (h - z), (h - z).square())
         self.shares = here if self.shares is None else (self.shares[0] + here[0], self.shares[1] + here[1])
         error = (y - z - self._mask() * (h - z)).abs()

@@ -133,7 +133,8 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         schedule = self._schedule_at([1.0, *times] if late else times)
         self.table, self.noisy = schedule.table[late:].float().to(device), schedule.searchable[late:].tolist()
         self.rows = len(self.noisy)
-        self.sigmas = torch.cat([schedule.time[late:].float(), torch.zeros(1)]).to(device)
+        times_left = schedule.time[late:].float()
+        self.sigmas = torch.cat([times_left, times_left.new_zeros(1)]).to(device)
         self.timesteps = self.sigmas[:-1] * self.own.config.num_train_timesteps
         if timesteps is not None:  # the model sees these, whatever times they were shifted to
             self.timesteps = torch.as_tensor(timesteps, dtype=torch.float32, device=self.sigmas.device)[: self.rows]
