@@ -22,8 +22,8 @@ know) is read as such; one whose first line is nothing but the name of a column 
 begins like a JSON object, among lines that do not, is refused.
 
 The prompt is in the column (or member of objects) that --prompt-column names, else in the first there is of prompt,
-prompts, caption, captions, text, texts, in any case, else in the only one; in a table that has a name of two words at
-most, or it is taken for a prompt without a row of names above it and refused. Of a list of objects the first decides,
+prompts, caption, captions, text, texts, in any case, else in the only one; in a table that has one space at most in its
+name, or it is taken for a prompt without a row of names above it and refused. Of a list of objects the first decides,
 and all others must have it. Rows of a table have as many fields as the first. Of rows one after the other with the same
 `item_id` and the same prompt (DPG-Bench: one a question) the first is read. What fields a prompt has beside it:
 flowfast/fields.py. White space around prompts of lines, tables and folders is taken off, as str.strip() has it.
@@ -238,7 +238,7 @@ class _Reader:
         first, names = next(rows, (1, []))
         where = f"{self.name}, line {first}"
         names = [name.strip() for name in names]
-        only = len(names) == 1 and not self.column and not set(names[0]) & set("\t,;") and len(names[0].split()) < 3
+        only = len(names) == 1 and not self.column and not set(names[0]) & set("\t,;") and names[0].count(" ") < 2
         column = self.pick(names, where) or (names[0] if only else None)
         if column is None:
             raise self.no_column(names, where)

@@ -206,7 +206,8 @@ class Reader {
     Texts names;
     for (const std::string& cell : first.cells) names.emplace_back(trimmed(cell));
     std::optional<std::string> column = pick(names, at_line(first.line));
-    const bool only = names.size() == 1 && !column_ && names[0].find_first_of("\t,;") == std::string::npos;
+    const bool only = names.size() == 1 && !column_ && names[0].find_first_of("\t,;") == std::string::npos &&
+        std::count(names[0].begin(), names[0].end(), ' ') < 2;  // else it looks like a prompt
     if (!column && only) column = names[0];
     if (!column) throw no_column(names, at_line(first.line));
     for (const std::string& name : names)
