@@ -360,12 +360,14 @@ def test_a_search_is_not_training(caplog: pytest.LogCaptureFixture) -> None:
     pipe = flux()
     expected = drawn(from_diffusers(pipe, steps=3, **SIZE))
     pipe.text_encoder_2.train()  # a T5 drops a tenth
-    pipe.transformer.transformer_blocks.train()
+    pipe.text_encoder.encoder.train()  # as the layers of a LoRA that was loaded
+    pipe.transformer.train()
     with caplog.at_level(logging.WARNING, "flowfast.models.diffusers"):
         found = drawn(from_diffusers(pipe, steps=3, **SIZE))
     assert torch.equal(found.image, expected.image)
     for name in ("text_encoder_2", "transformer"):
         assert f"{name} was in train mode: put into eval mode for the search" in caplog.text
+    assert "text_encoder was" not in caplog.text and not pipe.text_encoder.encoder.training
 
 
 def test_a_pipeline_of_ones_own_class_has_its_familys_adapter() -> None:

@@ -234,7 +234,8 @@ class DiffusersFlow:
         """A search and its replays need a model that gives the same twice, so dropout is off."""
         for name, part in self.pipe.components.items():
             if isinstance(part, torch.nn.Module) and any(module.training for module in part.modules()):
-                log.warning("%s was in train mode: put into eval mode for the search", name)
+                if part.training:  # not just the layers of a LoRA, which begin so
+                    log.warning("%s was in train mode: put into eval mode for the search", name)
                 part.eval()
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
