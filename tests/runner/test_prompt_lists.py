@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flowfast.errors import OptionError, PromptError
+from flowfast.ops.noise import noise_key
 from flowfast.prompts import fields_of, read_prompts
-from flowfast.settings import noise_key
 from tests.cpp import PREFIX, TESTS, command
 from tests.test_prompt_lists import CASES, content, laid
 
