@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError):
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or message
             _drop_stdout()  # it may be this that cannot be written to
-        line = " ".join(message.split())
+        line = " ".join(secrets.hidden(message).split())
         line = line if len(line) <= LONGEST_ERROR else f"{line[:700]} ... {line[-250:]}"
-        print(f"flowfast: {secrets.hidden(line)}", file=sys.stderr)
+        print(f"flowfast: {line}", file=sys.stderr)
         return 2
 
 

@@ -333,5 +333,5 @@ def reason(answer: bytes) -> str:
         text = found["error"] if isinstance(found, dict) and "error" in found else found
     except (ValueError, RecursionError):
         text = answer.decode("utf-8", "replace")
-    text = " ".join(str(text).split())
+    text = " ".join(secrets.hidden(str(text)).split())  # before a cut could leave half of one
     return (text[:200] + "...") if len(text) > 200 else text or "nothing"

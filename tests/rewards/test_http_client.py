@@ -387,6 +387,14 @@ def test_an_answer_that_repeats_the_secret_does_not_show_it(status: int) -> None
     assert caught.value.__cause__ is None
 
 
+def test_a_cut_leaves_no_half_of_a_secret() -> None:
+    for before in range(185, 201):
+        said = b"x" * before + b"pa55 word"
+        with answering(lambda i, said=said: (400, said)) as (url, _), pytest.raises(RewardError) as caught:  # type: ignore[misc]
+            load(url.replace("//", "//ann:pa55 word@"))(IMAGES, PROMPTS)
+        assert "pa5" not in str(caught.value)
+
+
 def test_a_search_shows_no_secret() -> None:
     flow = flowfast.flow_from(lambda x, t, cond: x, (3, 4, 4), decode=lambda x: x.sigmoid())
 
