@@ -121,10 +121,11 @@ def search(
     (P, C, *shape): own initial noise of each prompt (of each chain).
     on_round gets every candidate, on_sample each prompt's result as soon as it is there, on_progress (NFE spent, NFE
     in all).
-    checkpoint: a file that holds the search, written every checkpoint_seconds (30), before a finished prompt is
-    decoded, and at the end; the same call with it goes on where it was killed and gives the same samples at equal
-    micro-batch and threads. What was finished is decoded and not searched again; on_sample is not told again of prompts
-    that the file holds as done. A budget in seconds goes on as the rounds that were planned, without the clock.
+    checkpoint: a file that holds the search (samples that are done in a second one, named .done behind it), written
+    every checkpoint_seconds (30), before a finished prompt is decoded, and at the end; the same call
+    with it goes on where it was killed and gives the same samples at equal micro-batch and threads. What was finished
+    is decoded and not searched again; on_sample is not told again of prompts that the file holds as done. A
+    budget in seconds goes on as the rounds that were planned, without the clock.
     Where a round runs out of the device's memory, the search goes on from before it with half of the micro-batch, which
     the result records (config.micro_batch, config.splits) and later calls with this flow start from. Nothing that was
     reported is taken back; the model saw some rows of such a round for nothing, which no budget counts.

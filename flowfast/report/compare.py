@@ -31,6 +31,7 @@ from flowfast.report.write import (
     Lines,
     check_places,
     damaged,
+    drawn,
     number,
     read_lines,
     read_picture,
@@ -333,8 +334,10 @@ def write_results(
     }
     write_json(out / "results.json", {**head, "rows": results})
     write_text(out / "table.md", overview(results) + "\n" + markdown(HEAD, comparison_rows(results)))
-    write_bytes(out / "curve.png", curve_picture(results, "reward" if results[0]["heldout"] is None else "heldout"))
-    write_bytes(out / "contact.png", contact_sheet(comparison, lines, out))
+    what = "reward" if results[0]["heldout"] is None else "heldout"
+    curve, contact, again = out / "curve.png", out / "contact.png", f"flowfast compare ... --out {out}"
+    drawn(curve, lambda: write_bytes(curve, curve_picture(results, what)), again)
+    drawn(contact, lambda: write_bytes(contact, contact_sheet(comparison, lines, out)), again)
 
 
 def contact_sheet(comparison: Comparison, lines: Sequence[dict[str, Any]], out: Path) -> bytes:
@@ -347,10 +350,11 @@ def contact_sheet(comparison: Comparison, lines: Sequence[dict[str, Any]], out: 
             scores = line["heldout"] or [None] * len(line["prompts"])
             for prompt, reward, score in zip(line["prompts"], line["reward"], scores, strict=True):
                 found[Arm(*line["arm"]), prompt] = (reward, score)
-    cells = [
-        [(read_picture(picture_path(out, arm, index)), *found[arm, prompt]) for arm in arms]
-        for index, prompt in enumerate(prompts)
-    ]
+    cells: list[list[tuple[np.ndarray, float, float | None] | None]] = []
+    for index, prompt in enumerate(prompts):
+        images = [read_picture(picture_path(out, arm, index)) for arm in arms]
+        row = zip(arms, images, strict=True)
+        cells.append([None if image is None else (image, *found[arm, prompt]) for arm, image in row])
     several = len(comparison.interpolants) > 1
     names = [f"{a.method}\n{a.interpolant}" if several else a.method for a in arms]
     return contact_picture(prompts, names, cells)

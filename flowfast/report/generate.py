@@ -6,13 +6,12 @@ timing.json       seconds of the call, by parts          config.yaml  reruns the
 
 With --layout geneval folders and pictures have other names (flowfast/report/geneval.py).
 
-While it runs, call.yaml and checkpoint.safetensors lie beside the folders: `--resume` goes on from them.
+While it runs, call.yaml and checkpoint.safetensors (and .done) lie beside the folders: `--resume` goes on from them.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 from flowfast import engine
 from flowfast.checkpoint import Checkpoint
 from flowfast.config import SearchConfig
-from flowfast.errors import OptionError, OutputError
+from flowfast.errors import OptionError
 from flowfast.files import sweep
 from flowfast.prompts import Prompt, check_each, fault_of
 from flowfast.report import geneval
@@ -35,6 +34,7 @@ from flowfast.report.write import (
     Lines,
     check_places,
     damaged,
+    drawn,
     json_line,
     number,
     read_lines,
@@ -55,7 +55,6 @@ def folder_name(index: int, prompt: str) -> str:
 
 CALL = "call.yaml"
 FILES = ("best.png", "search.png", "result.json", "timing.json", "candidates.jsonl", "config.yaml")
-log = logging.getLogger("flowfast.report")
 LAYOUTS = ("plain", "geneval")
 
 
@@ -200,15 +199,8 @@ class GenerateFiles:
         write_bytes(path, search_picture(sample, steps, self.candidates[index], score))
 
     def _draw(self, path: Path, write: Callable[[], Any]) -> None:
-        """One picture that fails is a line of warning: it takes no other file with it, and --resume tries it again."""
-        try:
-            write()
-        except OutputError:
-            raise
-        except Exception as error:
+        if not drawn(path, write, f"flowfast generate --resume {self.out}"):
             self.undrawn.append(path)
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            log.warning("%s was not drawn (%s); `flowfast generate --resume %s` tries it again", path, why, self.out)
 
     def _write_result(self, index: int, sample: Sample, whole: dict[str, Any]) -> float | None:
         found = heldout(self.model, [sample.image], [sample.prompt])

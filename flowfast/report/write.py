@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from flowfast.errors import OutputError
 from flowfast.files import output_errors, plain, replacing, write_bytes
+
+log = logging.getLogger("flowfast.report")
 
 
 def check_places(folders: Iterable[Path], names: Iterable[str]) -> None:
@@ -60,10 +63,28 @@ def write_picture(path: Path, image: Tensor) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Bytes (H, W, 3) of a picture."""
-    with output_errors(path), Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+def drawn(path: Path, write: Callable[[], Any], again: str) -> bool:
+    """Writes a picture. One that fails is a line of warning and False: it takes no other file with it. again: the
+    command that tries it once more. Raises OutputError."""
+    try:
+        write()
+    except OutputError:
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        log.warning("%s was not drawn (%s); `%s` tries it again", path, why, again)
+        return False
+    return True
+
+
+def read_picture(path: Path) -> np.ndarray | None:
+    """Bytes (H, W, 3) of a picture; None where it is not there any more, or damaged."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except Exception as error:  # Pillow has many, SyntaxError among them
+        log.warning("%s cannot be read (%s): its place stays empty", path, " ".join(str(error).split()))
+        return None
 
 
 def json_line(value: Any) -> str:

@@ -297,6 +297,25 @@ def test_a_picture_that_fails_takes_nothing_with_it(
     assert {path.name for path in place.iterdir()} == FILES and len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_comparison_draws_what_it_can(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cell whose picture is gone or damaged stays empty; a figure that fails takes no other with it."""
+    argv = ("compare", "--limit", "3", "--methods", "bon", "--budgets", "16", "--steps", "4", "--reward", "sharpness")
+    argv += ("--seeds", "1", "--out", tmp_path)
+    run(*argv)
+    cells = sorted((tmp_path / "pictures").rglob("*.png"))
+    cells[0].unlink()
+    cells[1].write_bytes(cells[1].read_bytes()[:60])
+    before = (tmp_path / "contact.png").read_bytes()
+    (tmp_path / "table.md").unlink()
+    monkeypatch.setattr(comparing, "curve_picture", lambda *given: 1 / 0)
+    run(*argv)
+    assert [path for path in cells if f"{path} cannot be read" in caplog.text] == cells[:2]
+    assert "curve.png was not drawn (ZeroDivisionError: division by zero)" in caplog.text
+    assert (tmp_path / "contact.png").read_bytes() != before and (tmp_path / "table.md").exists()
+
+
 def strict(text: str) -> Any:
     def refuse(word: str) -> None:
         raise ValueError(word)

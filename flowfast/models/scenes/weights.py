@@ -37,7 +37,7 @@ def read_card(folder: Path = FOLDER) -> dict[str, Any]:
     path = folder / CARD_FILE
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightError(f"cannot read the weight card {path} ({error}); {_REMEDY.format(script='train')}") from error
     if not isinstance(card, dict):
         raise WeightError(f"the weight card {path} is not an object; {_REMEDY.format(script='train')}")
