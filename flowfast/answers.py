@@ -70,7 +70,11 @@ def conditions_of(
         raise kind(f"{what} must return a dict of named tensors, a row a prompt, got {type(answer).__name__}: mend it")
     found: Conditions = {}
     for name, value in answer.items():
-        value = torch.as_tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else value
+        value = (
+            torch.as_tensor(value, device="cpu")
+            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+            else value
+        )
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise kind(f"{what} must return a dict of named tensors, got {type(value).__name__} as {name!r}: mend it")
         if value.dim() < 1 or value.shape[0] != count:
@@ -119,7 +123,7 @@ def _tensor(answer: Any, what: str, device: torch.device) -> Tensor:
     elif not isinstance(found, Tensor | np.ndarray):
         found = getattr(found, "sample", None)
     if isinstance(found, np.ndarray) and found.dtype.kind in "fiu":
-        found = torch.as_tensor(found)
+        found = torch.as_tensor(found, device="cpu")
     if not isinstance(found, Tensor) or found.is_complex() or found.dtype == torch.bool:
         came = str(found.dtype) if isinstance(found, Tensor) else type(answer).__name__
         size = f" of {len(answer)}" if isinstance(answer, tuple | list | Mapping) else ""

@@ -36,6 +36,7 @@ from flowfast.searcher.archive import Archive, Encoder, Functions, Model, Outsid
 from flowfast.searcher.plan import Plan
 from flowfast.searcher.steered import frozen
 from flowfast.settings import Setup, fitting_rows
+from flowfast.surroundings import evaluating, modules_of, own_ground
 from flowfast.types import Conditions, Flow
 from flowfast.version import versions
 
@@ -153,7 +154,7 @@ def _sorted(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:
 # ---- exporting ----
 
 
-@torch.no_grad()
+@own_ground()
 def export(
     flow: Flow,
     out: str | Path,
@@ -203,7 +204,11 @@ def export(
     known = list({str(prompt): prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts)}.values())
     path = Path(out)
     with locked_file(path):
-        with quiet(), frozen(*_modules(flow), *_modules(scorer)):  # only such weights can be constants of a trace
+        with (
+            quiet(),
+            frozen(*modules_of(flow), *modules_of(scorer)),
+            evaluating(flow, scorer),
+        ):  # only such weights can be constants of a trace
             module, packages = _module(flow, scorer, setup, known, names, path.stem if format == "aoti" else None)
             data = torch.jit.script(module).save_to_buffer()  # PyTorch's own writer ends the process on a full disk
         for name, package in packages.items():
@@ -245,8 +250,10 @@ def _module(
     one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
     device = next(iter(cond.values())).device
     engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, device, null_cond=null)
-    limits = (torch.tensor(plans.quota), torch.tensor(plans.left), torch.tensor(plans.start))
-    module = Archive(engine, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=stem is not None)
+    quota, left, start = (torch.tensor(values, device="cpu") for values in (plans.quota, plans.left, plans.start))
+    module = Archive(
+        engine, encoder, manifest, (quota, left, start), plans.rounds, plans.of, null, hollow=stem is not None
+    )
     return module, packages
 
 
@@ -384,8 +391,9 @@ class Part(NamedTuple):
 
 def _parts(flow: Any, reward: Any, cond: Conditions, asked: Conditions, M: int) -> dict[str, Part]:
     device = next(iter(cond.values())).device
-    x = torch.randn(M, *flow.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    t = torch.linspace(0.1, 0.9, M, device=device)
+    x = torch.randn(M, *flow.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    x = x.to(device)
+    t = torch.linspace(0.1, 0.9, M, dtype=torch.float32, device=device)
     parts = {"velocity": Part(flow.velocity, flow, (x, t), cond), "decode": Part(flow.decode, flow, (x,))}
     if not isinstance(reward, Outside):
         parts["reward"] = Part(reward.forward, reward, (flow.decode(x), t), asked)
@@ -465,20 +473,12 @@ def _reason(error: Exception) -> str:
     return lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
 
 
-def _modules(owner: Any) -> list[nn.Module]:
-    """The modules of a model or a reward: itself, or what it and its pipeline hold."""
-    if isinstance(owner, nn.Module):
-        return [owner]
-    inside = [value for held in vars(owner).values() for value in (held, *getattr(held, "__dict__", {}).values())]
-    return list({id(value): value for value in inside if isinstance(value, nn.Module)}.values())
-
-
 class Flat(nn.Module):
     """A part with its conditions as tensors in the order of their names, for packages."""
 
     def __init__(self, part: Part):
         super().__init__()
-        self.function, self.owned = part.function, nn.ModuleList(_modules(part.owner))
+        self.function, self.owned = part.function, nn.ModuleList(modules_of(part.owner))
         self.names = None if part.cond is None else sorted(part.cond)
 
     def forward(self, *tensors: Tensor) -> Tensor:

@@ -89,7 +89,10 @@ class Group:
         self.static = [e.x_lane, e.x0_lane, e.lane, e.lane_real, e.broken]
         self.static += [value for group in conditions for value in group.values()]
         self.seen = [torch.zeros_like(e.lane[:4]), torch.zeros_like(e.lane_live)]  # lanes of the round, for records
-        host, pinned = torch.full((e.lane_live.numel(),), -math.inf), e.lane.device.type == "cuda"
+        host, pinned = (
+            torch.full((e.lane_live.numel(),), -math.inf, dtype=torch.float32, device="cpu"),
+            e.lane.device.type == "cuda",
+        )
         self.scores = host.pin_memory() if pinned else host
         self.rewards = torch.empty_like(self.scores, device=e.lane.device)
 
@@ -265,7 +268,8 @@ class Driver:
 
     def _cut(self, group: Group, slot: int, cuts: list[tuple[int, int, int]]) -> None:
         forecast = self.plan.forecast([cut[1:] for cut in cuts])
-        group.engine.limit(slot, torch.tensor(forecast.quota), torch.tensor(forecast.left), forecast.widths)
+        quota, left = (torch.tensor(values, device="cpu") for values in (forecast.quota, forecast.left))
+        group.engine.limit(slot, quota, left, forecast.widths)
 
     # ---- groups ----
 

@@ -22,11 +22,14 @@ from flowfast.ops.noise import noise_key
 from flowfast.prompts import check_each, check_prompts
 from flowfast.searcher.steered import evaluate, frozen
 from flowfast.settings import Setup
+from flowfast.surroundings import evaluating, own_ground, plain_defaults
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
 MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
 
 
+@own_ground()
+@plain_defaults()
 def load(name: str | Path, **options: Any) -> Flow:
     """A flow by name: "scenes", or the id or folder of a diffusers pipeline, for which options go to
     `flowfast.models.diffusers.from_diffusers`. Raises OptionError for an unknown one, WeightError for damaged
@@ -98,6 +101,7 @@ def flow_from(
     return FunctionFlow(velocity, shape, decode, encode, **facts)
 
 
+@own_ground()
 def search(
     flow: Flow,
     prompts: Sequence[str],
@@ -145,7 +149,7 @@ def search(
     named = chosen if isinstance(chosen, str) else None
     path = None if checkpoint is None else Path(checkpoint)
     held, file = None, None
-    with contextlib.nullcontext() if path is None else locked_file(path):
+    with evaluating(flow, scorer), contextlib.nullcontext() if path is None else locked_file(path):
         if path is not None:
             file = Checkpoint(path)
             held = file.read(prompts)
@@ -176,7 +180,7 @@ def _as_it_was(config: SearchConfig, file: Checkpoint, held: Held) -> SearchConf
     return config.model_copy(update=update)
 
 
-@torch.no_grad()
+@own_ground()
 def replay(
     flow: Flow, sample: Sample, config: SearchConfig, latents: Tensor | None = None, reward: Any = None
 ) -> list[tuple[float, Tensor]]:
@@ -186,19 +190,19 @@ def replay(
     The last one is bit-identical to sample.image at equal micro-batch, threads and machine class. latents (*shape):
     the initial noise, where it was given. reward: the one that steered (`gradient`); default: the configuration's.
     """
-    setup, flow = Setup(flow, config), answers.CheckedFlow(flow)
+    setup, own, flow = Setup(flow, config), flow, answers.CheckedFlow(flow)
     M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
     conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: setup.passes]]
     device = next(iter(conds[0].values())).device
-    guidance = torch.full((M,), setup.guidance, device=device) if setup.passes == 2 else None
+    guidance = torch.full((M,), setup.guidance, dtype=torch.float32, device=device) if setup.passes == 2 else None
     x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), dtype=torch.float32, device=device) for _ in range(4))
     if latents is not None and tuple(latents.shape) != tuple(flow.shape):
         raise OptionError(f"latents must have the shape of one latent, {tuple(flow.shape)}, got {tuple(latents.shape)}")
     table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []
     scorer = None if config.gradient is None else rewards.load(config.reward if reward is None else reward, flow)
-    with frozen(*() if scorer is None else (flow, scorer)):
+    with evaluating(own, scorer), frozen(*() if scorer is None else (flow, scorer)):
         asked = {} if scorer is None else _rows(_asked(scorer, sample.prompt, device), M)
         for chain, row, candidate in winner.path:
             rows = torch.full((M,), row, device=device)

@@ -71,7 +71,7 @@ class Mailbox:
         sizes = [-(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT for tensor in tensors]
         total, pinned = max(sum(sizes), ALIGNMENT), self.device.type == "cuda"
         packed = torch.empty(total, dtype=torch.uint8, device=self.device)
-        hosts = [torch.empty(total, dtype=torch.uint8, pin_memory=pinned) for _ in range(self.depth)]
+        hosts = [torch.empty(total, dtype=torch.uint8, device="cpu", pin_memory=pinned) for _ in range(self.depth)]
         return _Route(packed, _cut(packed, tensors, sizes), [(host, _cut(host, tensors, sizes)) for host in hosts])
 
 

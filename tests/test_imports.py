@@ -14,7 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "flowfast"
 
 # everyone may import these
-LEAVES = {"bounds", "errors", "files", "memory", "prompts", "seal", "secrets", "spans", "types", "version", "worker"}
+LEAVES = {
+    "bounds",
+    "errors",
+    "files",
+    "memory",
+    "prompts",
+    "seal",
+    "secrets",
+    "spans",
+    "surroundings",
+    "types",
+    "version",
+    "worker",
+}
 MAY_IMPORT = {
     "bounds": set(),
     "errors": set(),
@@ -26,6 +39,7 @@ MAY_IMPORT = {
     "seal": set(),
     "secrets": set(),
     "spans": set(),
+    "surroundings": set(),
     "types": set(),
     "version": {"ops"},
     "worker": set(),

@@ -222,12 +222,12 @@ def _assemble(spec: ScheduleSpec, points: Sequence[Point], steps: Sequence[Step]
         before = start.x0_hat if row else (0.0, 0.0)
         gradient = spec.strength * step.b * start.velocity_of_score if row else 0.0
         table.append((step.a, step.b, noise, gradient, *end.x0_hat, *before))
-    tensor = torch.tensor(table, dtype=torch.float64)
-    linear_time = torch.tensor([point.linear_time for point in points], dtype=torch.float64)
+    tensor = torch.tensor(table, dtype=torch.float64, device="cpu")
+    linear_time = torch.tensor([point.linear_time for point in points], dtype=torch.float64, device="cpu")
     return Schedule(
         table=tensor,
-        time=torch.tensor([point.t for point in points], dtype=torch.float64),
-        time_from=torch.tensor([point.t for point in starts], dtype=torch.float64),
+        time=torch.tensor([point.t for point in points], dtype=torch.float64, device="cpu"),
+        time_from=torch.tensor([point.t for point in starts], dtype=torch.float64, device="cpu"),
         linear_time=linear_time,
         searchable=tensor[:, 2] != 0,
         finished=linear_time <= spec.t_finish + _TIME_TOLERANCE,

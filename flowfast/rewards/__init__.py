@@ -16,6 +16,7 @@ from flowfast.errors import OptionError, RewardError
 from flowfast.rewards.combine import rank_ensemble, weighted_sum
 from flowfast.rewards.host import CallableReward, check_deadline
 from flowfast.rewards.policy import guarded
+from flowfast.surroundings import plain_defaults
 from flowfast.types import Flow
 
 NAMES = {
@@ -177,6 +178,7 @@ def _term(piece: str, whole: str) -> Term:
         ) from None
 
 
+@plain_defaults()
 def _load(term: Term, deadline: float | None) -> Any:
     """One term, ready to score; one on the host keeps the deadline."""
     module = module_of(term.name)

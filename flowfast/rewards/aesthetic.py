@@ -55,7 +55,7 @@ class Aesthetic(nn.Module):
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """Nothing of the prompt matters: an empty column, so that rows can be counted."""
-        return {"none": torch.zeros(len(prompts), 0)}
+        return {"none": torch.zeros(len(prompts), 0, dtype=torch.float32, device="cpu")}
 
     def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Scores (N,) float32; t and cond are not read."""

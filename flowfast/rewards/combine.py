@@ -35,7 +35,11 @@ class WeightedSum(nn.Module):
         self.members = nn.ModuleList(members)
         self.weights = [float(weight) for weight in weights]
         self.ranked = references is not None
-        self.register_buffer("references", torch.zeros(len(members), 2) if references is None else references, False)
+        self.register_buffer(
+            "references",
+            torch.zeros(len(members), 2, dtype=torch.float32, device="cpu") if references is None else references,
+            False,
+        )
         self.name = _name(members, weights, self.ranked)
         self.range = _range(members, weights, self.ranked)
         self.differentiable = not self.ranked and all(bool(member.differentiable) for member in members)
@@ -51,7 +55,7 @@ class WeightedSum(nn.Module):
 
     def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Scores (N,) float32."""
-        total = torch.zeros([images.size(0)], device=images.device)
+        total = torch.zeros([images.size(0)], dtype=torch.float32, device=images.device)
         for i, member in enumerate(self.members):
             prefix = str(i) + "."
             own: dict[str, Tensor] = {}
@@ -89,7 +93,7 @@ class HostSum(CallableReward):
         scores = all_scores(self.members, images, prompts, t, deadline)
         if self.references is not None:
             scores = torch.stack([rank_in(self.references[i], score) for i, score in enumerate(scores)])
-        return torch.tensor(self.weights) @ scores
+        return scores.new_tensor(self.weights) @ scores
 
 
 def weighted_sum(members: Sequence[Any], weights: Sequence[float], deadline: float | None = None) -> Any:

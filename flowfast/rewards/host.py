@@ -58,7 +58,7 @@ class CallableReward:
             self.score(images[part], texts[part], None if t is None else t[part], self.deadline)
             for part in parts_of(images, MOST_IMAGES)
         ]
-        return torch.cat(scores) if scores else torch.zeros(0)
+        return torch.cat(scores) if scores else torch.zeros(0, dtype=torch.float32, device="cpu")
 
     def check(self, prompt: str) -> None:
         """Called with each prompt before a search begins. Raises PromptError for one that cannot be scored."""

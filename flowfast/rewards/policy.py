@@ -76,7 +76,7 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
         right = array.dtype.kind in "fiu" and not mixed
         if right:
             with np.errstate(over="ignore"):
-                answer = torch.as_tensor(array.astype(np.float32))
+                answer = torch.from_numpy(array.astype(np.float32))
     if not right:
         raise RewardError(
             f"reward {name!r}: expected {count} real numbers, one an image, got {came}; return a list, an array or a "

@@ -97,16 +97,16 @@ class Search(nn.Module):
         self.state = State(slots, chains, transitions, numel, top, dtype, device)
         # One more row of the table starts from latents that the caller gave: x' = x at the first time.
         given = schedule.table[:1].clone()
-        given[:, :4] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+        given[:, :4] = given.new_tensor([1.0, 0.0, 0.0, 0.0])
         constant = {
             "table": torch.cat([schedule.table, given]).float(),
             "time": torch.cat([schedule.time, schedule.time[:1]]).float(),
             "linear_time": torch.cat([schedule.linear_time, schedule.linear_time[:1]]).float(),
             "accept": accept,
             "finished": finished,
-            "chain_index": torch.arange(slots * chains),
-            "side": torch.arange(2),
-            "no_reward": torch.tensor(torch.nan, dtype=torch.float32),
+            "chain_index": torch.arange(slots * chains, device=device),
+            "side": torch.arange(2, device=device),
+            "no_reward": torch.tensor(torch.nan, dtype=torch.float32, device="cpu"),
         }
         for name, tensor in constant.items():
             setattr(self, name, tensor.to(device))

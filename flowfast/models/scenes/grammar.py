@@ -53,7 +53,8 @@ class Grammar(nn.Module):
             phrases, relation = self.parse(prompt)
             for slot in self.tokens(phrases, relation):
                 flat += slot
-        return {"tokens": torch.tensor(flat, dtype=torch.int64).view(len(prompts), self.most_objects, self.features)}
+        tokens = torch.tensor(flat, dtype=torch.int64, device=torch.device("cpu"))
+        return {"tokens": tokens.view(len(prompts), self.most_objects, self.features)}
 
     @torch.jit.unused
     def check_types(self, prompts: list[str]) -> None:

@@ -67,4 +67,4 @@ class CoDe(Method):
         )
 
     def module(self, plan: Plan, slots: int) -> Chains:
-        return BestOfGroup(plan.chains // plan.groups, torch.tensor(plan.regroup))
+        return BestOfGroup(plan.chains // plan.groups, torch.tensor(plan.regroup, device="cpu"))

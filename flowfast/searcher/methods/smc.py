@@ -1,5 +1,6 @@
 """Sequential Monte Carlo: particles weighted by the reward, resampled when few of them carry the weight."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -28,9 +29,8 @@ class Particles(Chains):
         self.scheme, self.gate = scheme, ess_gate * chains
         self.register_buffer("at", regroup, persistent=False)
         self.register_buffer("strength", strength, persistent=False)
-        self.register_buffer("log_weights", torch.zeros(slots, chains), persistent=False)
-        self.register_buffer("potential", torch.zeros(slots, chains), persistent=False)
-        self.register_buffer("log_z", torch.zeros(slots), persistent=False)
+        for name, shape in (("log_weights", (slots, chains)), ("potential", (slots, chains)), ("log_z", (slots,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device="cpu"), persistent=False)
 
     @torch.jit.export
     def reset(self, slot: int) -> None:
@@ -42,9 +42,7 @@ class Particles(Chains):
     def log_normalizer(self) -> Tensor:
         """Estimate (S,) of log E[exp(potential of the end)] under the model's own path: unbiased on the natural
         scale."""
-        return (
-            self.log_z + torch.logsumexp(self.log_weights, 1) - torch.log(torch.tensor(float(self.log_weights.size(1))))
-        )
+        return self.log_z + torch.logsumexp(self.log_weights, 1) - math.log(self.log_weights.size(1))
 
     @torch.jit.export
     def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
@@ -100,8 +98,10 @@ class SMC(Method):
         if self.tempering not in ("none", "linear"):
             raise OptionError(f"tempering must be 'none' or 'linear', got {self.tempering!r}")
         rows = len(plan.accept)
-        strength = torch.linspace(1 / rows, 1, rows) if self.tempering == "linear" else torch.ones(rows)
-        at = torch.tensor(plan.regroup)
+        strength = torch.linspace(
+            1 / rows if self.tempering == "linear" else 1, 1, rows, dtype=torch.float32, device="cpu"
+        )
+        at = torch.tensor(plan.regroup, device="cpu")
         return Particles(
             slots, plan.chains, at, strength / self.temperature, RESAMPLING[self.resampling], self.ess_gate
         )

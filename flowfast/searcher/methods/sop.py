@@ -78,4 +78,4 @@ class SearchOverPaths(Method):
         )
 
     def module(self, plan: Plan, slots: int) -> Chains:
-        return BestN(plan.groups, torch.tensor(plan.regroup))
+        return BestN(plan.groups, torch.tensor(plan.regroup, device="cpu"))
