@@ -12,6 +12,7 @@ names the function.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfast.errors import FlowfastError, ModelError
+from flowfast.errors import FlowfastError, ModelError, OptionError
 from flowfast.types import Conditions
 
 
@@ -33,6 +34,17 @@ def asked(what: str, function: Callable[..., Any], *given: Any, kind: type[Flowf
     except Exception as error:
         said = " ".join(str(error).split())[:400]
         raise kind(f"{what} raised {type(error).__name__}: {said}; mend it") from error
+
+
+def latent_shape(shape: Any) -> tuple[int, ...]:
+    """The sizes of one latent, whole numbers of any library. Raises OptionError."""
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1 or any(isinstance(size, bool) for size in shape):
+        raise OptionError(f"expected shape to be the positive sizes of one latent, such as (4, 64, 64), got {shape!r}")
+    return sizes
 
 
 def velocity_of(answer: Any, x_t: Tensor, what: str = "velocity") -> Tensor:

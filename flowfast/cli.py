@@ -122,7 +122,9 @@ def generate(
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     chains: Annotated[int | None, typer.Option(help="Particles that go on from step to step.")] = None,
-    lanes: Annotated[int | None, typer.Option(help="Candidates of a chain evaluated at once.")] = None,
+    lanes: Annotated[
+        int | None, typer.Option(help="Candidates of a chain evaluated at once; same decisions until the budget ends.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Names the noise; default 0.")] = None,
     repeat: Annotated[int | None, typer.Option(help="Another sample of the same prompt and seed.")] = None,
     top_k: Annotated[int | None, typer.Option(help="How many of the best samples to keep.")] = None,

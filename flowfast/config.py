@@ -54,6 +54,8 @@ class SearchConfig(BaseModel):
     negative_prompt: str = ""
     chains: Annotated[int | None, Within(1, MOST_ROWS)] = None
     lanes: Annotated[int | None, Within(1, MOST_ROWS)] = None
+    """Candidates of a chain evaluated at once. Any number makes the same decisions up to where the budget ends: what
+    lanes behind an acceptor cost (`nfe_speculative`) is missing there."""
     seed: Annotated[int, Whole()] = 0
     """Any whole number."""
     repeat: Annotated[int, Within(0, 2**63 - 1)] = 0

@@ -57,7 +57,7 @@ class FunctionFlow:
     def __init__(
         self, velocity: Callable, shape: Sequence[int], decode: Callable | None, encode: Callable | None, **facts: Any
     ):
-        self.shape = tuple(shape)
+        self.shape = answers.latent_shape(shape)
         self.interpolant: str = facts["interpolant"]
         self.t_finish: float = facts["t_finish"]
         self.guidance: float = facts["guidance"]
@@ -91,12 +91,14 @@ def flow_from(
 ) -> Flow:
     """An own model: velocity(x_t (N, *shape), t (N,), cond) -> u_t (N, *shape), t = 1 noise.
 
-    decode turns x0 into what the reward sees (default: x0 itself); encode turns prompts into tensors (N, ...);
+    decode turns x0 into what the reward sees (default: x0 itself); encode turns prompts into tensors (N, ...). What
+    else they may answer: flowfast/answers.py.
     t_finish is the linear-equivalent time at or below which a posterior mean counts as a finished sample. preview: a
     cheaper decode for the search to look through; its finalists are decoded in full and scored again.
     """
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise OptionError(f"expected shape to be the positive sizes of one latent, such as (4, 64, 64), got {shape!r}")
+    for name, part in {"velocity": velocity, "decode": decode, "encode": encode, "preview": preview}.items():
+        if not callable(part) and (name == "velocity" or part is not None):
+            raise OptionError(f"expected {name} to be a function, got {type(part).__name__}")
     facts = {"interpolant": interpolant, "t_finish": t_finish, "guidance": guidance, "preview": preview}
     return FunctionFlow(velocity, shape, decode, encode, **facts)
 
@@ -136,6 +138,8 @@ def search(
     Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
     """
     started = clock.now()
+    if checkpoint_seconds is not None and not checkpoint_seconds >= 0:
+        raise OptionError(f"checkpoint_seconds must be at least 0, got {checkpoint_seconds}")
     if config is not None:
         options = {**config.model_dump(), **options}
     if isinstance(reward, str):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfast.answers import asked, latent_shape
 from flowfast.compiled import preview_of
 from flowfast.config import SearchConfig
 from flowfast.errors import OptionError
@@ -30,6 +31,7 @@ class Setup:
     def __init__(self, flow: Flow, config: SearchConfig):
         preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
         self.method: Method = make_method(config.method, {**preferred, **config.method_options})
+        latent_shape(asked("the model's shape", lambda: flow.shape))
         path = resolve_path(flow, config, self.method)
         self.guidance = _guidance(flow, config)
         finalists = _finalists(flow, config)

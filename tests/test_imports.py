@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "graphs": set(),
     "mail": set(),
     "presets": {"config", "flow", "searcher"},
-    "settings": {"compiled", "config", "flow", "presets", "searcher"},
+    "settings": {"answers", "compiled", "config", "flow", "presets", "searcher"},
     "driver": {
         *(
             "answers",

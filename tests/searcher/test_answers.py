@@ -337,3 +337,51 @@ def test_a_replay_takes_the_latents_of_one_sample() -> None:
     assert torch.equal(flowfast.replay(own(), sample, result.config, latents=torch.ones(3))[-1][1], sample.image)
     with pytest.raises(FlowfastError, match=r"latents must have the shape of one latent, \(3,\), got \(1,\)"):
         flowfast.replay(own(), sample, result.config, latents=torch.ones(1))
+
+
+# ---- facts ----
+
+
+@pytest.mark.parametrize("shape", [(), 3, (0, 4), (3, -1), (2.5,), (True, 3), "34", None], ids=str)
+def test_a_shape_that_is_none_is_refused(shape: Any) -> None:
+    with pytest.raises(OptionError, match="expected shape to be the positive sizes"):
+        flowfast.flow_from(FLOW.velocity, shape=shape)
+    other = GaussianFlow()
+    other.shape = shape
+    with pytest.raises(OptionError, match="expected shape to be the positive sizes"):
+        run(other)
+
+
+def test_shapes_of_other_libraries_and_shapes_that_raise() -> None:
+    plain = run(own())[0].latent
+    for shape in (np.array([3]), torch.Size([3]), [np.int64(3)]):
+        assert torch.equal(run(own(shape=shape))[0].latent, plain)
+
+    class Raising:
+        interpolant, t_finish, guidance = "linear", 0.1, 1.0
+        encode, velocity, decode = FLOW.encode, FLOW.velocity, FLOW.decode
+
+        @property
+        def shape(self) -> tuple[int, ...]:
+            raise AttributeError("no pipeline yet")
+
+    with pytest.raises(ModelError, match="the model's shape raised AttributeError: no pipeline yet"):
+        run(Raising())
+
+
+@pytest.mark.parametrize("part", ["velocity", "decode", "encode", "preview"])
+def test_a_part_that_is_no_function_is_refused(part: str) -> None:
+    with pytest.raises(OptionError, match=f"expected {part} to be a function, got Tensor"):
+        own(**{part: torch.zeros(3)})
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan])
+def test_seconds_between_checkpoints_have_bounds(seconds: float, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="checkpoint_seconds must be at least 0"):
+        run(own(), checkpoint=tmp_path / "a", checkpoint_seconds=seconds)
+
+
+@pytest.mark.parametrize("fact", [{"t_finish": math.nan}, {"t_finish": -0.1}, {"guidance": math.nan}], ids=str)
+def test_facts_of_a_model_have_bounds(fact: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=f"{next(iter(fact))}.*got"):
+        run(own(**fact))
