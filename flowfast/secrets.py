@@ -83,7 +83,8 @@ def sealed_options(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         return {key: sealed_options(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(sealed_options(entry, name) for entry in value)
+        entries = [sealed_options(entry, name) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)
     if isinstance(value, str | int | float) and not isinstance(value, bool) and is_secret(name) and value != "":
         by_name = isinstance(value, str) and _REFERENCE.fullmatch(value)
         return value if by_name else _remember(_variable("MODEL", name), value)
@@ -100,7 +101,8 @@ def opened_options(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: opened_options(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(opened_options(entry) for entry in value)
+        entries = [opened_options(entry) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)
     if not isinstance(value, str):
         return value
     alone = _REFERENCE.fullmatch(value)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import torch
 import yaml
 
 import flowfast
@@ -248,7 +249,7 @@ def test_export_and_the_options_of_a_model(run: Run, tmp_path: Path, monkeypatch
         ({"pin_password": 1234}, {"pin_password": "${FLOWFAST_MODEL_PIN_PASSWORD}"}),
         ({"proxies": {"https": "http://a:b@proxy:1/"}}, {"proxies": {"https": "http://${FLOWFAST_MODEL_LOGIN}@proxy:1/"}}),
         ({"tokenizer_max_length": 77, "keyframes": "a", "monkey": "b"}, None),
-        ({"sizes": (1, 2), "dtype": "bfloat16", "steps": 4}, None),
+        ({"sizes": (1, 2), "shape": torch.Size([3, 4]), "dtype": torch.bfloat16, "steps": 4}, None),
     ],
 )  # fmt: skip
 def test_options_of_a_model(options: dict[str, Any], written: dict[str, Any] | None) -> None:
