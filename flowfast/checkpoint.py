@@ -118,6 +118,8 @@ class Checkpoint:
         """The samples that are done; raises ValueError."""
         data = b""
         if size:
+            if not self.done.is_file():
+                raise ValueError(f"{self.done.name} with its finished samples is not beside it")
             with self.done.open("rb") as file:
                 data = file.read(size)
         self.size = size
@@ -139,7 +141,7 @@ class Checkpoint:
         if os.path.lexists(self.path):
             try:
                 with self.path.open("rb") as file:
-                    _header(file)
+                    _header(file, any_format=True)
             except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or error
                 raise OptionError(f"{self.path} is in the way: {why}; move it, or choose another --out") from None
@@ -205,7 +207,7 @@ def _sealed(data: bytes) -> bytes:
     return data[:at] + digest_of(data).encode() + data[at + len(BLANK) :]
 
 
-def _header(file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
+def _header(file: BinaryIO, any_format: bool = False) -> tuple[bytes, dict[str, Any]]:
     """The first bytes of a checkpoint, up to its tensors, and its facts. Raises ValueError for any other file."""
     start = file.read(8)
     count = int.from_bytes(start, "little")
@@ -217,7 +219,7 @@ def _header(file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
         written = facts["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("it is not a checkpoint, or damaged") from None
-    if written != FORMAT:
+    if written != FORMAT and not any_format:
         raise ValueError(f"it is a checkpoint of format {written!r}, and this flowfast reads format {FORMAT}")
     return start + header, facts
 

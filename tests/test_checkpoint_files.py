@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -84,6 +85,8 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
         with pytest.raises((OptionError, OutputError), match=says):
             search(Counted(0), path)
     assert {path.name for path in tmp_path.iterdir()} == {"weights", "old", "empty", "folder"}
+    Checkpoint(old).remove()  # it is ours
+    assert not old.exists()
     for path in (weights, empty):
         with pytest.raises(OptionError, match="is in the way"):
             Checkpoint(path).remove()
@@ -100,8 +103,6 @@ def test_fields_are_not_believed_where_a_digest_is_right(stopped: Path, change: 
     tensors |= {name: {"shape": x[:1].clone(), "dtype": x.double(), "missing": x}[change]}
     if change == "missing":
         del tensors[name]
-    import json
-
     stopped.write_bytes(_sealed(save(tensors, metadata={"blake2b": BLANK, "flowfast": json.dumps(facts)})))
     with pytest.raises(OptionError, match="cannot resume from .*: it has no state.x"):
         search(Counted(), stopped, **OPTIONS)
@@ -112,6 +113,12 @@ def test_samples_of_another_search_are_refused(stopped: Path, tmp_path: Path) ->
     search(Counted(), other, **OPTIONS, seed=5)
     stopped.with_name(stopped.name + ".done").write_bytes(other.with_name(other.name + ".done").read_bytes())
     with pytest.raises(OptionError, match=r"search.safetensors.done beside it is damaged or of another search"):
+        search(Counted(), stopped, **OPTIONS)
+
+
+def test_samples_that_are_gone_are_named(stopped: Path) -> None:
+    stopped.with_name(stopped.name + ".done").unlink()
+    with pytest.raises(OptionError, match=r"search.safetensors.done with its finished samples is not beside it"):
         search(Counted(), stopped, **OPTIONS)
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -135,6 +136,30 @@ def test_kills_at_random_times(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
 def test_39_kills_at_random_times(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
     kill_at_random_times(run, tmp_path, 39)
+
+
+@pytest.mark.parametrize("limit", [200, 3_000, 8_000, 30_000])
+def test_a_full_disk_is_one_line_and_the_call_goes_on_when_it_is_not(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """A limit on the size of files stands for it: call.yaml, a picture, the checkpoint do not fit."""
+    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(generating, "search_picture", lambda sample, *rest: f"{sample.prompt} {rest[1:]}".encode())
+    run(*CALL, "--out", tmp_path / "whole")
+    out = tmp_path / "out"
+
+    def fills() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return cli.main([*CALL, "--out", str(out)])
+
+    run.capfd.readouterr()
+    assert in_child(fills) == 2
+    said = run.capfd.readouterr().err
+    assert said.startswith("flowfast: cannot write ") and said.count("\n") == 1 and "File too large" in said
+    assert not [path for path in tmp_path.rglob("*") if PART in path.name or path.name == LOCK]
+    run("generate", "--resume", out) if (out / "call.yaml").exists() else run(*CALL, "--out", out)
+    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_what_a_killed_process_left_half_written_is_swept_and_nothing_else(run: Run, tmp_path: Path) -> None:
