@@ -370,7 +370,16 @@ def test_a_search_is_not_training(caplog: pytest.LogCaptureFixture) -> None:
     assert "text_encoder was" not in caplog.text and not pipe.text_encoder.encoder.training
 
 
-def test_a_pipeline_of_ones_own_class_has_its_familys_adapter() -> None:
-    pipe = flux()
-    pipe.__class__ = type("OwnFlux", (type(pipe),), {})
-    assert from_diffusers(pipe, **SIZE).shape == (24, 16)
+@pytest.mark.parametrize(("build", "size"), [(flux, SIZE), (qwen_image, SIZE), (wan, VIDEO)])
+def test_a_pipeline_of_ones_own_class_has_its_familys_adapter(build: Callable[[], Any], size: dict[str, int]) -> None:
+    """Its call, which need not name what it passes on, is not asked for defaults."""
+    pipe = build()
+    expected = from_diffusers(pipe, **size)
+
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return super(type(self), self).__call__(*args, **options)
+
+    pipe.__class__ = type("Own", (type(pipe),), {"__call__": call})
+    flow = from_diffusers(pipe, **size)
+    assert type(flow) is type(expected) and flow.settings == expected.settings and flow.shape == expected.shape
+    assert torch.equal(flow.encode([PROMPT])["text"], expected.encode([PROMPT])["text"])

@@ -73,8 +73,8 @@ class DiffusersFlow:
         self.height = self.default_size() if height is None else height
         self.width = self.default_size() if width is None else width
         asked = {"num_inference_steps": None, "guidance_scale": guidance, "max_sequence_length": max_sequence_length}
-        signature = inspect.signature(type(pipe).__call__).parameters
-        own = {name: signature[name].default for name in asked if name in signature}
+        defaults = self.call_defaults(pipe)
+        own = {name: defaults[name] for name in asked if name in defaults}
         self.settings = own | {name: value for name, value in asked.items() if value is not None}
         self._steps = steps
         self.latent_shape()  # a wrong size is known now
@@ -83,6 +83,12 @@ class DiffusersFlow:
         self.own_times(self.own_steps)  # a sampler that cannot be used is known now
         self.preview_decoder = preview_decoder
         self.preview = None if preview_decoder is None else self._checked_preview()
+
+    @classmethod
+    def call_defaults(cls, pipe: Any) -> dict[str, Any]:
+        """What the call of the family's pipeline takes where nothing is said; a user's class may have another call."""
+        kind = next((kind for kind in type(pipe).__mro__ if kind.__name__ in cls.pipelines), type(pipe))
+        return {name: entry.default for name, entry in inspect.signature(kind.__call__).parameters.items()}
 
     # ---- the pipeline as it stands ----
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ class QwenImageFlow(DiffusersFlow):
 
     def __init__(self, pipe: Any, *, guidance: float | None = None, **options: Any):
         if guidance is None:
-            guidance = inspect.signature(type(pipe).__call__).parameters["true_cfg_scale"].default
+            guidance = self.call_defaults(pipe)["true_cfg_scale"]
         super().__init__(pipe, guidance=guidance, **options)
 
     def latent_shape(self) -> tuple[int, ...]:

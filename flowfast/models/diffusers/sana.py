@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 
@@ -34,7 +32,7 @@ class SanaFlow(DiffusersFlow):
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> Conditions:
-        instruction = inspect.signature(type(self.pipe).__call__).parameters["complex_human_instruction"].default
+        instruction = self.call_defaults(self.pipe)["complex_human_instruction"]
         rows, masks = [], []
         for prompt in texts:
             text, mask, _, _ = self.pipe.encode_prompt(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor
@@ -28,9 +27,9 @@ class VideoFlow(DiffusersFlow):
         width: int | None = None,
         **options: Any,
     ):
-        own = inspect.signature(type(pipe).__call__).parameters
-        self.frames = own["num_frames"].default if frames is None else frames
-        super().__init__(pipe, height=height or own["height"].default, width=width or own["width"].default, **options)
+        own = self.call_defaults(pipe)
+        self.frames = own["num_frames"] if frames is None else frames
+        super().__init__(pipe, height=height or own["height"], width=width or own["width"], **options)
 
     def latent_grid(self, time: int, space: int, patch: int) -> tuple[int, int, int]:
         """Latent frames, rows and columns. time, space: compression of the autoencoder; patch: of the transformer."""
