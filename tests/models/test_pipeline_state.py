@@ -328,6 +328,8 @@ def test_embeds_that_do_not_fit_are_named() -> None:
     ):
         with pytest.raises(PromptError, match=f"embeds of the prompt 'a': {message}"):
             from_diffusers(flux(), embeds={"a": wrong}, **SIZE)
+    with pytest.raises(OptionError, match="embeds: expected a mapping from texts to tensors, got str"):
+        from_diffusers(flux(), embeds="file.safetensors", **SIZE)
     flow = from_diffusers(flux(), embeds={"a": good, "b": good | {"prompt_embeds": torch.zeros(1, 9, 32)}}, **SIZE)
     with pytest.raises(PromptError, match=r"text of 'a' is \(1, 8, 32\), of 'b' \(1, 9, 32\): pad them alike"):
         flow.encode(["a", "b"])

@@ -67,6 +67,8 @@ class DiffusersFlow:
         preview_decoder: Any = None,
         embeds: Mapping[str, Mapping[str, Any]] | None = None,
     ):
+        if not isinstance(embeds, Mapping | None):
+            raise OptionError(f"embeds: expected a mapping from texts to tensors, got {type(embeds).__name__}")
         self.pipe, self.embeds = pipe, dict(embeds or {})
         self._kept: dict[str, tuple[Any, Any]] = {}
         self._check_parts()
