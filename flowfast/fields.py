@@ -252,7 +252,7 @@ def _counts(value: Any) -> list[int] | None:
 
 def _classes(value: Any) -> list[str] | None:
     found = _list(value)
-    if found is not None and not all(isinstance(kind, str) and kind.strip() for kind in found):
+    if found is not None and any(map(fault_of, found)):
         raise ValueError
     if isinstance(value, str) and found is not None and len(found) == 1 and re.search("[,;]", found[0]):
         raise ValueError  # one class, or several?
@@ -270,18 +270,25 @@ def _texts(value: Any) -> str | list[str] | None:
     if not all(isinstance(entry, str | int | float) and not isinstance(entry, bool) for entry in found):
         raise ValueError
     texts = [str(entry) for entry in found if str(entry).strip()]
+    if any(map(fault_of, texts)):
+        raise ValueError
     return None if not texts else texts[0] if len(texts) == 1 else texts
 
 
 def _tag(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
+    if value is not None and not _is_text(value):
         raise ValueError
     return value or None
 
 
 def _flat(value: Any) -> bool:
     inner = value if isinstance(value, list) else [value]
-    return all(isinstance(part, str | int | float | None) for part in inner)
+    return all(_is_text(part) or isinstance(part, int | float | None) for part in inner)
+
+
+def _is_text(value: Any) -> bool:
+    """A text that files can hold; it may be empty."""
+    return isinstance(value, str) and (not value.strip() or fault_of(value) is None)
 
 
 def _objects(value: Any) -> list[dict[str, Any]] | None:
@@ -291,7 +298,11 @@ def _objects(value: Any) -> list[dict[str, Any]] | None:
         return None
     for entry in found:
         right = isinstance(entry, dict) and isinstance(entry.get("class"), str) and entry["class"].strip()
-        if not right or not isinstance(entry.get("color"), str | None) or not all(map(_flat, entry.values())):
+        if (
+            not right
+            or not isinstance(entry.get("color"), str | None)
+            or not all(map(_flat, [*entry, *entry.values()]))
+        ):
             raise ValueError
     return [{**entry, "count": _count(entry.get("count"))} for entry in found]
 

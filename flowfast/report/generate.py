@@ -89,6 +89,7 @@ class GenerateFiles:
             self.folders = [out / f"{number:05d}" for number, _ in drawn]
         self.candidates: list[list[Candidate]] = [[] for _ in drawn]
         entries = [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+        entries = ["" if fault_of(prompt) else entry for prompt, entry in zip(prompts, entries, strict=True)]
         self.call: dict[str, Any] = {"prompts": entries, **({} if layout == "plain" else {"layout": layout})}
         self.layout = layout
         self.resumed = resumed
