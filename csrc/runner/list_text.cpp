@@ -84,7 +84,8 @@ std::string list_text(const std::string& place, const std::string& name) {
     throw PromptError(name + " is " + what + ": expected prompts as UTF-8 text (.txt, .jsonl, .json, .csv, .tsv)");
   if (is_utf16(data)) data = of_utf16(data, name);
   if (const auto wrong = not_utf8(data)) {
-    const auto line = std::count(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(*wrong), '\n') + 1;
+    size_t line = 1;
+    for (size_t i = 0; i < *wrong; ++i) line += data[i] == '\n' || (data[i] == '\r' && data[i + 1] != '\n');
     char byte[3];
     std::snprintf(byte, sizeof(byte), "%02x", static_cast<uint8_t>(data[*wrong]));
     throw PromptError(name + ", line " + std::to_string(line) + ": byte 0x" + byte + " at offset " +
