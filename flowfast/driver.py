@@ -497,7 +497,7 @@ class Driver:
             "budget": self.budget,
             "micro_batch": self.last_micro_batch,
             "slots": self.slots * len(self.groups),
-            "latents": None if latents is None else checkpoints.digest_of(_float32(latents).numpy().tobytes()),
+            "latents": None if latents is None else checkpoints.digest_of(latents.cpu().numpy().tobytes()),
             "threads": torch.get_num_threads(),
             "noise_stream": versions()["noise_stream"],
         }
@@ -713,11 +713,6 @@ class Driver:
             for image, time in zip(images.split(1), t.split(1), strict=True)
         ]
         return torch.cat(parts)
-
-
-def _float32(latents: Tensor) -> Tensor:
-    """As a search reads them, whatever dtype and device they came with; numpy knows no bfloat16."""
-    return latents.detach().to("cpu", torch.float32).contiguous()
 
 
 def _done(work: Callable[[], Tensor]) -> Future[Tensor]:

@@ -132,7 +132,7 @@ def test_samples_that_a_kill_left_behind_are_cut_off(stopped: Path) -> None:
     assert_same(search(Counted(0), stopped, **OPTIONS), search(Counted(), None, **OPTIONS))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
 def test_latents_of_any_dtype_go_on(tmp_path: Path, dtype: torch.dtype) -> None:
     latents = (2 * torch.randn(len(PROMPTS), 3, generator=torch.Generator().manual_seed(1))).to(dtype)
     path, options = tmp_path / "search.safetensors", {"method": "svdd", "chains": 2}
