@@ -5,13 +5,18 @@ dtype or device needs little here, for flowfast's own tensors name theirs.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+DEEPEST, MOST_MEMBERS = 4, 64
+"""How far modules are looked for behind functions, attributes and lists."""
 
 
 @contextmanager
@@ -51,15 +56,31 @@ def plain_defaults() -> Iterator[None]:
 
 
 def modules_of(part: Any) -> list[nn.Module]:
-    """The modules of a model or reward, itself or what it holds: among its attributes and theirs, behind its methods,
-    and where its functions were written."""
-    if isinstance(part, nn.Module):
-        return [part]
-    held = [part, *getattr(part, "__dict__", {}).values()]
-    for each in list(held):
-        held.append(getattr(each, "__self__", None))
-        held += getattr(each, "__dict__", {}).values()
-        if inspect.isfunction(each):
-            found = inspect.getclosurevars(each)
-            held += [*found.nonlocals.values(), *found.globals.values()]
-    return list({id(each): each for each in held if isinstance(each, nn.Module)}.values())
+    """The modules of a model or reward: itself, or what it holds, and what its functions and methods stand on."""
+    found, seen, waiting = list[nn.Module](), set[int](), [(part, 0)]
+    while waiting:
+        each, depth = waiting.pop(0)
+        if id(each) in seen or depth > DEEPEST:
+            continue
+        seen.add(id(each))
+        if isinstance(each, nn.Module):
+            found.append(each)
+        else:
+            waiting += [(held, depth + 1) for held in _held(each)]
+    return found
+
+
+def _held(each: Any) -> list[Any]:
+    if isinstance(each, functools.partial):
+        return [each.func, *each.args, *each.keywords.values()]
+    if inspect.ismethod(each):
+        return [each.__self__]
+    if inspect.isfunction(each):
+        cells = [cell for cell in each.__closure__ or () if cell != types.CellType()]  # an empty one holds nothing yet
+        names = [name for name in each.__code__.co_names if name in each.__globals__]
+        return [cell.cell_contents for cell in cells] + [each.__globals__[name] for name in names]
+    if isinstance(each, list | tuple):
+        return list(each[:MOST_MEMBERS])
+    if inspect.ismodule(each) or inspect.isclass(each):
+        return []
+    return list(getattr(each, "__dict__", {}).values())

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops.test_decide import differing, problem
+from ops.test_decide import alone, differing, problem
 from ops.test_decide import run as run_round
 
 import flowfast.ops
@@ -172,9 +172,9 @@ def same_gather(kernels, n, seed=0):
     return torch.equal(bits(moved[0]), x[ancestors]) and torch.equal(bits(moved[1]), u[ancestors])
 
 
-def laid(call, seed, width, dtype=torch.float32, **sizes):
+def laid(call, seed, width, dtype=torch.float32, state=problem, **sizes):
     """A state in the middle of a search whose lanes `call` has laid."""
-    p = problem(seed, dtype=dtype, **sizes)
+    p = state(seed, dtype=dtype, **sizes)
     call(*(p[name] for name in assign_lanes.SHARED), width)
     return p
 
@@ -204,6 +204,12 @@ def same_decision(kernels, seed, bias=True, width=10, seen=12, sizes=None, optio
 def same_decisions(kernels, but=()):
     """States in which every rule counts: a mutant of one must be seen in one of them."""
     return all(same_decision(kernels, seed, bias=seed % 2 == 0, but=but) for seed in range(24))
+
+
+@functools.cache
+def same_where_alone(kernels):
+    """States in which chains have one candidate for a step, often without a reward."""
+    return all(same_decision(kernels, seed, sizes={"state": alone}) for seed in range(12))
 
 
 @triton.jit
@@ -413,7 +419,9 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
         (same_decisions, ("ticket",)),
     ),
     ("decide", "tl.store(ticket_ptr, 0)", "tl.store(ticket_ptr, 1)", (same_decisions,)),
-    ("decide", "(tl.load(broken_ptr + lane, mask=seen, other=0) != 0) |", "", (same_decisions,)),
+    ("decide", "unsound = seen & (broken |", "unsound = seen & (", (same_decisions,)),
+    ("decide", "(tried + used == 1) & intact", "(tried + used == 1)", (same_where_alone,)),
+    ("decide", "alone = (advance == 3) &", "alone = (advance == 9) &", (same_where_alone,)),
     ("decide", "tl.math.div_rn(reward, temperature)", "reward * (1 / temperature)", (same_decisions,)),
     ("decide", "first + 1)", "first + 2)", (same_decisions,)),
     ("decide", "reward > tl.load(top_reward_ptr", "reward >= tl.load(top_reward_ptr", (same_decisions,)),

@@ -73,6 +73,16 @@ def problem(seed, slots=2, chains=3, lanes=2, rows=5, top=2, n=9, dtype=torch.fl
     }
 
 
+def alone(seed, **sizes):
+    """A state in which many chains have one candidate for their step, often without a reward or from a broken model."""
+    p = problem(seed, **sizes)
+    p["chain"][2], p["chain"][4] = 1, 0  # quota, tried
+    p["score"][1] = -torch.inf
+    p["rewards"][::2] = torch.nan
+    p["broken"][::3] = True
+    return p
+
+
 def assign(p, width):
     names = [
         "chain", "alive", "slot", "slot_real", "given", "time", "linear_time", "lane", "lane_real", "lane_live", "live",
@@ -92,6 +102,15 @@ def run(p, width=10, bias=False, margin=0.5, carry=True, passes=2, next_width=7,
 
 def differing(left, right):
     return [name for name in left if not torch.equal(as_bits(left[name]), as_bits(right[name]))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_candidate_without_a_rival_goes_on_unless_the_model_broke(seed):
+    found = run(alone(seed))
+    with flowfast.ops.use_backend("reference"):
+        wanted = run(alone(seed))
+    assert differing(found, wanted) == []
+    assert 3 in found["advance"] or 2 in found["advance"]
 
 
 def as_bits(tensor):

@@ -1,5 +1,6 @@
 """What a host program may have set leaves the bits of searches and replays as they are, and is left as it was."""
 
+import functools
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -137,15 +138,21 @@ def global_velocity(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
     return in_a_global.velocity(x, t, cond)
 
 
-@pytest.mark.parametrize("held", ["module", "method", "closure", "global", "reward"])
+def through_another(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    return global_velocity(x, t, cond)
+
+
+@pytest.mark.parametrize("held", ["module", "method", "closure", "global", "helper", "partial", "reward"])
 def test_modules_left_in_training_mode(held: str, weights: Tensor) -> None:
     """Evaluated as by a module in evaluation mode, and left as they were, one by one."""
-    module = in_a_global if held == "global" else Random(weights)
+    module = in_a_global if held in ("global", "helper") else Random(weights)
     velocity = {
         "module": module,
         "method": module.velocity,
         "closure": lambda x, t, cond: module.velocity(x, t, cond),
         "global": global_velocity,
+        "helper": through_another,
+        "partial": functools.partial(lambda own, x, t, cond: own.velocity(x, t, cond), module),
         "reward": lambda x, t, cond: x,
     }[held]
 
