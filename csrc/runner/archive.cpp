@@ -21,6 +21,7 @@ namespace {
 using at::Tensor;
 using c10::IValue;
 using Named = std::map<std::string, Tensor>;
+constexpr int kMostThreads = 4096;
 
 std::vector<float> floats(const Tensor& tensor) {
   const Tensor flat = tensor.to(at::kCPU, at::kFloat).contiguous();
@@ -108,6 +109,10 @@ class Scripted : public Archive {
     result.reward_calls = cost.at(2), result.nan_rewards = cost.at(3);
     for (size_t k = 0; k < reward.size() && reward[k] != -INFINITY; ++k) {
       Sample sample{reward[k], image_of(released_image(found, k)), floats(found.at("x0")[k]), {}};
+      if (!is_finite(sample.image)) {  // as it is decoded here; no reward can be trusted with it
+        ++result.nan_rewards;
+        continue;
+      }
       const auto chain = integers(found.at("chain")[k]), candidate = integers(found.at("candidate")[k]);
       for (int64_t r = 0; r <= row.at(k); ++r) sample.path.push_back({chain.at(r), r, candidate.at(r)});
       result.top.push_back(std::move(sample));
@@ -161,6 +166,8 @@ class Scripted : public Archive {
     }
   }
 
+  bool has(const char* method) const { return module_.find_method(method).has_value(); }
+
   Tensor images_, rewards_;  // (N, 3, H, W) and (N,) of the round that is under way
 
  private:
@@ -192,7 +199,7 @@ class Compiled final : public Scripted {
       const bool guided = info().at("passes") == "2";
       call("mean", i, u, guided ? IValue(run(velocity_, "velocity", with(x_t, given, "null/"))) : IValue());
       parts_.push_back(run(decode_, "decoder", {call("latents", i).toTensor()}));
-      call("look", i, parts_.back());
+      if (looks_) call("look", i, parts_.back());
     }
     images_ = at::cat(parts_);
   }
@@ -242,15 +249,16 @@ class Compiled final : public Scripted {
     return tensors;
   }
 
+  const bool looks_ = has("look");  // an older archive does not ask whether images are finite
   const int64_t micro_batch_;
   const Package velocity_, decode_, reward_;
   std::vector<Tensor> parts_;  // images, a micro-batch each
 };
 
 at::Device checked_device(const Options& options) {
-  if (options.threads < 0)
-    throw OptionError("threads must be at least 1, or 0 for PyTorch's own number, got " +
-                      std::to_string(options.threads));
+  if (options.threads < 0 || options.threads > kMostThreads)
+    throw OptionError("threads must be from 1 to " + std::to_string(kMostThreads) +
+                      ", or 0 for PyTorch's own number, got " + std::to_string(options.threads));
   try {
     const at::Device device(options.device);
     if (device.is_cpu() || (device.is_cuda() && at::hasCUDA())) return device;

@@ -2,6 +2,8 @@
 // archive.cpp is the one file that includes them.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,6 +22,10 @@ struct Lane {
   Step step;
   float t = 0;
 };
+
+inline bool is_finite(const Image& image) {
+  return std::all_of(image.pixels.begin(), image.pixels.end(), [](float value) { return std::isfinite(value); });
+}
 
 // All of it for one thread, the driver's; but for info().
 class Archive {

@@ -1,8 +1,11 @@
 // flowfast-run: searches with an archive, from the command line.
 #include <algorithm>
 #include <chrono>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -98,6 +101,11 @@ void complete(Arguments& arguments) {
     for (Listed& listed : read_prompts(list, column)) arguments.prompts.push_back(std::move(listed));
   if (arguments.prompts.empty()) throw OptionError("expected a prompt: give --prompt TEXT or --prompts LIST");
   if (!arguments.has("--budget")) throw OptionError("expected --budget NFE");
+  if (!arguments.has("--png")) return;
+  const std::filesystem::path folder = std::filesystem::path(arguments.given["--png"]).parent_path();
+  std::error_code no_matter;
+  if (!folder.empty() && !std::filesystem::is_directory(folder, no_matter))
+    throw OptionError("--png: there is no folder " + folder.string());
 }
 
 std::string json(const std::string& text) {
@@ -113,7 +121,9 @@ std::string json(const std::string& text) {
   return out + '"';
 }
 
-std::string json(double number) { return std::isfinite(number) ? text_of(number) : "null"; }
+std::string json(double number) {  // which knows no infinity and no NaN: as flowfast/files.py writes them
+  return std::isnan(number) ? "null" : std::isinf(number) ? json(text_of(number)) : text_of(number);
+}
 
 std::string json(const std::string& prompt, const Result& result, double load_seconds) {
   std::string path;
@@ -125,8 +135,8 @@ std::string json(const std::string& prompt, const Result& result, double load_se
   hash.update({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size() * sizeof(float)});
   std::string line = "{\"prompt\": " + json(prompt) + ", \"reward\": " + json(result.reward());
   for (const auto& [name, value] : {std::pair("nfe", result.nfe), {"nfe_speculative", result.nfe_speculative},
-                                    {"reward_calls", result.reward_calls}, {"unspent", result.unspent},
-                                    {"key", result.key}})
+                                    {"reward_calls", result.reward_calls}, {"nan_rewards", result.nan_rewards},
+                                    {"unspent", result.unspent}, {"key", result.key}})
     line += std::string(", \"") + name + "\": " + std::to_string(value);
   return line + ", \"path\": [" + path + "], \"image\": {\"height\": " + std::to_string(image.height) +
          ", \"width\": " + std::to_string(image.width) + ", \"blake2b\": \"" + hexadecimal(hash.digest()) +
@@ -137,11 +147,16 @@ std::string json(const std::string& prompt, const Result& result, double load_se
 void write_png(const Image& image, std::string file, size_t number, size_t count) {
   if (count > 1) {
     const size_t dot = file.rfind(".png");
-    file.insert(dot == std::string::npos ? file.size() : dot, "-" + std::to_string(number));
+    file.insert(dot == std::string::npos ? file.size() : dot, std::to_string(number).insert(0, 1, '-'));
   }
-  std::ofstream out(file, std::ios::binary);
+  const std::string part = file + ".part";  // nothing half-written stays under the name
+  std::ofstream out(part, std::ios::binary);
   out << image.png();
-  if (!out.flush()) throw OptionError("cannot write " + file);
+  out.close();
+  if (!out || std::rename(part.c_str(), file.c_str()) != 0) {
+    std::remove(part.c_str());
+    throw OptionError("cannot write " + file + ": " + std::strerror(errno));
+  }
 }
 
 OnProgress printer(const std::string& prompt) {

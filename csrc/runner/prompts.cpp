@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include "runner/json.h"
@@ -26,6 +27,17 @@ std::string joined(const Texts& texts) {
   std::string all;
   for (const std::string& text : texts) all += (all.empty() ? "" : ", ") + text;
   return all;
+}
+
+size_t words_in(std::string_view text) {
+  size_t words = 0;
+  text = trimmed(text);
+  for (size_t i = 0; i < text.size(); ++i) {
+    const std::string_view before = text.substr(0, i), rest = text.substr(i);
+    const bool after_space = trimmed(before).size() < before.size();
+    words += i == 0 || (after_space && trimmed(rest).data() == rest.data());
+  }
+  return words;
 }
 
 std::vector<std::pair<size_t, std::string_view>> lines_of(std::string_view text) {  // that are not blank
@@ -206,9 +218,8 @@ class Reader {
     Texts names;
     for (const std::string& cell : first.cells) names.emplace_back(trimmed(cell));
     std::optional<std::string> column = pick(names, at_line(first.line));
-    const bool only = names.size() == 1 && !column_ && names[0].find_first_of("\t,;") == std::string::npos &&
-        std::count(names[0].begin(), names[0].end(), ' ') < 2;  // else it looks like a prompt
-    if (!column && only) column = names[0];
+    const bool only = names.size() == 1 && !column_ && names[0].find_first_of("\t,;") == std::string::npos;
+    if (!column && only && words_in(names[0]) < 3) column = names[0];  // else it is a prompt, without a row of names
     if (!column) throw no_column(names, at_line(first.line));
     for (const std::string& name : names)
       if ((name == *column || kFields.contains(name)) && std::count(names.begin(), names.end(), name) > 1)
@@ -386,7 +397,8 @@ std::vector<Listed> of_folder(const std::string& place) {
 
 std::vector<Listed> read_prompts(const std::string& place, const std::optional<std::string>& column) {
   const bool input = place == "-";
-  if (!input && std::filesystem::is_directory(place)) return of_folder(place);
+  std::error_code no_matter;  // opening it says what is wrong
+  if (!input && std::filesystem::is_directory(place, no_matter)) return of_folder(place);
   const std::string name = input ? "standard input" : place;
   const std::string suffix = input ? "" : suffix_of(place);
   std::vector<Listed> found = Reader(name, suffix, list_text(place, name), column).prompts();

@@ -68,6 +68,7 @@ struct Searcher::Impl {
     const std::string negative = request.negative_prompt.value_or("");
     for (const auto& fault : {fault_of(request.prompt, unread), fault_of(negative, true)})
       if (fault) throw PromptError("the prompt cannot be drawn: " + *fault + "; write what the picture shows");
+    if (request.repeat < 0) throw OptionError("repeat must be at least 0, got " + std::to_string(request.repeat));
     if (std::isnan(request.until)) throw OptionError("until must be a number, got NaN: leave it out");
     const double guidance = request.guidance.value_or(*number_in<double>(info.at("guidance")));
     if (!std::isfinite(guidance) || guidance < 0)
@@ -182,8 +183,7 @@ struct Searcher::Impl {
     std::vector<std::string> prompts;
     std::vector<float> times, found, rewards(lanes.size(), std::numeric_limits<float>::quiet_NaN());
     for (size_t i = 0; i < lanes.size(); ++i) {
-      const auto& pixels = images.at(i).pixels;
-      if (!std::all_of(pixels.begin(), pixels.end(), [](float value) { return std::isfinite(value); })) continue;
+      if (!is_finite(images.at(i))) continue;
       sound.push_back(i);
       prompts.push_back(jobs.at(lanes[i].slot)->request.prompt);
       times.push_back(lanes[i].t);

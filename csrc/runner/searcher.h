@@ -86,7 +86,7 @@ struct Request {
   std::string prompt = "";
   int64_t budget = 0;  // NFE: model evaluations times passes; never exceeded
   Seed seed = 0;
-  int64_t repeat = 0;  // another noise for the same seed and prompt
+  int64_t repeat = 0;  // another noise for the same seed and prompt; from 0 on
   // Classifier-free guidance (as the archive says); up to 1 is off. An archive that was exported with guidance has two
   // passes and counts both in any case: export with guidance 1 where none is wanted.
   std::optional<double> guidance = std::nullopt;

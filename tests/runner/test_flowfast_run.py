@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ from flowfast.archive import Packages, load_archive
 from flowfast.ops.noise import noise_key
 from flowfast.seal import seal
 from tests.cpp import PREFIX, ROOT, TESTS, command
+from tests.searcher.test_images import EightBits, Holes
 from tests.searcher.toys import GaussianFlow, NearTarget
 
 PROMPTS = [
@@ -113,6 +115,34 @@ def test_until_stops_early(tmp_path: Path) -> None:
     assert_same(found, facts(wanted))
 
 
+@pytest.mark.parametrize("hole", [math.nan, math.inf])
+def test_a_picture_that_is_not_finite_never_wins(hole: float, tmp_path: Path) -> None:
+    """Though the reward, which sees 8 bits, likes it best."""
+    options: dict[str, Any] = {"method": "svdd", "steps": 6, "micro_batch": 8, "slots": 1, "budget": 60}
+    flowfast.export(Holes(hole, SHAPE), tmp_path / "holes.pt", reward=EightBits(), **options)
+    (found,) = run(tmp_path / "holes.pt", "--prompt", "a", "--budget", 60)
+    result = flowfast.search(Holes(hole, SHAPE), ["a"], reward=EightBits(), **options)
+    assert found["nan_rewards"] == result.nan_rewards > 0
+    assert_same(found, facts(result.samples[0]))
+
+
+def test_a_picture_that_breaks_as_it_is_decoded_at_the_end(tmp_path: Path) -> None:
+    """Alone in its batch, in an archive of packages: the best one that is whole comes out."""
+
+    options: dict[str, Any] = {"method": "bon", "steps": 6, "micro_batch": 4, "top_k": 4, "slots": 1, "budget": 60}
+    plain = flowfast.search(GaussianFlow(SHAPE), ["bb"], reward=Mean(), **options).samples[0]
+    best = float(plain.latent[0, 0, 0])
+
+    class Alone(GaussianFlow):
+        def decode(self, x0: torch.Tensor) -> torch.Tensor:  # a batch of nothing but the best
+            return torch.where(((x0[:, :1, :1, :1] - best).abs() < 1e-5).all(), torch.nan, x0)
+
+    flowfast.export(Alone(SHAPE), tmp_path / "alone.pt", reward=Mean(), format="aoti", **options)
+    (found,) = run(tmp_path / "alone.pt", "--prompt", "bb", "--budget", 60)
+    assert found["nan_rewards"] == 1
+    assert found["path"] == [list(step) for step in plain.top[1].winner.path]
+
+
 def test_more_prompts_than_slots(scenes: Path, tmp_path: Path) -> None:
     listed = tmp_path / "prompts.txt"
     listed.write_text("\n".join(PROMPTS[1:]) + "\n\n")
@@ -202,10 +232,13 @@ def test_what_cannot_work_is_refused(scenes: Path, tmp_path: Path) -> None:
         ('a seed must be a whole number of up to 4300 digits, got "1.5"', *asked, "--budget", 48, "--seed", "1.5"),
         ("the prompt cannot be drawn: it is empty; write", scenes, "--prompt", " ", "--budget", 48),
         ("the prompt cannot be drawn: it is no UTF-8 from byte 4 on", scenes, "--prompt", b"caf\xe9", "--budget", 48),
-        ("threads must be at least 1, or 0", *asked, "--budget", 48, "--threads", -1),
+        ("threads must be from 1 to 4096, or 0", *asked, "--budget", 48, "--threads", -1),
+        ("threads must be from 1 to 4096", *asked, "--budget", 48, "--threads", 100000),
+        ("repeat must be at least 0, got -1", *asked, "--budget", 48, "--repeat", -1),
         ("device must be cpu, or cuda where PyTorch has it, got 'tpu'", *asked, "--budget", 48, "--device", "tpu"),
         ("none.txt: No such file or directory", scenes, "--prompts", tmp_path / "none.txt", "--budget", 48),
-        ("cannot write ", *asked, "--budget", 24, "--png", tmp_path / "none/out.png"),
+        ("--png: there is no folder ", *asked, "--budget", 24, "--png", tmp_path / "none/out.png"),
+        ("cannot write ", *asked, "--budget", 24, "--png", tmp_path),
         ("cannot read ", tmp_path / "none.pt", "--prompt", "a", "--budget", 48),
     ):
         words = [word if isinstance(word, bytes) else str(word) for word in argv]

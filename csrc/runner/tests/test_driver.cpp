@@ -147,6 +147,7 @@ void an_error_is_of_its_request() {
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = 0}));
   CHECK(refused<BudgetError>(searcher, {.prompt = "a", .budget = kForever + 1}));
   CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .until = kNaN}));
+  CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .repeat = -1}));
   for (const std::string& prompt : Prompts{"", " \u3000\n", "caf\xe9", std::string("a\0b", 3)})
     CHECK(refused<PromptError>(searcher, {.prompt = prompt, .budget = 1}));
   CHECK(refused<PromptError>(searcher, {.prompt = "a", .budget = 1, .negative_prompt = "\xff"}));

@@ -84,6 +84,11 @@ flowfast::Seed seed(const json::object& fields) {
   return *found;
 }
 
+// JSON knows no infinity: "inf", "-inf".
+json::value json_of(float reward) {
+  return std::isinf(reward) ? json::value(reward > 0 ? "inf" : "-inf") : json::value(reward);
+}
+
 json::value json_of(const flowfast::Seed& seed) {
   int64_t number = 0;
   const std::string& digits = seed.digits();
@@ -179,7 +184,7 @@ Answer collect(const std::vector<flowfast::Request>& searches, const std::vector
       const flowfast::Result result = handles[i].get();
       nfe += result.nfe;
       data.push_back(json::object{{"b64_json", base64(result.image().png())},
-                                  {"reward", result.reward()},
+                                  {"reward", json_of(result.reward())},
                                   {"nfe", result.nfe},
                                   {"seed", json_of(searches[i].seed)},
                                   {"repeat", searches[i].repeat},
