@@ -15,12 +15,12 @@ import yaml
 
 from flowfast import secrets
 from flowfast.errors import OptionError
+from flowfast.fields import MOST_DIGITS
 from flowfast.prompts import prompt_of
 
 MOST_BYTES = 64 << 20
 MOST_VALUES = 1_000_000
 MOST_DEPTH = 32
-MOST_DIGITS = 1000
 NUMBER = re.compile(r"[-+]?[.\d][\da-fA-FxXoO_:.+-]*")
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -113,12 +113,16 @@ def _check(text: str, what: str) -> None:
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MOST_DIGITS and NUMBER.fullmatch(event.value):
+        elif isinstance(event, yaml.ScalarEvent) and (event.tag or not event.style) and _too_long(event.value):
             raise OptionError(f"cannot read {what}: a number of {len(event.value)} digits in line {line}")
         if depth > MOST_DEPTH:
             raise OptionError(f"cannot read {what}: values inside values {depth} deep in line {line}")
         if count > MOST_VALUES:
             raise OptionError(f"cannot read {what}: it has more than {MOST_VALUES} values")
+
+
+def _too_long(scalar: str) -> bool:
+    return len(scalar) > MOST_DIGITS and NUMBER.fullmatch(scalar) is not None
 
 
 def _kind(value: Any) -> str:

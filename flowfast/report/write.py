@@ -41,8 +41,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Values that are one object are written out each time: aliases are not read back."""
+        return True
+
+
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.dump(value, Dumper=_Plain, sort_keys=False, allow_unicode=True))
 
 
 def write_same(path: Path, other: Path) -> None:

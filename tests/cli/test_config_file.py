@@ -14,7 +14,9 @@ import pytest
 from flowfast import engine
 from flowfast.config import make_config
 from flowfast.errors import FlowfastError, OptionError
+from flowfast.prompts import field_of
 from flowfast.report.config_file import parse_options, parse_yaml, read_config
+from flowfast.report.write import write_yaml
 from flowfast.settings import Setup
 from tests.cli.conftest import PROMPTS, Run
 from tests.cli.test_generate import FAST, folders
@@ -151,6 +153,19 @@ def test_values_of_options() -> None:
     assert found == {"n": 4, "a": None, "b": 1.5, "c": "x=y", "d": [1, 2], "e": True, "f": "1e-3"}
     with pytest.raises(OptionError, match="cannot read it"):
         parse_yaml("]", "it")
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    """One object in two places, long texts, other letters, texts that look like something else."""
+    shared = [{"class": "cat", "count": 2}]
+    prompts = [
+        {"prompt": text, "include": shared} for text in ("two cats", "no", "5", "2026-01-02", "a: b # c", "x" * 999)
+    ]
+    prompts += [{"prompt": "one\u2028two \u4e00\x85 \t three\n", "include": shared}, {"prompt": "9" * 5000}]
+    write_yaml(tmp_path / "mine.yaml", {"prompts": prompts, "seed": 3, "until": float("inf")})
+    found = read_config(tmp_path / "mine.yaml")
+    assert found["prompts"] == [entry["prompt"] for entry in prompts] and found["until"] == float("inf")
+    assert all(field_of(prompt, "include") == shared for prompt in found["prompts"][:-1])
 
 
 def test_500_mutants_of_a_config(run: Run, tmp_path: Path) -> None:
