@@ -15,12 +15,12 @@ import yaml
 
 from flowfast import secrets
 from flowfast.errors import OptionError
-from flowfast.fields import MOST_DIGITS
 from flowfast.prompts import prompt_of
 
 MOST_BYTES = 64 << 20
 MOST_VALUES = 1_000_000
 MOST_DEPTH = 32
+MOST_DIGITS = 4300  # Python reads no longer number
 NUMBER = re.compile(r"[-+]?[.\d][\da-fA-FxXoO_:.+-]*")
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
