@@ -352,7 +352,7 @@ def test_guidance_that_is_no_scale_is_refused(scale):
     with pytest.raises(OptionError, match="guidance.*0 .. 1,000, got"):
         flowfast.search(flow, ["a"], reward=NearTarget(), budget=40, guidance=scale)
     flow.guidance = scale
-    with pytest.raises(OptionError, match="guidance.*0 .. 1,000, got"):
+    with pytest.raises(OptionError, match="guidance.*at least 0.*got"):
         flowfast.search(flow, ["a"], reward=NearTarget(), budget=40)
 
 
