@@ -71,8 +71,8 @@ struct Searcher::Impl {
     if (request.repeat < 0) throw OptionError("repeat must be at least 0, got " + std::to_string(request.repeat));
     if (std::isnan(request.until)) throw OptionError("until must be a number, got NaN: leave it out");
     const double guidance = request.guidance.value_or(*number_in<double>(info.at("guidance")));
-    if (!std::isfinite(guidance) || guidance < 0)
-      throw OptionError("guidance must be a finite number of at least 0 (up to 1 is off), got " + text_of(guidance));
+    if (!(guidance >= 0 && guidance <= 1000))
+      throw OptionError("guidance must be a number from 0 to 1000 (up to 1 is off), got " + text_of(guidance));
     request.guidance = std::max(guidance, 1.0);  // up to 1 is off; the ops mean the unconditional model by 0
     if (number("passes") == 1 && *request.guidance != 1.0)
       throw OptionError("this archive was exported without guidance, got guidance " + text_of(guidance) +
@@ -181,7 +181,7 @@ struct Searcher::Impl {
     std::vector<size_t> sound;
     std::vector<Image> finite;
     std::vector<std::string> prompts;
-    std::vector<float> times, found, rewards(lanes.size(), std::numeric_limits<float>::quiet_NaN());
+    std::vector<float> times, rewards(lanes.size(), std::numeric_limits<float>::quiet_NaN());
     for (size_t i = 0; i < lanes.size(); ++i) {
       if (!is_finite(images.at(i))) continue;
       sound.push_back(i);
@@ -192,18 +192,33 @@ struct Searcher::Impl {
     const bool all = sound.size() == images.size();
     if (!all)
       for (const size_t i : sound) finite.push_back(images[i]);
+    const std::span<const Image> shown(all ? images : finite);
+    const size_t values = std::max<size_t>(1, shown[0].pixels.size());
+    const size_t step = std::clamp<size_t>(kMostValues / values, 1, kMostImages);
+    for (size_t start = 0; start < sound.size(); start += step) {
+      const size_t count = std::min(step, sound.size() - start);
+      const std::vector<float> found =
+          scores(shown.subspan(start, count), {&prompts[start], count}, {&times[start], count});
+      for (size_t i = 0; i < count; ++i) rewards[sound[start + i]] = found[i];
+    }
+    return rewards;
+  }
+
+  // One call of the host's reward.
+  std::vector<float> scores(
+      std::span<const Image> images, std::span<const std::string> prompts, std::span<const float> times) const {
+    std::vector<float> found;
     try {
-      found = reward(all ? images : finite, prompts, times);
+      found = reward(images, prompts, times);
     } catch (const std::exception& error) {
       throw RewardError(std::string("the host's reward failed: ") + error.what());
     } catch (...) {
       throw RewardError("the host's reward failed: it threw something that is no std::exception");
     }
-    if (found.size() != sound.size())
-      throw RewardError("the host's reward must return one score an image, " + std::to_string(sound.size()) +
+    if (found.size() != images.size())
+      throw RewardError("the host's reward must return one score an image, " + std::to_string(images.size()) +
                         ", got " + std::to_string(found.size()));
-    for (size_t i = 0; i < sound.size(); ++i) rewards[sound[i]] = found[i];
-    return rewards;
+    return found;
   }
 
   void report(const std::vector<Lane>& lanes, std::vector<Image> images, const std::vector<float>& rewards) {

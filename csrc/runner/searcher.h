@@ -55,7 +55,11 @@ struct FLOWFAST_EXPORT Image {
   std::string png() const;
 };
 
+// Most images of one call of a host's reward, and most values of them together (128 MiB), as in Python.
+inline constexpr size_t kMostImages = 64, kMostValues = size_t{1} << 25;
+
 // Scores of N images, higher is better: images[i] is a posterior mean of prompts[i] at linear time times[i] (0: data).
+// A round may have hundreds of images; a call gets at most kMostImages and kMostValues of them, in their order.
 // A NaN never wins (Result::nan_rewards counts it), and so does an image that is not finite, which is not shown to it.
 using HostReward = std::function<std::vector<float>(
     std::span<const Image> images, std::span<const std::string> prompts, std::span<const float> times)>;
@@ -87,8 +91,8 @@ struct Request {
   int64_t budget = 0;  // NFE: model evaluations times passes; never exceeded
   Seed seed = 0;
   int64_t repeat = 0;  // another noise for the same seed and prompt; from 0 on
-  // Classifier-free guidance (as the archive says); up to 1 is off. An archive that was exported with guidance has two
-  // passes and counts both in any case: export with guidance 1 where none is wanted.
+  // Classifier-free guidance (as the archive says), from 0 to 1000; up to 1 is off. An archive that was exported with
+  // guidance has two passes and counts both in any case: export with guidance 1 where none is wanted.
   std::optional<double> guidance = std::nullopt;
   double until = std::numeric_limits<double>::infinity();  // stop early at this reward
   std::optional<std::string> negative_prompt = std::nullopt;  // as the archive says

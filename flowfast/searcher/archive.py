@@ -88,8 +88,8 @@ class Archive(nn.Module):
         pass. until: stop early at this reward, or infinity. Raises OptionError, BudgetError.
         """
         self.check_slot(slot)
-        if not (guidance >= 0.0 and guidance < torch.inf):
-            raise OptionError("guidance must be a finite number of at least 0 (up to 1: off), got " + str(guidance))
+        if not (guidance >= 0.0 and guidance <= 1000.0):
+            raise OptionError("guidance must be a number from 0 to 1000 (up to 1: off), got " + str(guidance))
         plan = self.plan(budget)
         null: dict[str, Tensor] = {}
         if self.passes == 2:

@@ -264,7 +264,7 @@ REFUSED: dict[str, tuple[Any, str | None, str]] = {
     "a budget beyond all": ({"budget": 1e30}, "budget", "budget must be a whole number from 1 to"),
     "a budget in words": ({"budget": "100"}, "budget", 'got "100"'),
     "a budget that is no number": ('{"prompt": "a", "budget": NaN}', None, "the body must be JSON"),
-    "a negative guidance": ({"guidance": -1}, None, "guidance must be a finite number of at least 0"),
+    "a negative guidance": ({"guidance": -1}, None, "guidance must be a number from 0 to 1000"),
     "a guidance beyond all": ('{"prompt": "a", "guidance": 1e999}', None, ""),
     "a field of other servers": ({"until": "0.5"}, "until", 'unknown field "until"'),
     "another size": ({"size": "1024x1024"}, "size", 'size must be "auto" or "32x32", got "1024x1024"'),

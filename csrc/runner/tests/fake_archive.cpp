@@ -58,14 +58,19 @@ class FakeArchive final : public Archive {
   std::vector<Lane> lanes() override {
     std::vector<Lane> lanes;
     for (int64_t slot = 0; slot < kSlots; ++slot)
-      if (slots_[slot].on) lanes.push_back({slot, {0, slots_[slot].round, 0}, 0.5f});
+      for (int64_t lane = 0; slots_[slot].on && lane < fake_.lanes; ++lane)
+        lanes.push_back({slot, {0, slots_[slot].round, lane}, 0.5f});
     return lanes;
   }
 
   std::vector<Image> images() override {
     std::vector<Image> images;
+    const int side = static_cast<int>(fake_.side);
     for (const Slot& s : slots_)
-      if (s.on) images.push_back({1, 1, 1, {s.round == fake_.hole ? NAN : static_cast<float>(s.round)}});
+      for (int64_t lane = 0; s.on && lane < fake_.lanes; ++lane) {
+        const float pixel = s.round == fake_.hole ? NAN : static_cast<float>(s.round * fake_.lanes + lane);
+        images.push_back({1, side, side, std::vector<float>(side * side, pixel)});
+      }
     return images;
   }
 
@@ -74,7 +79,7 @@ class FakeArchive final : public Archive {
     rewards_ = rewards;
     size_t i = 0;
     for (Slot& s : slots_)
-      if (s.on) s.reward = rewards.at(i++);
+      if (s.on) s.reward = rewards.at(i), i += fake_.lanes;
   }
   std::vector<float> rewards() override { return rewards_; }
 

@@ -18,6 +18,7 @@ struct Fake {
   std::set<std::string> failing;                    // prompts whose rounds throw
   std::vector<std::vector<std::string>> rounds;     // prompts of each round
   int64_t hole = -1;                                // the round whose images are NaN
+  int64_t lanes = 1, side = 1;                      // of each slot, and of its images
   int passes = 1;                                   // of the manifest, and
   double guidance = 1;
   std::vector<double> guided;                       // guidance of each request that got a slot

@@ -166,12 +166,12 @@ void guidance_up_to_1_is_off() {
   };
   for (const auto guidance : {std::optional<double>(), std::optional(0.0), std::optional(0.5), std::optional(1.0)})
     run(guided, guidance), run(unguided, guidance), run(old, guidance);
-  run(guided, 1.5);
-  CHECK(fake("guided").guided == std::vector<double>({4.5, 1, 1, 1, 1.5}));
+  run(guided, 1.5), run(guided, 1000);
+  CHECK(fake("guided").guided == std::vector<double>({4.5, 1, 1, 1, 1.5, 1000}));
   const std::vector<double> off(4, 1);
   CHECK(fake("unguided").guided == off && fake("exported with 0").guided == off);
   CHECK(refused<OptionError>(unguided, {.prompt = "a", .budget = 1, .guidance = 1.5}));
-  for (const double guidance : {-1.0, -1e-9, kNaN, std::numeric_limits<double>::infinity()})
+  for (const double guidance : {-1.0, -1e-9, 1000.5, kNaN, std::numeric_limits<double>::infinity()})
     CHECK(refused<OptionError>(guided, {.prompt = "a", .budget = 1, .guidance = guidance}), "%g", guidance);
 }
 
@@ -195,6 +195,29 @@ void the_host_scores() {
   CHECK(error_of(searcher.submit({.prompt = "throws", .budget = 1})) == "reward");
   CHECK(error_of(searcher.submit({.prompt = "throws a number", .budget = 1})) == "reward");
   CHECK(error_of(searcher.submit({.prompt = "one too few", .budget = 1})) == "reward");
+}
+
+void the_host_gets_a_bounded_call() {
+  fake("many lanes").lanes = 70, fake("large images").lanes = 40, fake("large images").side = 1024;
+  const auto sizes_of_calls = [](const std::string& name) {
+    std::vector<size_t> sizes;
+    std::vector<float> told;
+    Searcher searcher(name, {.reward = [&](auto images, auto prompts, auto times) {
+      sizes.push_back(images.size());
+      CHECK(prompts.size() == images.size() && times.size() == images.size());
+      std::vector<float> scores;
+      for (const Image& image : images) scores.push_back(image.pixels[0]);
+      return scores;
+    }});
+    searcher.submit({.prompt = "a", .budget = 1}, [&](const Progress& progress) {
+      for (const Candidate& candidate : progress.candidates) told.push_back(candidate.reward);
+    }).get();
+    for (size_t i = 0; i < told.size(); ++i) CHECK(told[i] == static_cast<float>(i));  // each image has its own score
+    CHECK(told.size() == static_cast<size_t>(fake(name).lanes));
+    return sizes;
+  };
+  CHECK(sizes_of_calls("many lanes") == std::vector<size_t>({64, 6}));
+  CHECK(sizes_of_calls("large images") == std::vector<size_t>({32, 8}));
 }
 
 // The fake's image k shows k: k = 1 is NaN here, which the reward is not asked about.
@@ -289,6 +312,7 @@ void test_driver() {
   an_error_is_of_its_request();
   guidance_up_to_1_is_off();
   the_host_scores();
+  the_host_gets_a_bounded_call();
   an_image_that_is_not_finite_has_no_reward();
   progress_is_told();
   ends();
