@@ -22,6 +22,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from flowfast.errors import PromptError
@@ -66,13 +67,11 @@ def field_of(prompt: str, name: str) -> Any:
     return fields_of(prompt).get(name)
 
 
-def make_prompt(text: str, fields: dict[str, Any], where: str) -> str:
+def make_prompt(text: str, fields: dict[str, Any], where: str, faults: Mapping[str, str] = MappingProxyType({})) -> str:
     """A prompt of a list, `where` its file and line: fields that are not ours are left alone, and wrong ones wait for
-    who reads them, but for the seed. Raises PromptError."""
-    ours = {name: fields[name] for name in FIELDS if name in fields}
-    if not ours:
-        return text
-    known, faults = _read_fields(ours, where)
+    who reads them, but for the seed. faults: of those that were found wrong before. Raises PromptError."""
+    known, found = _read_fields({name: fields[name] for name in FIELDS if name in fields}, where)
+    faults = {**found, **faults}
     if "seed" in faults:
         raise PromptError(faults["seed"])
     if not known and not faults:

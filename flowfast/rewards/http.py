@@ -1,7 +1,9 @@
 """A reward that a server computes: `http:URL`. The server may be `flowfast reward-server` (server.py) or anyone's.
 
 POST URL (its path, /score where it has none), Content-Type: application/x-safetensors
-    a safetensors file: tensor `images` uint8 (N, 3, H, W), RGB; metadata {"prompts": a JSON list of N texts}
+    a safetensors file: tensor `images` uint8 (N, 3, H, W), RGB; metadata {"prompts": a JSON list of N texts}. Where a
+    prompt has fields (flowfast/fields.py) also {"fields": a JSON list of N objects, e.g. {"counts": [3, 1], ...},
+    "faults": the same, why a field could not be read}, which a server may leave alone
 200 {"scores": [N numbers]}, higher is better; null, NaN: this image never wins
 413: fewer images at once.  408, 425, 429, 5xx: ask again, after Retry-After (seconds or a date) where there is one
 301, 302, 307, 308: ask there, with the same request.  Another status, {"error": why}: it would not help to ask again
@@ -29,7 +31,8 @@ import torch
 from torch import Tensor
 
 from flowfast import secrets
-from flowfast.errors import OptionError, RewardError
+from flowfast.errors import OptionError, PromptError, RewardError
+from flowfast.fields import fields_of, make_prompt
 from flowfast.rewards.host import MOST_IMAGES, CallableReward
 from flowfast.rewards.pixels import to_pixels
 from flowfast.rewards.policy import guarded
@@ -284,14 +287,19 @@ def number_of(score: float | None) -> float:
 
 
 def pack(pixels: Tensor, prompts: Sequence[str]) -> bytes:
-    """The body of a request: pixels (N, 3, H, W) uint8 and N prompts."""
+    """The body of a request: pixels (N, 3, H, W) uint8 and N prompts, with what their rewards may read beside them."""
     from safetensors.torch import save
 
-    return save({"images": pixels.contiguous()}, {"prompts": json.dumps(list(prompts))})
+    fields = [{name: value for name, value in fields_of(prompt).items() if name != "seed"} for prompt in prompts]
+    faults = [getattr(prompt, "faults", {}) for prompt in prompts]
+    beside = {"fields": fields, "faults": faults} if any(fields) or any(faults) else {}
+    metadata = {"prompts": list(prompts), **beside}
+    return save({"images": pixels.contiguous()}, {name: json.dumps(value) for name, value in metadata.items()})
 
 
 def unpack(body: bytes | bytearray) -> tuple[Tensor, list[str]]:
-    """What `pack` packed, as pixels (N, 3, H, W) uint8, which share the memory of a bytearray, and N prompts.
+    """What `pack` packed, as pixels (N, 3, H, W) uint8, which share the memory of a bytearray, and N prompts with
+    their fields.
 
     Raises RewardError: what is wrong; TooLarge: the prompts are."""
     size = int.from_bytes(body[:8], "little")
@@ -322,8 +330,27 @@ def unpack(body: bytes | bytearray) -> tuple[Tensor, list[str]]:
         raise RewardError(f"expected a safetensors file, got {len(body)} bytes that are none: images do not fill them")
     if shape[0] != len(prompts):
         raise RewardError(f"expected one prompt an image, got {shape[0]} images and {len(prompts)} prompts")
+    prompts = with_fields(prompts, header["__metadata__"])
     owned = body if isinstance(body, bytearray) else bytearray(body)
     return torch.frombuffer(owned, dtype=torch.uint8, offset=start).view(shape), prompts
+
+
+def with_fields(prompts: list[str], metadata: dict[str, Any]) -> list[str]:
+    """The prompts of a request with their fields. Raises RewardError."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in ("fields", "faults"):
+        try:
+            entries = json.loads(metadata.get(name, "null")) or [{}] * len(prompts)
+        except (TypeError, ValueError, RecursionError):
+            entries = None
+        if not isinstance(entries, list) or [type(entry) for entry in entries] != [dict] * len(prompts):
+            raise RewardError(f"expected {name} to be a JSON list of {len(prompts)} objects, one a prompt")
+        found[name] = entries
+    rows = enumerate(zip(prompts, found["fields"], found["faults"], strict=True), 1)
+    try:
+        return [make_prompt(text, fields, f"prompt {row}", faults) for row, (text, fields, faults) in rows]
+    except PromptError as error:  # a seed that is none
+        raise RewardError(str(error)) from None
 
 
 def reason(answer: bytes) -> str:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from torch import Tensor
 import flowfast
 import flowfast.rewards
 from flowfast.errors import OptionError, PromptError, RewardError
+from flowfast.prompts import Prompt, field_of, read_prompts
 from flowfast.rewards import CallableReward, on_host
+from flowfast.rewards.counting import asked_counts
 from flowfast.rewards.http import CONTENT_TYPE, HttpReward, load, pack, unpack
 from flowfast.rewards.server import RewardServer
 from flowfast.rewards.sharpness import Sharpness
@@ -79,6 +82,43 @@ def test_a_search_with_it_is_the_search_without_it() -> None:
     for one, two in zip(remote.samples, local.samples, strict=True):
         assert one.winner == two.winner
         assert one.reward == two.reward
+
+
+def test_fields_of_a_prompt_travel_with_it(tmp_path: Path) -> None:
+    """As lists have them: a reward behind a server counts and reads what one on this machine does."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a busy street", "classes": ["bus", "dog"], "counts": [2, 0], "seed": 10**30},
+        {"prompt": "three pots", "include": [{"class": "pot", "count": 4, "color": "red"}], "text": ["IN", "OUT"]},
+        {"prompt": 'two signs saying "OPEN"', "tag": "position"},
+        {"prompt": "one cat", "counts": "many", "text": 7},
+    ]
+    path = tmp_path / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts, told = read_prompts(path), []
+
+    def asked(images: Tensor, prompts: list[str]) -> list[float]:
+        for prompt in prompts:
+            told.append([prompt, *({} if prompt == "one cat" else asked_counts(prompt)).items()])
+            told[-1].append(field_of(prompt, "text"))
+        with pytest.raises(PromptError, match=r"list.jsonl, line 4: field 'counts' must be"):
+            asked_counts(prompts[3])
+        return [0.0] * len(prompts)
+
+    asked(IMAGES, prompts)
+    with running(RewardServer(asked, port=0)) as url:
+        load(url)(IMAGES, prompts)
+    assert told[4:] == told[:4] and told[0] == ["a busy street", ("bus", 2), ("dog", 0), None]
+    assert told[1] == ["three pots", ("red pot", 4), ["IN", "OUT"]]
+
+
+def test_fields_are_what_another_server_may_leave_alone() -> None:
+    """Tensors and prompts are those of a request without them, and a request without has none."""
+    plain, more = pack(PIXELS, PROMPTS), pack(PIXELS, [Prompt("a", counts=[1], classes=["b"]), *PROMPTS[1:]])
+    heads = [json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")]) for body in (plain, more)]
+    fields = [{"classes": ["b"], "counts": [1]}, {}, {}, {}]
+    assert json.loads(heads[1]["__metadata__"].pop("fields")) == fields
+    assert json.loads(heads[1]["__metadata__"].pop("faults")) == [{}] * 4
+    assert heads[0] == heads[1] and list(heads[0]["__metadata__"]) == ["prompts"]
 
 
 def test_what_is_not_finite_never_wins() -> None:
@@ -144,6 +184,16 @@ TEXTS = json.dumps(PROMPTS)
         (save({"images": PIXELS}, {"prompts": "[" * 100_000}), "expected metadata"),
         (save({"images": PIXELS}, {"prompts": "[1, 2, 3, 4]"}), "expected prompts to be a JSON list of texts"),
         (save({"images": PIXELS}, {"prompts": '"aaaa"'}), "expected prompts to be a JSON list of texts"),
+        (
+            save({"images": PIXELS}, {"prompts": TEXTS, "fields": "[{}]"}),
+            "expected fields to be a JSON list of 4 objects",
+        ),
+        (save({"images": PIXELS}, {"prompts": TEXTS, "fields": "[1, 2, 3, 4]"}), "expected fields to be a JSON list"),
+        (save({"images": PIXELS}, {"prompts": TEXTS, "faults": "[" * 100_000}), "expected faults to be a JSON list"),
+        (
+            save({"images": PIXELS}, {"prompts": TEXTS, "fields": '[{"seed": []}, {}, {}, {}]'}),
+            "prompt 1: field 'seed'",
+        ),
         (save({"images": PIXELS[:3]}, {"prompts": TEXTS}), "got 3 images and 4 prompts"),
         (save({"images": IMAGES}, {"prompts": TEXTS}), "expected images uint8"),
         (save({"images": PIXELS[:, :1].contiguous()}, {"prompts": TEXTS}), "expected images uint8"),
