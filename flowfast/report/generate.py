@@ -103,6 +103,8 @@ class GenerateFiles:
         Raises OutputError, OptionError."""
         check_places([self.out], [CALL])
         check_places(self.folders, FILES)
+        if self.layout == "geneval":
+            geneval.check_folders(self.out, self.folders)
         for folder in self.folders:
             for place in (folder, folder / "samples"):
                 sweep(place)
@@ -112,6 +114,7 @@ class GenerateFiles:
 
     def on_round(self, candidates: list[Candidate]) -> None:
         if not self._lines and not self.resumed:  # now there is something to resume
+            self._remove_earlier()
             write_yaml(self.out / CALL, self.call | self.config.model_dump())
         for index in sorted({candidate.prompt for candidate in candidates}):
             of_prompt = [candidate for candidate in candidates if candidate.prompt == index]
@@ -119,6 +122,15 @@ class GenerateFiles:
                 self._open(index, before=of_prompt[0].round)
             self._lines[index].add(*(candidate._asdict() for candidate in of_prompt))
             self.candidates[index] += of_prompt
+
+    def _remove_earlier(self) -> None:
+        """Pictures of an earlier call that this one will not overwrite: nobody could tell whose they are."""
+        if self.layout == "geneval":
+            return geneval.remove_earlier(self.out, self.folders, self.call, self.config)
+        for path in (path for folder in self.folders for path in folder.glob("best*")):
+            place = re.fullmatch(r"best(?:-(\d+))?\.(png|mp4)", path.name)
+            if place and (place[2] == "mp4" or int(place[1] or 1) > self.config.top_k):
+                path.unlink(missing_ok=True)
 
     def _open(self, index: int, before: int) -> None:
         """The candidates' file; of an earlier call only the rounds before stay, and those only where this one resumes
@@ -148,15 +160,22 @@ class GenerateFiles:
         if index in self._lines:
             self._lines[index].close()
         for place, ranked in enumerate(sample.top):
-            path = self.folders[index] / (f"best-{place + 1:02d}.png" if place else "best.png")
-            if self.layout == "geneval":
-                path = geneval.sample_path(self.folders[index], self.config, place)
+            path = self._place(index, place)
             shown = strip(ranked.image) if ranked.image.dim() == 4 else ranked.image
             self._draw(path, partial(write_picture, path, shown))
             if ranked.image.dim() == 4:
                 path = path.with_suffix(".mp4")
                 self._draw(path, partial(write_video, path, ranked.image, self.fps))
+        for place in range(len(sample.top), self.config.top_k):  # an earlier call may have found more
+            for suffix in (".png", ".mp4"):
+                self._place(index, place).with_suffix(suffix).unlink(missing_ok=True)
         self._write_result(index, sample, {})
+
+    def _place(self, index: int, place: int) -> Path:
+        """Of the picture at `place` of the best."""
+        if self.layout == "geneval":
+            return geneval.sample_path(self.folders[index], self.config, place)
+        return self.folders[index] / (f"best-{place + 1:02d}.png" if place else "best.png")
 
     def finish(self, flow: Flow, result: SearchResult, reward: Any = None) -> list[float | None]:
         """What only the whole call knows: costs, versions, and last the pictures of the searches, for they run the

@@ -118,6 +118,20 @@ def test_top_k(run: Run, tmp_path: Path) -> None:
     assert rewards == sorted(rewards, reverse=True)
 
 
+@pytest.mark.parametrize("fewer", [("--top-k", "2"), ("--method", "ode", "--top-k", "4")], ids=" ".join)
+def test_pictures_of_an_earlier_call_do_not_stay(run: Run, tmp_path: Path, fewer: tuple[str, ...]) -> None:
+    argv = ("generate", PROMPTS[0], *FAST, "--method", "bon", "--out")
+    run(*argv, tmp_path / "o", "--top-k", "4")
+    (folder,) = folders(tmp_path / "o")
+    for name in ("best.mp4", "best-03.mp4", "best-of-mine.png", "bestiary.png"):
+        (folder / name).write_text("")
+    run(*argv, tmp_path / "o", *fewer)
+    run(*argv, tmp_path / "alone", *fewer)
+    (alone,) = folders(tmp_path / "alone")
+    names = {path.name for path in alone.iterdir()} | {"best-of-mine.png", "bestiary.png"}
+    assert {path.name for path in folder.iterdir()} == names
+
+
 def config_file(folder: Path, text: str) -> Path:
     path = folder / "mine.yaml"
     path.write_text(text)

@@ -59,6 +59,48 @@ def test_top_k_and_repeats_are_the_samples(run: Run, tmp_path: Path, metadata: P
     assert len(pictures) == 4 and first in pictures
 
 
+@pytest.mark.parametrize(
+    "other",
+    [("--top-k", "1"), ("--top-k", "1", "--repeat", "1"), ("--top-k", "3", "--method", "ode"), ("--seed", "7")],
+    ids=" ".join,
+)
+def test_samples_of_another_call_are_not_counted(
+    run: Run, tmp_path: Path, metadata: Path, other: tuple[str, ...]
+) -> None:
+    argv = ("--prompts", metadata, *FAST, "--layout", "geneval", "--out")
+    run("generate", *argv, tmp_path / "o", "--top-k", "3")
+    run("generate", *argv, tmp_path / "o", "--top-k", "3", "--repeat", "1", "--micro-batch", "8")
+    (tmp_path / "o" / "00000" / "samples" / "notes.txt").write_text("mine")
+    run("generate", *argv, tmp_path / "o", *other)
+    run("generate", *argv, tmp_path / "alone", *other)
+    assert evaluated(tmp_path / "o") == evaluated(tmp_path / "alone")
+    for path in (tmp_path / "alone").glob("*/samples/*"):
+        assert path.read_bytes() == (tmp_path / "o" / path.relative_to(tmp_path / "alone")).read_bytes()
+    assert (tmp_path / "o" / "00000" / "samples" / "notes.txt").exists()
+
+
+def test_folders_of_other_prompts_are_refused(run: Run, tmp_path: Path, metadata: Path) -> None:
+    argv = ("generate", *FAST, "--layout", "geneval", "--out", tmp_path / "o", "--prompts")
+    run(*argv, metadata)
+    (tmp_path / "one.jsonl").write_text(json.dumps(LIST[1]))
+    before = sorted(path.read_bytes() for path in (tmp_path / "o").rglob("*.*"))
+    line = run.refused(*argv, tmp_path / "one.jsonl")
+    assert "o has samples of other prompts (folder 00001), which GenEval would count too" in line
+    assert sorted(path.read_bytes() for path in (tmp_path / "o").rglob("*.*")) == before
+
+
+def test_a_call_that_does_not_begin_removes_nothing(
+    run: Run, tmp_path: Path, metadata: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("generate", *FAST, "--prompts", metadata, "--layout", "geneval", "--out", tmp_path / "o", "--top-k")
+    run(*argv, "2")
+    before = evaluated(tmp_path / "o")
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.Driver, "_decide", lambda *a: pytest.fail("began"))
+        run.refused(*argv, "1", "--budget", "1")
+    assert evaluated(tmp_path / "o") == before
+
+
 def test_the_pictures_are_those_of_the_plain_layout_and_rerun(run: Run, tmp_path: Path, metadata: Path) -> None:
     run("generate", "--prompts", metadata, *FAST, "--out", tmp_path / "plain")
     run("generate", "--prompts", metadata, *FAST, "--layout", "geneval", "--out", tmp_path / "a")
