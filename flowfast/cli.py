@@ -85,7 +85,7 @@ def _drop_stdout() -> None:
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 Lists = Annotated[
-    list[Path] | None,
+    list[str] | None,  # as a Path "" would be this folder
     typer.Option(
         "--prompts",
         help="A list of prompts, may come several times: .txt (one a line), .jsonl, .json, .csv, .tsv, a folder of "

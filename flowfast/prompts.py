@@ -7,8 +7,8 @@ any case, and what is inside:
 
     .txt, .text, .lst, .list    a prompt a line; blank lines are none
     .jsonl, .ndjson, .json      JSON: values a line, where the first line is one; else one document: a list of texts or
-                                objects, an object by id of texts or of objects, an object with a list under "prompts",
-                                or one object with a prompt
+                                objects, an object by id of texts or of objects, an object with a list under "prompts"
+                                or another of these names, or with nothing but one list, or one object with a prompt
     .csv, .tsv                  a table whose first row names the columns, separated by what the suffix says, or by the
                                 one of comma, tab and semicolon that gives a column we know. A field in double quotes
                                 may hold separators, line ends and, doubled, quotes; quotes that do not enclose a whole
@@ -62,6 +62,8 @@ from flowfast.fields import (
 )  # fmt: skip
 
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text", "texts")
+HOLDERS = ("data", "rows", "examples", "items", "entries")
+"""Members of an object whose list is what a document is for, where it has no other."""
 LINES, JSON, TABLE = "lines", "JSON", "table"
 KINDS = {
     ".txt": LINES, ".text": LINES, ".lst": LINES, ".list": LINES, ".jsonl": JSON, ".ndjson": JSON, ".json": JSON,
@@ -72,7 +74,10 @@ SEPARATORS = {".csv": ",\t;", ".tsv": "\t,;"}
 BINARY = {
     b"PK\x03\x04": "a zip file (.xlsx, .docx, ...)", b"\x1f\x8b": "a gzip file", b"PAR1": "a Parquet file",
     b"%PDF": "a PDF", b"\x89PNG": "a PNG", b"\xff\xd8\xff": "a JPEG", b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32", b"\x28\xb5\x2f\xfd": "a zstd file", b"\xfd7zXZ": "an xz file",
+    b"\xd0\xcf\x11\xe0": "an old Office file (.xls, .doc, ...)",
+    b"version https://git-lfs": "a pointer of Git LFS (`git lfs pull` gets the list)",
+    b"<!DOCTYPE html": "a page of HTML", b"<!doctype html": "a page of HTML", b"<html": "a page of HTML",
 }  # fmt: skip
 MOST_BYTES = 1 << 30
 LIST_LINES = 50
@@ -99,6 +104,8 @@ def read_prompts(place: Path | str, column: str | None = None) -> list[str]:
     """The prompts of one list, as the module says. column: `--prompt-column`. Raises OptionError: it cannot be read, or
     has no such column; PromptError: what is in it is no list of prompts."""
     path = Path(place)
+    if not str(place):
+        raise OptionError("cannot read --prompts '': expected a file or a folder, got an empty name")
     try:
         if str(place) != "-" and path.is_dir():
             return _folder(path)
@@ -159,7 +166,11 @@ def _folder(path: Path) -> list[str]:
     """A prompt a file. Raises PromptError, OSError."""
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt" and not file.name.startswith("."))
     found = []
-    for file in filter(Path.is_file, files):
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            raise PromptError(f"{file} is a link to what is not there: mend it, or remove it")
+        if not file.is_file():
+            continue
         text = _decoded(_bytes(file), str(file)).strip()
         lines = text.count("\n") + 1
         if lines > LIST_LINES:
@@ -236,9 +247,11 @@ class _Reader:
     def of_table(self, separator: str) -> Iterator[str]:
         rows = _table_rows(self.text, separator)
         first, names = next(rows, (1, []))
+        if not names:
+            return
         where = f"{self.name}, line {first}"
         names = [name.strip() for name in names]
-        only = len(names) == 1 and not self.column and not set(names[0]) & set("\t,;") and names[0].count(" ") < 2
+        only = len(names) == 1 and not self.column and not set(names[0]) & set("\t,;|") and names[0].count(" ") < 2
         column = self.pick(names, where) or (names[0] if only else None)
         if column is None:
             raise self.no_column(names, where)
@@ -300,8 +313,7 @@ class _Reader:
                 raise self.not_json(number, error) from None
 
     def document_rows(self, value: Any) -> Iterator[Row]:
-        if isinstance(value, dict) and isinstance(value.get("prompts"), list):
-            value = value["prompts"]
+        value = self.held(value)
         if isinstance(value, list):
             yield from (Row(f"{self.name}, entry {number}", entry) for number, entry in enumerate(value, 1))
         elif isinstance(value, dict):
@@ -318,6 +330,17 @@ class _Reader:
             yield from (Row(f"{self.name}, entry {show(key)}", entry) for key, entry in value.items())
         else:
             raise PromptError(f"{self.name}: expected a list of texts or objects, got {show(value)}")
+
+    def held(self, value: Any) -> Any:
+        """The list that an object holds; the value itself where it is none that holds a list."""
+        if not isinstance(value, dict):
+            return value
+        lists = [name for name, entry in value.items() if isinstance(entry, list)]
+        if "prompts" in lists:
+            return value["prompts"]
+        column = self.pick(list(value), "")
+        one = lists[0] if len(lists) == 1 and column in (None, lists[0]) else None
+        return value[one] if one and (one in (column, *HOLDERS) or len(value) == 1) else value
 
     def of_rows(self, rows: Iterator[Row]) -> Iterator[str]:
         column: str | None = None

@@ -25,6 +25,8 @@ def laid(case: dict[str, Any], folder: Path) -> str:
         for name, text in case["files"].items():
             (folder / case["file"]).mkdir(exist_ok=True)
             (folder / case["file"] / name).write_bytes(text.encode())
+        for name, target in case.get("links", {}).items():
+            (folder / case["file"] / name).symlink_to(target)
         return str(folder / case["file"])
     (folder / case["file"].replace("-", "in")).write_bytes(content(case))
     return "-" if case["file"] == "-" else str(folder / case["file"])
@@ -47,6 +49,12 @@ def test_the_table(case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
         return
     found = read_prompts(place, case.get("column"))
     assert [prompt.as_entry() if isinstance(prompt, Prompt) else prompt for prompt in found] == case["prompts"]
+
+
+def test_an_empty_name_is_no_folder() -> None:
+    """`--prompts "$LIST"` where LIST is not set: the texts of this folder are none of the user's prompts."""
+    with pytest.raises(OptionError, match="cannot read --prompts '': expected a file or a folder, got an empty name"):
+        read_prompts("")
 
 
 def test_several_lists_keep_their_order(tmp_path: Path) -> None:

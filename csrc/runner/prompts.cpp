@@ -17,6 +17,8 @@ namespace {
 using Texts = std::vector<std::string>;
 
 const Texts kColumns = {"prompt", "prompts", "caption", "captions", "text", "texts"};
+// Members of an object whose list is what a document is for, where it has no other.
+const std::set<std::string> kHolders = {"data", "rows", "examples", "items", "entries"};
 constexpr size_t kFirstLines = 4;  // so many of them may be the first line of a list that is no table
 const std::set<std::string> kFields = {"classes", "counts", "text", "seed", "tag", "include", "exclude"};
 const std::set<std::string> kLines = {".txt", ".text", ".lst", ".list"}, kJson = {".jsonl", ".ndjson", ".json"};
@@ -215,10 +217,11 @@ class Reader {
   void of_table(char separator) {
     Rows rows(text_, separator);
     const Row first = rows.next().value_or(Row());
+    if (first.cells.empty()) return;
     Texts names;
     for (const std::string& cell : first.cells) names.emplace_back(trimmed(cell));
     std::optional<std::string> column = pick(names, at_line(first.line));
-    const bool only = names.size() == 1 && !column_ && names[0].find_first_of("\t,;") == std::string::npos;
+    const bool only = names.size() == 1 && !column_ && names[0].find_first_of("\t,;|") == std::string::npos;
     if (!column && only && words_in(names[0]) < 3) column = names[0];  // else it is a prompt, without a row of names
     if (!column) throw no_column(names, at_line(first.line));
     for (const std::string& name : names)
@@ -284,8 +287,7 @@ class Reader {
   }
 
   void of_document(const Json& document) {
-    const Json* listed = document.kind == Json::kObject ? document.find("prompts") : nullptr;
-    const Json& value = listed && listed->kind == Json::kList ? *listed : document;
+    const Json& value = held(document);
     if (value.kind == Json::kList) {
       for (size_t i = 0; i < value.entries.size(); ++i)
         add(value.entries[i], name_ + ", entry " + std::to_string(i + 1));
@@ -301,6 +303,18 @@ class Reader {
         throw PromptError(name_ + ": expected an object by id with a text each, or an object each; write a list of "
                           "objects with \"prompt\"");
     for (const auto& [key, entry] : value.members) add(entry, name_ + ", entry " + shown(key));
+  }
+
+  // The list that an object holds; the value itself where it is none that holds a list.
+  const Json& held(const Json& value) const {
+    if (value.kind != Json::kObject) return value;
+    std::vector<std::string> lists;
+    for (const auto& [name, entry] : value.members)
+      if (entry.kind == Json::kList) lists.push_back(name);
+    if (std::find(lists.begin(), lists.end(), "prompts") != lists.end()) return *value.find("prompts");
+    const auto column = pick(names_of(value), "");
+    if (lists.size() != 1 || (column && *column != lists[0])) return value;
+    return column || kHolders.contains(lists[0]) || value.members.size() == 1 ? *value.find(lists[0]) : value;
   }
 
   void add(const Json& value, const std::string& where) {
@@ -374,12 +388,15 @@ std::vector<Listed> of_folder(const std::string& place) {
   std::set<std::string> files;
   std::error_code error;
   for (std::filesystem::directory_iterator entry(place, error), end; !error && entry != end; entry.increment(error))
-    if (suffix_of(entry->path()) == ".txt" && !entry->path().filename().string().starts_with('.') &&
-        entry->is_regular_file(error))
+    if (suffix_of(entry->path()) == ".txt" && !entry->path().filename().string().starts_with('.'))
       files.insert(entry->path().string());
   if (error) throw OptionError("cannot read --prompts " + place + ": " + error.message());
   std::vector<Listed> found;
   for (const std::string& file : files) {
+    std::error_code no_matter;
+    if (std::filesystem::is_symlink(file, no_matter) && !std::filesystem::exists(file, no_matter))
+      throw PromptError(file + " is a link to what is not there: mend it, or remove it");
+    if (!std::filesystem::is_regular_file(file, no_matter)) continue;
     const std::string whole = list_text(file, file);
     const std::string_view text = trimmed(whole);
     const std::ptrdiff_t lines = std::count(text.begin(), text.end(), '\n') + 1;
