@@ -8,11 +8,15 @@ names the function.
 |          |                                  | object (`.sample`) with one tensor                                     |
 | decode   | (N, ...) float32                 | as above; uint8, divided by 255; a list of N images, also PIL's        |
 | encode   | a dict of named tensors (N, ...) | another mapping; arrays; {}: nothing is known of a prompt              |
+
+Arrays may have any byte order and strides. A function must leave what it is given as it is, for the search goes on from
+it, and must not write two answers into the same memory where it needs both: either is a ModelError.
 """
 
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -82,13 +86,11 @@ def conditions_of(
         raise kind(f"{what} must return a dict of named tensors, a row a prompt, got {type(answer).__name__}: mend it")
     found: Conditions = {}
     for name, value in answer.items():
-        value = (
-            torch.as_tensor(value, device="cpu")
-            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
-            else value
-        )
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise kind(f"{what} must return a dict of named tensors, got {type(value).__name__} as {name!r}: mend it")
+        value = from_array(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else value
+        if not isinstance(name, str) or not isinstance(value, Tensor) or unusual(value):
+            came = unusual(value) if isinstance(value, Tensor) else ""
+            came = f"{came} tensor" if came else type(value).__name__
+            raise kind(f"{what} must return a dict of named tensors, got {came} as {name!r}: mend it")
         if value.dim() < 1 or value.shape[0] != count:
             raise kind(
                 f"{what} must return a row a prompt, {count} here, got the shape {tuple(value.shape)} as {name!r}: "
@@ -97,6 +99,26 @@ def conditions_of(
         device = value.device if device is None else device
         found[name] = value.detach().to(device)
     return found
+
+
+def from_array(array: np.ndarray) -> Tensor:
+    """A tensor with the numbers of an array, on the CPU."""
+    kind = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, kind, order="C"))
+
+
+def unusual(tensor: Tensor) -> str:
+    """What a tensor is that has no numbers in rows: "sparse", "nested", "quantized" or "meta"; "" for all others."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    return "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else ""
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor's memory was written to in place, of which tensors of inference mode keep no count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def nothing(count: int) -> Conditions:
@@ -109,6 +131,8 @@ class CheckedFlow:
 
     def __init__(self, flow: Any, decoder: str = "decode"):
         self._flow, self._decoder, self._velocity, self._decode = flow, decoder, flow.velocity, flow.decode
+        self.keeps_velocity = False  # is a velocity needed beyond the next call?
+        self._last: dict[str, tuple[Any, int]] = {}  # the last answer of a function and its version
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._flow, name)
@@ -118,10 +142,40 @@ class CheckedFlow:
         return found or nothing(len(prompts))
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        return velocity_of(asked("the model's velocity", self._velocity, x_t, t, cond), x_t)
+        answer = self._unharmed("velocity", self._velocity, x_t, t, cond)
+        u = velocity_of(answer, x_t)
+        return self._alone("velocity", u, x_t, keep=True) if self.keeps_velocity else u
 
     def decode(self, x0: Tensor) -> Tensor:
-        return images_of(asked(f"the model's {self._decoder}", self._decode, x0), x0, self._decoder)
+        answer = self._unharmed(self._decoder, self._decode, x0)
+        return self._alone(self._decoder, images_of(answer, x0, self._decoder), x0)
+
+    def _unharmed(self, what: str, function: Callable[..., Any], given: Tensor, *rest: Any) -> Any:
+        """The function's answer. Raises ModelError where it has written into `given`."""
+        before = version_of(given)
+        answer = asked(f"the model's {what}", function, given, *rest)
+        if version_of(given) != before:
+            raise ModelError(f"{what} changed the latents that it was given in place: let it work on a copy, x.clone()")
+        return answer
+
+    def _alone(self, what: str, answer: Tensor, given: Tensor, keep: bool = False) -> Tensor:
+        """The answer. Raises ModelError where it was written over the one before, which is still needed."""
+        if _same_memory(answer, given):  # latents as pictures
+            return answer
+        last, version = self._last.get(what, (lambda: None, 0))
+        before = last()
+        if before is not None and _same_memory(before, answer) and version_of(before) != version:
+            raise ModelError(
+                f"{what} writes its answers into the same memory: return a new tensor each time, x.clone()"
+            )
+        self._last[what] = ((lambda: answer) if keep else weakref.ref(answer), version_of(answer))
+        return answer
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Are they the same tensor, or views of the same?"""
+    left, right = (tensor if tensor._base is None else tensor._base for tensor in (one, other))
+    return left is right
 
 
 def _tensor(answer: Any, what: str, device: torch.device) -> Tensor:
@@ -135,9 +189,9 @@ def _tensor(answer: Any, what: str, device: torch.device) -> Tensor:
     elif not isinstance(found, Tensor | np.ndarray):
         found = getattr(found, "sample", None)
     if isinstance(found, np.ndarray) and found.dtype.kind in "fiu":
-        found = torch.as_tensor(found, device="cpu")
-    if not isinstance(found, Tensor) or found.is_complex() or found.dtype == torch.bool:
-        came = str(found.dtype) if isinstance(found, Tensor) else type(answer).__name__
+        found = from_array(found)
+    if not isinstance(found, Tensor) or found.is_complex() or found.dtype == torch.bool or unusual(found):
+        came = f"{unusual(found)} {found.dtype}".strip() if isinstance(found, Tensor) else type(answer).__name__
         size = f" of {len(answer)}" if isinstance(answer, tuple | list | Mapping) else ""
         raise ModelError(f"{what} must return one tensor of real numbers, got {came}{size}: mend it")
     if found.device != device:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
 from flowfast.errors import BudgetError, FlowfastError, OptionError
+from flowfast.fields import MOST_DIGITS, show
 
 MOST_ROWS = 65_536
 """Slots, chains, lanes, rows of a micro-batch, samples kept: more of any is a slip of the keyboard."""
@@ -36,6 +37,8 @@ class Within:
             raise PydanticCustomError("number", "expected a number")
         with contextlib.suppress(TypeError, AttributeError):
             value = operator.index(value)  # whole numbers of other libraries, too large for pydantic
+        if isinstance(value, int) and value.bit_length() > MOST_DIGITS * 3.3219:
+            raise PydanticCustomError("digits", "must have at most {most} digits", {"most": MOST_DIGITS})
         found = handler(value)
         if found is None or (self.low <= found <= self.high and not (self.above and found == self.low)):
             return found
@@ -45,7 +48,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Whole:
-    """Any whole number, however large. True and False are no numbers."""
+    """Any whole number that Python writes out. True and False are no numbers."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         return Within(float("-inf"), float("inf")).__get_pydantic_core_schema__(source, handler)
@@ -55,7 +58,8 @@ def refused(error: ValidationError, what: str = "option") -> FlowfastError:
     """One line for the first thing that a validation found: the name, what was expected, what came."""
     first = error.errors()[0]
     kind = BudgetError if first["loc"][:1] in (("budget",), ("seconds",)) else OptionError
-    name, came = ".".join(str(part) for part in first["loc"]), repr(first["input"])
+    given = first["input"]
+    name, came = ".".join(str(part) for part in first["loc"]), show(given) if type(given) is int else repr(given)
     if first["loc"][:1] == ("model_options",):  # it may hold a secret that no name gives away
         came = type(first["input"]).__name__
     message = first["msg"][:1].lower() + first["msg"][1:]

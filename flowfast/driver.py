@@ -121,7 +121,8 @@ class Driver:
         config, self.prompts, self.scorer, self.setup = setup.config, prompts, scorer, setup
         self.original, self.previews = flow, config.finalists is not None
         seen = compiled(cast(Any, flow)) if config.compile else PreviewFlow(flow) if self.previews else flow
-        self.flow = cast(Flow, CheckedFlow(seen, "preview" if self.previews else "decode"))
+        checked = CheckedFlow(seen, "preview" if self.previews else "decode")
+        self.flow = cast(Flow, checked)
         self.decode = CheckedFlow(flow).decode if self.previews else self.flow.decode
         self.on_round, self.on_sample, self.on_progress = on_round, on_sample, on_progress
         self.checkpoint, self.saved, self.held = checkpoint, clock.now(), held
@@ -174,6 +175,7 @@ class Driver:
             log.warning("runs without CUDA graphs, more slowly, because %s", waits)
             recorder = None
         self.groups = [self._group(self.plan, recorder) for _ in range(self.group_count)]
+        checked.keeps_velocity = setup.passes == 2 or (self.group_count > 1 and self.groups[0].engine.direct)
         self.limits = self._limits(self.plan)
         self.linear_time, self.finished = setup.schedule.linear_time.tolist(), self.groups[0].engine.finished.tolist()
         self.rows_seen = self.nan_rewards = 0
@@ -396,7 +398,7 @@ class Driver:
             group.seen[1].copy_(group.engine.lane_live)
 
     def _device_rewards(self, engine: Search, images: Tensor) -> Tensor:
-        return rewards.score(self.scorer, lambda: engine.score(images), images.shape[0])
+        return rewards.score(self.scorer, lambda: engine.score(images), images)
 
     @torch.no_grad()
     def _host_rewards(self, group: Group, letter: Letter, texts: list[str]) -> Tensor:
@@ -709,7 +711,7 @@ class Driver:
         """Device-side rewards (K,) of a prompt's images (K, ...) by the full decoder, at linear times t (K,)."""
         cond = {name: value[index : index + 1] for name, value in self.reward_cond.items()}
         parts = [
-            rewards.score(self.scorer, partial(self.scorer, image, time, cond), 1)
+            rewards.score(self.scorer, partial(self.scorer, image, time, cond), image)
             for image, time in zip(images.split(1), t.split(1), strict=True)
         ]
         return torch.cat(parts)

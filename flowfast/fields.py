@@ -131,14 +131,18 @@ def check_prompts(prompts: Any, empty: bool = False) -> list[str]:
     drawn, by its number. empty: an empty one can."""
     if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
         raise PromptError(f"expected a list of texts as prompts, got {show(prompts)}")
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    try:
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    except TypeError as error:  # an array of no dimension
+        raise PromptError(f"expected a list of texts as prompts, got {show(prompts)} ({error})") from None
     if not prompts:
         raise PromptError("expected at least one prompt, got none: give a list of texts")
     for number, prompt in enumerate(prompts, 1):
         fault = fault_of(prompt)
         if fault and not (empty and isinstance(prompt, str) and not prompt.strip()):
             raise PromptError(f"prompt {number} of {len(prompts)}: {fault}; write what to draw, or leave it out")
-    return prompts
+    # A text of another class (an enum's, numpy's) may show as another text: noise and files go by what it is.
+    return [prompt if isinstance(prompt, Prompt) else str.__str__(prompt) for prompt in prompts]
 
 
 def check_each(prompts: Sequence[str], check: Callable[[str], Any]) -> None:

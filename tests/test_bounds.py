@@ -50,6 +50,13 @@ def test_what_is_out_of_bounds_is_refused_with_both_ends(name: str, value: Any) 
     assert isinstance(caught.value, BudgetError if name in ("budget", "seconds") else OptionError)
 
 
+@pytest.mark.parametrize("name", ["seed", "repeat", "top_k", "budget"])
+def test_more_digits_than_python_writes_are_refused_in_a_line(name: str) -> None:
+    with pytest.raises(FlowfastError, match=f"option '{name}': must have at most 4300 digits.* of about 5000 digits"):
+        make_config({name: -(10**5000)})
+    assert make_config({"seed": -(10**4000)}).seed == -(10**4000)
+
+
 @pytest.mark.parametrize(
     ("method", "option", "value"),
     [

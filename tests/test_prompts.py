@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import json
 import pickle
 from pathlib import Path
@@ -124,6 +125,7 @@ class Refuses(GaussianFlow):
         (b"a", "expected a list of texts as prompts, got bytes"),
         ({"1": "a"}, "expected a list of texts as prompts, got an object"),
         ([], "expected at least one prompt"),
+        (np.array("a"), "expected a list of texts as prompts, got ndarray"),
     ],
 )
 def test_prompts_that_cannot_be_drawn_are_named_before_anything_runs(prompts: Any, message: str) -> None:
@@ -131,6 +133,26 @@ def test_prompts_that_cannot_be_drawn_are_named_before_anything_runs(prompts: An
     with pytest.raises(PromptError, match=message):
         flowfast.search(flow, prompts, reward=NearTarget(), budget=20, steps=4)
     assert flow.seen == 0
+
+
+def test_texts_of_other_classes_are_their_text(tmp_path: Path) -> None:
+    """An enum's text once had the noise of its name."""
+
+    class Motif(str, enum.Enum):  # noqa: UP042 - a StrEnum shows as its text
+        CAT = "a cat"
+
+    class Named(str):
+        def __str__(self) -> str:
+            return "something else"
+
+    def search(prompt: str, name: str) -> Any:
+        options: dict[str, Any] = {"budget": 20, "steps": 4, "method": "bon", "checkpoint": tmp_path / name}
+        return flowfast.search(GaussianFlow(), [prompt], reward=NearTarget(), **options).samples[0]
+
+    plain = search("a cat", "plain")
+    for number, text in enumerate((Motif.CAT, Named("a cat"), np.str_("a cat"))):
+        found = search(text, f"{number}")
+        assert (found.winner, type(found.prompt), found.prompt) == (plain.winner, str, "a cat")
 
 
 def test_lists_of_texts_of_any_kind_are_drawn() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast import secrets
+from flowfast.answers import version_of
 from flowfast.errors import OptionError, RewardError
 from flowfast.rewards.combine import rank_ensemble, weighted_sum
 from flowfast.rewards.host import CallableReward, check_deadline
@@ -102,14 +103,22 @@ def encode_alone(reward: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-def score(reward: Any, call: Callable[[], Any], count: int) -> Tensor:
-    """Scores (count,) of a device-side reward, `call`, under the policy; reads no values, so the host does not wait."""
-    return guarded(name_of(reward), call, count)
+def score(reward: Any, call: Callable[[], Any], images: Tensor) -> Tensor:
+    """Scores (N,) of a device-side reward's `call` on images (N, ...), under the policy; reads no values, so the host
+    does not wait."""
+    before = version_of(images)
+    scores = guarded(name_of(reward), call, images.shape[0])
+    if version_of(images) != before:  # they may be the latents that a search goes on from
+        raise RewardError(
+            f"reward {name_of(reward)!r} changed the images that it was given in place: let it work on a copy, "
+            "images.clone()"
+        )
+    return scores
 
 
 def graded(reward: Any) -> Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]:
     """A device-side reward under the policy, for a search that takes its gradient: scores keep their graph."""
-    return lambda images, t, cond: score(reward, lambda: reward(images, t, cond), images.shape[0])
+    return lambda images, t, cond: score(reward, lambda: reward(images, t, cond), images)
 
 
 def name_of(reward: Any) -> str:

@@ -13,7 +13,8 @@
 
 An answer is N real numbers, one an image, in a tensor on any device, an array, or a list or tuple of numbers or of
 tensors of one number; integers will do. True, "0.5", None, complex numbers, a dict, a generator, a coroutine, a pair
-(scores, something) and a column (N, 1) are refused by name. Numbers beyond float32 are infinite.
+(scores, something) and a column (N, 1) are refused by name. Numbers beyond float32 are infinite, and a
+masked number of an array is NaN.
 
 A deadline is for one call, which has a bounded number of images (host.py). In a weighted sum it is for all members
 together. Results that were handed out before stay: a failing reward ends the search, not what is on disk.
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfast.answers import unusual
 from flowfast.errors import FlowfastError, RewardError
 
 
@@ -64,11 +66,11 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
     if isinstance(answer, list | tuple) and any(isinstance(entry, Tensor) for entry in answer):
         answer = _joined(answer)
     if isinstance(answer, Tensor):
-        came = f"a tensor of {answer.dtype}" + (", sparse" if answer.layout is not torch.strided else "")
-        right = not (answer.dtype is torch.bool or answer.is_complex() or answer.layout is not torch.strided)
+        came = f"a tensor of {answer.dtype}" + (f", {unusual(answer)}" if unusual(answer) else "")
+        right = not (answer.dtype is torch.bool or answer.is_complex() or unusual(answer))
     else:
         try:
-            array = np.asarray(answer)
+            array = np.ma.asanyarray(answer)
         except Exception:  # a ragged list, or entries that no array can hold
             array = np.asarray(None)
         mixed = isinstance(answer, list | tuple) and any(isinstance(entry, bool | np.bool_) for entry in answer)
@@ -76,7 +78,7 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
         right = array.dtype.kind in "fiu" and not mixed
         if right:
             with np.errstate(over="ignore"):
-                answer = torch.from_numpy(array.astype(np.float32))
+                answer = torch.from_numpy(array.astype(np.float32).filled(np.nan))  # masked: it has no score
     if not right:
         raise RewardError(
             f"reward {name!r}: expected {count} real numbers, one an image, got {came}; return a list, an array or a "

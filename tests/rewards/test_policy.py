@@ -209,11 +209,12 @@ def test_device_rewards_obey_the_same_policy() -> None:
     class Wrong(nn.Module):
         name = "wrong"
 
+    images = torch.zeros(4, 3, 2, 2)
     with pytest.raises(RewardError, match=r"reward 'wrong': expected shape \(4,\)"):
-        score(Wrong(), lambda: torch.zeros(5), 4)
+        score(Wrong(), lambda: torch.zeros(5), images)
     with pytest.raises(RewardError, match="reward 'wrong' raised RuntimeError"):
-        score(Wrong(), lambda: torch.zeros(2) + torch.zeros(3), 4)
-    assert score(Wrong(), lambda: torch.zeros(4).double(), 4).dtype is torch.float32
+        score(Wrong(), lambda: torch.zeros(2) + torch.zeros(3), images)
+    assert score(Wrong(), lambda: torch.zeros(4).double(), images).dtype is torch.float32
 
 
 def test_load() -> None:

@@ -17,6 +17,7 @@ import flowfast
 from flowfast.archive import load_archive
 from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError, RewardError
 from flowfast.ops.noise import noise_key
+from flowfast.rewards import CallableReward
 from tests.searcher.toys import GaussianFlow, NearTarget, bits
 
 OPTIONS: dict[str, Any] = {"budget": 24, "steps": 6, "micro_batch": 4, "method": "bon", "grid": "uniform"}
@@ -272,6 +273,103 @@ def test_what_raises_is_named_in_one_line(what: str) -> None:
             sample = run(own(), ["a"])[0]
             with pytest.raises(ModelError, match=f"the model's {what} raised KeyError"):
                 flowfast.replay(flow, sample, flowfast.SearchConfig(**OPTIONS, interpolant="linear", diffusion="zero"))
+
+
+ARRAYS = {
+    "big-endian": lambda array: array.astype(">f4"),
+    "backwards": lambda array: array[:, ::-1].copy()[:, ::-1],
+    "longdouble": lambda array: array.astype(np.longdouble),
+    "read-only": lambda array: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("what", ["velocity", "decode", "encode"])
+def test_arrays_of_any_byte_order_and_strides(what: str, kind: str) -> None:
+    def answer(value: Any) -> Any:
+        change = ARRAYS[kind]
+        if what == "encode":
+            return {name: change(each.numpy()) if each.dim() > 1 else each for name, each in value.items()}
+        return change(value.numpy())
+
+    plain = run(own(decode=torch.sigmoid))
+    for flow in both(what, answer):
+        assert [one.latent.tolist() for one in run(flow)] == [one.latent.tolist() for one in plain]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "nested", "quantized", "meta"])
+@pytest.mark.parametrize("what", ["velocity", "decode", "encode", "reward"])
+def test_tensors_without_numbers_in_rows_are_refused_by_what_they_are(what: str, kind: str) -> None:
+    make = {
+        "sparse": lambda value: value.to_sparse(),
+        "nested": lambda value: torch.nested.nested_tensor(list(value)),
+        "quantized": lambda value: torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),
+        "meta": lambda value: value.to("meta"),
+    }[kind]
+    if what == "reward":
+        with pytest.raises(RewardError, match=f"total.*a tensor of .*, {kind}"):
+            run(own(), reward=CallableReward(lambda images, prompts: make(total(images, prompts)), "total"))
+        return
+    for flow in both(what, lambda value: {k: make(v) for k, v in value.items()} if what == "encode" else make(value)):
+        with pytest.raises(ModelError, match=f"{what} must return .*{kind}"):
+            run(flow)
+
+
+def test_a_masked_number_is_no_score() -> None:
+    """The highest score is masked, which must not win by what stands under the mask."""
+
+    def masked(images: Tensor, prompts: list[str]) -> Any:
+        scores = total(images, prompts).numpy()
+        return np.ma.masked_array(scores, mask=scores > 1.5)
+
+    assert max(one.reward for one in run(own())) > 1.5
+    assert all(one.reward <= 1.5 for one in run(own(), reward=masked, budget=60))
+
+
+# ---- memory that is not theirs ----
+
+
+@pytest.mark.parametrize("what", ["velocity", "decode", "preview"])
+def test_a_function_that_writes_into_its_latents_is_refused(what: str) -> None:
+    """It once changed what came out, without a word."""
+    flow = own(**{what: lambda latents, *rest: latents.mul_(0.5)})
+    with pytest.raises(ModelError, match=f"{what} changed the latents that it was given in place.*x.clone"):
+        run(flow)
+
+
+@pytest.mark.parametrize("gradient", [None, "dps:0.1"])
+def test_a_reward_on_the_device_that_writes_into_its_images_is_refused(gradient: str | None) -> None:
+    class Greedy(NearTarget):
+        def forward(self, images: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            return super().forward(images.mul_(0.5), t, cond)
+
+    with pytest.raises(RewardError, match="near-target.*(in place: let it work on a copy|in-place operation)"):
+        run(own(), reward=Greedy(), gradient=gradient)
+
+
+def test_a_reward_on_the_host_may_write_into_its_images() -> None:
+    plain = run(own())
+    found = run(own(), reward=lambda images, prompts: images.mul_(2).flatten(1).sum(1) / 2)
+    assert [one.image.tolist() for one in found] == [one.image.tolist() for one in plain]
+
+
+def test_answers_in_the_same_memory_are_refused_where_two_are_needed() -> None:
+    """The last picture once stood for all of a round, and the null velocity for both."""
+    memory = torch.zeros(64, 3)
+
+    def into(function: Any) -> Any:
+        return lambda x, *rest: memory[: len(x)].copy_(function(x, *rest))
+
+    with pytest.raises(ModelError, match="decode writes its answers into the same memory"):
+        run(own(decode=into(torch.sigmoid)), micro_batch=2)
+    for options in ({"guidance": 2.0}, {"micro_batch": None}):  # two passes; two groups, whose rounds overlap
+        with pytest.raises(ModelError, match="velocity writes its answers into the same memory"):
+            run(own(velocity=into(FLOW.velocity)), **options)
+    plain, found = (run(own(velocity=v), overlap=False) for v in (FLOW.velocity, into(FLOW.velocity)))
+    assert [one.image.tolist() for one in found] == [one.image.tolist() for one in plain]
+    constant = own(velocity=lambda x, t, cond: memory[:1].expand_as(x), decode=lambda x: memory[:1].expand_as(x))
+    assert len(run(constant, guidance=2.0)) == 2
 
 
 @pytest.mark.parametrize("error", [PromptError("no such word"), KeyboardInterrupt(), SystemExit(3)])
