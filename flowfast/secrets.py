@@ -39,7 +39,7 @@ _NO_LOGIN = re.compile(r"(https?://)(?![^/?#]*@)", re.IGNORECASE)
 _BY_NAME = re.compile(r"(?:[^:]*:)?\$\{FLOWFAST_\w+\}")  # a login that is a reference, or has one as its password
 # A value of a query ends where the next one begins, or, in a sum of rewards, with a weight or the next reward's name.
 _END = r"(?=[&;#\s]|\*[-+.\de]+(?:\+|$)|\+[a-z]+(?:[:*+\s]|$)|$)"
-_QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s]+?)" + _END)
+_QUERY = re.compile(r"([?&;#])([\w.-]+)=([^&;#\s]+?)" + _END)
 _WORDS = {"token", "key", "apikey", "secret", "password", "passphrase", "passwd", "pass", "pwd", "pw", "auth"}
 _WORDS |= {"authorization", "bearer", "jwt", "sig", "signature", "credential", "credentials", "sas"}
 _ENDINGS = ("token", "secret", "password", "apikey")
@@ -66,7 +66,7 @@ def sealed(text: str, kind: str = "REWARD") -> str:
         return f"{found[1]}{_remember(f'FLOWFAST_{kind}_LOGIN', unquote(found[2]))}@"
 
     def query(found: re.Match[str]) -> str:
-        if not is_secret(found[2]) or _REFERENCE.fullmatch(found[3]):
+        if not (is_secret(found[2]) or found[2].lower() == "code") or _REFERENCE.fullmatch(found[3]):
             return found[0]
         return f"{found[1]}{found[2]}={_remember(_variable(f'{kind}_QUERY', found[2]), unquote_plus(found[3]))}"
 
@@ -81,7 +81,8 @@ def sealed(text: str, kind: str = "REWARD") -> str:
 def sealed_options(value: Any, name: str = "") -> Any:
     """Options of a model, however deep, without their secrets."""
     if isinstance(value, dict):
-        return {key: sealed_options(entry, str(key)) for key, entry in value.items()}
+        inner = is_secret(name) and not any(is_secret(str(key)) for key in value)  # {"token": {"value": ...}}
+        return {key: sealed_options(entry, name if inner else str(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         entries = [sealed_options(entry, name) for entry in value]
         return entries if isinstance(value, list) else tuple(entries)
@@ -127,17 +128,22 @@ def hidden(text: str) -> str:
 
 
 def value_of(name: str) -> Any:
-    """The secret of that name; None: there is none. Raises OptionError: the file of NAME_FILE cannot be read."""
+    """The secret of that name; None: there is none. Raises OptionError: the file of NAME_FILE cannot be read, or is
+    empty."""
     if name in GIVEN:
         return GIVEN[name]
     file = os.environ.get(name + "_FILE")
-    if os.environ.get(name) or not file:
-        return os.environ.get(name) or None
+    value = os.environ.get(name, "").strip("\r\n")
+    if value or not file:
+        return value or None
     try:
-        return Path(file).read_text(encoding="utf-8").strip() or None
+        found = Path(file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise OptionError(f"cannot read {file}, which {name}_FILE names: {why}") from None
+    if not found:  # a server without a key would let everybody in
+        raise OptionError(f"{file}, which {name}_FILE names, is empty: write the secret there, or unset {name}_FILE")
+    return found
 
 
 def _look_up(name: str) -> Any:

@@ -18,6 +18,7 @@ import base64
 import http.client
 import json
 import math
+import re
 import time
 import zlib
 from collections.abc import Sequence
@@ -185,7 +186,10 @@ class HttpReward(CallableReward):
                     raise
                 # It answered before it had read all, with a refusal: that may be there to read.
             response = connection.getresponse()
-            answer = unzipped(response.read(most), response.headers.get("Content-Encoding", ""), most)
+            answer = response.read(most)
+            if response.length and len(answer) < most:  # read(most) is silent about a connection that was cut
+                raise http.client.IncompleteRead(answer, response.length)
+            answer = unzipped(answer, response.headers.get("Content-Encoding", ""), most)
             keep = response.isclosed() and not response.will_close
             return response.status, response.headers, answer
         finally:
@@ -218,7 +222,8 @@ class HttpReward(CallableReward):
         return [number_of(x) for x in found]
 
     def error(self, text: str, kind: type[RewardError] = RewardError) -> RewardError:
-        return kind(secrets.hidden(f"reward server {self.url} {text}"))
+        text = secrets.hidden(f"reward server {self.url} {' '.join(text.split())}")
+        return kind("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
 def load(argument: str | None = None) -> HttpReward:
@@ -257,10 +262,8 @@ def authorization_of(login: str) -> str | None:
 
 def seconds_of(retry_after: str | None) -> float | None:
     """Seconds of a Retry-After, a number or a date; None: there is none that can be read."""
-    try:
-        return max(0.0, float(int(retry_after or "")))
-    except ValueError:
-        pass
+    if re.fullmatch(r"\s*[+-]?[0-9]+\s*", retry_after or ""):
+        return max(0.0, float(retry_after or ""))
     try:
         date = parsedate_to_datetime(retry_after or "")
         return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())

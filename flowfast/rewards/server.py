@@ -29,7 +29,7 @@ from flowfast import secrets
 from flowfast.errors import FlowfastError, OptionError, PromptError, RewardError
 from flowfast.rewards.combine import all_scores
 from flowfast.rewards.host import MOST_IMAGES, parts_of
-from flowfast.rewards.http import TooLarge, unpack
+from flowfast.rewards.http import TooLarge, authorization_of, unpack
 from flowfast.worker import Worker
 
 try:
@@ -61,7 +61,7 @@ class RewardServer:
         max_body: bytes of a request; larger ones are refused.
 
     Raises:
-        OptionError: the address cannot be listened on, or an unknown reward.
+        OptionError: the address cannot be listened on, an unknown reward, or a key that no header can hold.
     """
 
     def __init__(self, reward: Any, host: str = "127.0.0.1", port: int = 8000, max_body: int = MAX_BODY) -> None:
@@ -72,7 +72,8 @@ class RewardServer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if isinstance(self.reward, nn.Module):
             self.reward = self.reward.to(self.device).eval()
-        self.key = secrets.value_of(secrets.KEY)
+        keyed = secrets.value_of(secrets.KEY) is not None
+        self.authorization = authorization_of(f"${{{secrets.KEY}}}") if keyed else None
         self.max_body, self.room = max_body, Room(max_body)
         self.requests, self.pace = 0, 0.0  # under way; seconds of the last batch
         self.worker = Worker(f"reward {self.name}")
@@ -140,7 +141,7 @@ class RewardServer:
         """Raises Refused where nothing of the body need be read."""
         if asked != "POST /score":
             raise Refused(404, f"expected GET /health or POST /score, got {asked}")
-        if self.key is not None and not hmac.compare_digest(authorization, f"Bearer {self.key}".encode()):
+        if self.authorization and not hmac.compare_digest(authorization, self.authorization.encode()):
             missing = f"expected Authorization: Bearer with the key of this server ({secrets.KEY})"
             raise Refused(401, missing, {"WWW-Authenticate": "Bearer"})
         if size > self.max_body:

@@ -20,8 +20,10 @@ import torch
 
 import flowfast
 from flowfast import rewards, secrets
+from flowfast.config import make_config
 from flowfast.errors import OptionError, RewardError
 from flowfast.rewards.http import HttpReward, load, seconds_of, unpack
+from flowfast.rewards.server import RewardServer
 from tests.rewards.servers import answering
 
 N = 3
@@ -78,6 +80,9 @@ def test_a_server_that_says_when_is_asked_until_the_deadline() -> None:
     [
         ("0", 0, 0),
         ("120", 120, 120),
+        ("-3", 0, 0),
+        ("9" * 400, math.inf, math.inf),
+        ("9" * 5000, math.inf, math.inf),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
         (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 3600),
         (format_datetime(datetime.now(UTC) + timedelta(hours=1)).replace("+0000", "-0000"), 3000, 3600),
@@ -232,6 +237,12 @@ def test_ways_to_send_an_answer(how: str) -> None:
         assert load(url)(IMAGES, PROMPTS).tolist() == [1, 2, 3]
 
 
+def test_an_answer_that_was_cut_is_asked_for_again() -> None:
+    with answering(lambda i: GOOD if i == 2 else (200, GOOD[1][:9], {"Content-Length": "21"})) as (url, got):
+        assert HttpReward(url, backoff=0.01)(IMAGES, PROMPTS).tolist() == [1, 2, 3]
+    assert len(got) == 3
+
+
 def test_a_bomb_does_not_go_off() -> None:
     body = gzip.compress(b" " * 50_000_000)
     refused = pytest.raises(RewardError, match="expected .*scores")
@@ -337,12 +348,13 @@ def test_a_login_is_sent_and_stands_nowhere(login: str, header: str, monkeypatch
     assert {one.headers["authorization"] for one in got} == {header}
 
 
-@pytest.mark.parametrize("how", ["variable", "file"])
+@pytest.mark.parametrize("how", ["variable", "variable with its line end", "file", "file of Windows"])
 def test_a_key_is_sent(how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if how == "variable":
-        monkeypatch.setenv("FLOWFAST_REWARD_KEY", "k3y-of-mine")
+    if how.startswith("variable"):
+        monkeypatch.setenv("FLOWFAST_REWARD_KEY", "k3y-of-mine" + "\n" * ("end" in how))
     else:
-        (tmp_path / "key").write_text("k3y-of-mine\n")
+        mark, end = ("\ufeff", "\r\n") if "Windows" in how else ("", "\n")
+        (tmp_path / "key").write_bytes(f"{mark}k3y-of-mine{end}".encode())
         monkeypatch.setenv("FLOWFAST_REWARD_KEY_FILE", str(tmp_path / "key"))
     with answering(lambda i: GOOD) as (url, got):
         assert load(url)(IMAGES, PROMPTS).tolist() == [1, 2, 3]
@@ -356,10 +368,23 @@ def test_keys_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         with pytest.raises(OptionError, match="FLOWFAST_REWARD_KEY: expected printable ASCII") as caught:
             load("http://host")
         assert key not in str(caught.value)
+        with pytest.raises(OptionError, match="FLOWFAST_REWARD_KEY: expected printable ASCII"):
+            RewardServer("sharpness", port=0)  # nobody could send it
     monkeypatch.delenv("FLOWFAST_REWARD_KEY")
     monkeypatch.setenv("FLOWFAST_REWARD_KEY_FILE", str(tmp_path / "none"))
     with pytest.raises(OptionError, match="cannot read .*none, which FLOWFAST_REWARD_KEY_FILE names: No such file"):
         load("http://host")
+    (tmp_path / "none").write_text(" \n")
+    for use in (lambda: load("http://host"), lambda: RewardServer("sharpness", port=0)):
+        with pytest.raises(OptionError, match="none, which FLOWFAST_REWARD_KEY_FILE names, is empty"):
+            use()
+
+
+@pytest.mark.parametrize("place", ["?code=k3y55", "?CODE=k3y55&x=1", "#token=k3y55", "?x=1#access_token=k3y55"])
+def test_other_places_of_a_key(place: str) -> None:
+    remote = load("http://host/score" + place)
+    assert "k3y55" not in remote.name + make_config({"reward": "http://host/score" + place}).reward
+    assert ("k3y55" in remote.target.path) == ("#" not in place)
 
 
 def test_a_key_in_a_query_is_sent_as_it_was() -> None:
@@ -393,6 +418,26 @@ def test_a_cut_leaves_no_half_of_a_secret() -> None:
         with answering(lambda i, said=said: (400, said)) as (url, _), pytest.raises(RewardError) as caught:  # type: ignore[misc]
             load(url.replace("//", "//ann:pa55 word@"))(IMAGES, PROMPTS)
         assert "pa5" not in str(caught.value)
+
+
+def test_an_error_is_one_line_of_text() -> None:
+    """Whatever a server says, a terminal shows it as it stands."""
+
+    def says(server: socket.socket) -> None:
+        with server.accept()[0] as line:
+            line.recv(100_000)
+            line.sendall(b"220 mail\x1b[2J\x07 ready\r\n")
+
+    with answering(lambda i: (400, b"\x1b[31mred\nand\0more\xff")) as (url, _), pytest.raises(RewardError) as caught:
+        load(url)(IMAGES, PROMPTS)
+    assert str(caught.value).endswith("status 400: \ufffd[31mred and\ufffdmore\ufffd")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=says, args=(server,))
+        thread.start()
+        with pytest.raises(RewardError, match="BadStatusLine: 220 mail") as caught:
+            HttpReward(f"http://127.0.0.1:{server.getsockname()[1]}", retries=0)(IMAGES, PROMPTS)
+        thread.join()
+    assert str(caught.value).isprintable()
 
 
 def test_a_search_shows_no_secret() -> None:
