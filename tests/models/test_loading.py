@@ -64,6 +64,10 @@ def test_other_arguments_arrive(halved: Path, tmp_path: Path, monkeypatch: pytes
     assert from_diffusers(halved, transformer=other, **options).transformer is other
     flow = from_diffusers(halved, dtype={"transformer": "bfloat16", "default": torch.float32}, **options)
     assert flow.dtype == torch.bfloat16 and flow.pipe.vae.dtype == torch.float32
+    flow = from_diffusers(halved, use_safetensors=True, dtype="torch.float32", **options)
+    assert flow.dtype == torch.float32
+    monkeypatch.setenv("HOME", str(halved.parent))
+    assert flowfast.load(f"~/{halved.name}", **options).shape == (24, 16)
     monkeypatch.chdir(halved.parent)
     assert flowfast.load(halved.name, **options).shape == (24, 16)  # a name without a slash that is a folder
 
@@ -72,6 +76,7 @@ def test_what_goes_astray_is_refused(halved: Path) -> None:
     for wrong, message in (
         ({"text_encoder_3": None}, "this FluxPipeline has no part text_encoder_3: choose from .*text_encoder_2"),
         ({"text_encoder": "none"}, "text_encoder must be a loaded part of the pipeline, or None to leave it out"),
+        ({"use_safetensors": False}, "use_safetensors: only True"),
         ({"dtype": "half-ish"}, "unknown dtype 'half-ish': choose bfloat16"),
         (
             {"variants": "fp16"},
@@ -94,6 +99,10 @@ def index(folder: Path, **changed: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
+def deepen(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 2}))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a class that diffusers does not have": (
         lambda to: index(to, _class_name="Flux9Pipeline"),
@@ -101,6 +110,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "cut weights": (lambda to: os.truncate(next((to / "vae").glob("*.safetensors")), 99), "Unable to load weights"),
     "no index": (lambda to: (to / "model_index.json").write_text("{"), "not a valid JSON"),
+    "fewer layers than described": (
+        lambda to: deepen(to / "transformer" / "config.json"),
+        "the files of its transformer lack .* weights .* transformer_blocks.1",
+    ),
     "no tokenizer": (lambda to: shutil.rmtree(to / "tokenizer"), "tokenizer"),
 }
 

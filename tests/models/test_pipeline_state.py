@@ -3,7 +3,6 @@ missing, prompts that were encoded elsewhere, scales of guidance, train mode."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +77,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "another sampler": other_sampler,
     "another shift": lambda pipe: pipe.scheduler.set_shift(8.0),
     "another type": lambda pipe: pipe.to(torch.bfloat16),
+    "another type of the transformer": lambda pipe: pipe.transformer.to(torch.float16),
 }
 
 
@@ -111,10 +111,21 @@ def test_latents_are_scaled_as_the_decoder_of_now_asks(build: Callable[[], Any],
     flow = from_diffusers(pipe, **size)
     x0 = torch.randn(1, *flow.shape, generator=torch.Generator().manual_seed(3))
     before = flow.decode(x0)
-    pipe.vae = build().vae
     pipe.vae.register_to_config(latents_mean=[0.5, -0.6, 0.1, 0.9], latents_std=[0.4, 1.1, 2.0, 0.8])
     assert torch.equal(flow.decode(x0), from_diffusers(pipe, **size).decode(x0))
     assert not torch.allclose(flow.decode(x0), before, atol=1e-3)
+    pipe.vae = build().vae
+    assert torch.equal(flow.decode(x0), before)
+
+
+def test_places_are_those_of_the_size_of_now() -> None:
+    for build in (flux, klein):
+        pipe = build()
+        flow = from_diffusers(pipe, steps=3, height=16, width=24)
+        drawn(flow)
+        flow.height, flow.width = 24, 16  # as many tokens, at other places
+        anew = drawn(from_diffusers(pipe, steps=3, height=24, width=16))
+        assert torch.equal(drawn(flow).latent, anew.latent)
 
 
 # ---- samplers ----
@@ -313,6 +324,8 @@ def test_a_prompt_that_nobody_encoded_is_named() -> None:
             drawn(from_diffusers(pipe, **SIZE))
     spare = without(sd3(), "text_encoder_3", "tokenizer_3")  # Stable Diffusion 3 does without its T5
     assert from_diffusers(spare, **SIZE).encode([PROMPT])["text"].isfinite().all()
+    with pytest.raises(ModelError, match="this StableDiffusion3Pipeline has no tokenizer_3 and no embeds"):
+        from_diffusers(without(sd3(), "tokenizer_3"), **SIZE).encode([PROMPT])
 
 
 def test_embeds_that_do_not_fit_are_named() -> None:
@@ -325,9 +338,20 @@ def test_embeds_that_do_not_fit_are_named() -> None:
         (good["prompt_embeds"], "expected prompt_embeds, pooled_prompt_embeds for this model, got Tensor"),
         (good | {"prompt_embeds": torch.zeros(8, 32)}, r"expected prompt_embeds .* with one row, got \(8, 32\)"),
         (good | {"prompt_embeds": None}, "expected prompt_embeds .* with one row, got NoneType"),
+        (good | {"prompt_embeds": torch.zeros(1, 32)}, r"expected prompt_embeds 3-d .*, got \(1, 32\) torch.float32"),
+        (good | {"prompt_embeds": torch.ones(1, 8, 32).long()}, r".* floating point, got \(1, 8, 32\) torch.int64"),
+        (good | {"pooled_prompt_embeds": torch.zeros(1, 8, 32)}, "expected pooled_prompt_embeds 2-d floating point"),
+        (good | {"negative_prompt_embeds": torch.zeros(1, 8, 32)}, ".*; a negative prompt is a text of its own here"),
     ):
         with pytest.raises(PromptError, match=f"embeds of the prompt 'a': {message}"):
             from_diffusers(flux(), embeds={"a": wrong}, **SIZE)
+    masked = {"prompt_embeds": torch.zeros(1, 8, 32), "prompt_embeds_mask": torch.ones(1, 1)}
+    with pytest.raises(
+        PromptError, match=r"prompt_embeds_mask \(1, tokens\) like prompt_embeds \(1, 8, 32\), got \(1, 1\)"
+    ):
+        from_diffusers(qwen_image(), embeds={"a": masked}, **SIZE)
+    with pytest.raises(PromptError, match=r"expected prompt_embeds 2-d floating point, got \(1, 8, 32\)"):
+        from_diffusers(z_image(), embeds={"a": {"prompt_embeds": [torch.zeros(1, 8, 32)]}}, **SIZE)
     with pytest.raises(OptionError, match="embeds: expected a mapping from texts to tensors, got str"):
         from_diffusers(flux(), embeds="file.safetensors", **SIZE)
     flow = from_diffusers(flux(), embeds={"a": good, "b": good | {"prompt_embeds": torch.zeros(1, 9, 32)}}, **SIZE)
@@ -339,12 +363,22 @@ def test_embeds_that_do_not_fit_are_named() -> None:
 
 
 def test_a_transformer_that_keeps_results_between_calls_is_refused() -> None:
-    from diffusers import FirstBlockCacheConfig
+    from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
     pipe = flux()
-    flow = from_diffusers(pipe, **SIZE)
+    flow = from_diffusers(pipe, steps=3, **SIZE)
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
     with pytest.raises(ModelError, match="the transformer keeps results .*: pipe.transformer.disable_cache()"):
+        drawn(flow)
+    pipe.transformer.disable_cache()
+    drawn(flow)
+    attention = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500,
+    )
+    apply_pyramid_attention_broadcast(pipe.transformer, attention)  # is_cache_enabled knows nothing of it
+    with pytest.raises(ModelError, match="the transformer keeps results from one call for the next"):
         drawn(flow)
 
 
@@ -357,19 +391,15 @@ def test_a_search_under_inference_mode_leaves_nothing_that_has_no_gradient() -> 
     assert x0.grad is not None and bool(x0.grad.any())
 
 
-def test_a_search_is_not_training(caplog: pytest.LogCaptureFixture) -> None:
-    """A pipeline out of a training loop gives what it gives in eval mode: the same twice."""
+def test_a_search_is_not_training() -> None:
+    """A pipeline out of a training loop gives what it gives in eval mode, and goes on training."""
     pipe = flux()
     expected = drawn(from_diffusers(pipe, steps=3, **SIZE))
-    pipe.text_encoder_2.train()  # a T5 drops a tenth
-    pipe.text_encoder.encoder.train()  # as the layers of a LoRA that was loaded
-    pipe.transformer.train()
-    with caplog.at_level(logging.WARNING, "flowfast.models.diffusers"):
-        found = drawn(from_diffusers(pipe, steps=3, **SIZE))
-    assert torch.equal(found.image, expected.image)
-    for name in ("text_encoder_2", "transformer"):
-        assert f"{name} was in train mode: put into eval mode for the search" in caplog.text
-    assert "text_encoder was" not in caplog.text and not pipe.text_encoder.encoder.training
+    training = pipe.text_encoder_2, pipe.text_encoder.encoder, pipe.transformer  # a T5 drops a tenth
+    for part in training:
+        part.train()
+    assert torch.equal(drawn(from_diffusers(pipe, steps=3, **SIZE)).image, expected.image)
+    assert all(module.training for part in training for module in part.modules())
 
 
 @pytest.mark.parametrize(("build", "size"), [(flux, SIZE), (qwen_image, SIZE), (wan, VIDEO)])

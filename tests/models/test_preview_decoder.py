@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flowfast
-from flowfast.errors import OptionError, WeightError
+from flowfast.errors import ModelError, OptionError, WeightError
 from flowfast.models.diffusers import from_diffusers
 from tests.models.test_diffusers import CASES, PROMPTS, STEPS
 from tests.models.tiny import Case
@@ -88,5 +88,10 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
         from_diffusers(flux(), preview_decoder=tiny_decoder(blocks=3), **SIZE)
     with pytest.raises(OptionError, match="must be a diffusers AutoencoderTiny, got AutoencoderKL"):
         from_diffusers(flux(), preview_decoder=flux().vae, **SIZE)
+    bare = flux()
+    bare.vae = None
+    for options in ({"preview_decoder": folder}, {"vae_tiling": True}):
+        with pytest.raises(ModelError, match="this FluxPipeline has no vae"):
+            from_diffusers(bare, **options, **SIZE)
     with pytest.raises(WeightError, match=f"preview_decoder '{tmp_path}'"):
         from_diffusers(flux(), preview_decoder=tmp_path, **SIZE)

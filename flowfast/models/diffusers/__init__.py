@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from flowfast.errors import ModelError, OptionError
-from flowfast.models.diffusers.base import DiffusersFlow
+from flowfast.models.diffusers.base import DiffusersFlow, part_of
 from flowfast.models.diffusers.loading import LOADING, PARTS, load_pipeline, load_tiny
 from flowfast.models.diffusers.options import checked_options
 
@@ -84,7 +84,7 @@ def from_diffusers(
         except (RuntimeError, ValueError, ImportError) as error:
             raise OptionError(f"offload={offload} is not possible here: {error}") from error
     for wanted, name in ((vae_tiling, "tiling"), (vae_slicing, "slicing")):
-        if wanted and not hasattr(pipe.vae, f"enable_{name}"):
+        if wanted and not hasattr(part_of(pipe, "vae"), f"enable_{name}"):
             raise OptionError(f"vae_{name}: the pipeline's {type(pipe.vae).__name__} cannot; leave it out")
         if wanted:
             getattr(pipe.vae, f"enable_{name}")()

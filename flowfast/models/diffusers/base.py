@@ -8,7 +8,6 @@ family translates to its own sign, scale of time and storage type. Conditions ha
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -20,15 +19,12 @@ from flowfast.errors import ModelError, OptionError, PromptError
 from flowfast.models.diffusers.samplers import own_sampler, sampler_times
 from flowfast.types import Conditions
 
-log = logging.getLogger("flowfast.models.diffusers")
-
 
 class DiffusersFlow:
     """A loaded pipeline as a `flowfast.types.Flow`. Families derive from it and carry `pipelines`.
 
     The pipeline is read as it stands: what is changed in it later (a LoRA, another transformer, text encoder,
-    autoencoder or sampler, a device, a type) holds from the next search on. A search is not training: parts in train
-    mode are put into eval mode when it begins.
+    autoencoder or sampler, a device, a type) holds from the next search on.
 
     Args:
         pipe: the loaded pipeline; its modules stay where they are.
@@ -167,7 +163,6 @@ class DiffusersFlow:
         """Each text alone, so that a prompt's conditions do not depend on its neighbours. Nothing is kept for the next
         call: by then text encoders may have other weights, which nothing but running them would show. Raises
         PromptError, ModelError."""
-        self._leave_training()
         if self.preview_decoder is not None:
             self.preview_decoder.to(self.device)
         found = {text: self._encode_alone(text) for text in dict.fromkeys(map(str, prompts))}
@@ -185,8 +180,9 @@ class DiffusersFlow:
         if text in self.embeds:
             cond = self._given(text, self.embeds[text])
             return {name: value.to(self.device) for name, value in cond.items()}
-        absent = [name for name in self._parts("text_encoder", "tokenizer") if name not in self.spare]
-        absent = [name for name in absent if getattr(self.pipe, name) is None]
+        absent = [name for name in self._parts("text_encoder", "tokenizer") if getattr(self.pipe, name) is None]
+        unused = [name for name in self.spare if getattr(self.pipe, name.replace("tokenizer", "text_encoder")) is None]
+        absent = [name for name in absent if name not in unused]
         if absent:
             raise ModelError(
                 f"this {type(self.pipe).__name__} has no {', '.join(absent)} and no embeds for the prompt {text!r}: "
@@ -199,8 +195,11 @@ class DiffusersFlow:
         known = self._arguments()
         names = list(embeds) if isinstance(embeds, Mapping) else [type(embeds).__name__]
         if not {name for name, needed in known.items() if needed} <= set(names) <= set(known):
+            negative = any(name.startswith("negative_") for name in names)
+            hint = '; a negative prompt is a text of its own here, "" by default' if negative else ""
             raise PromptError(
-                f"embeds of the prompt {text!r}: expected {', '.join(known)} for this model, got {', '.join(names)}"
+                f"embeds of the prompt {text!r}: expected {', '.join(known)} for this model, got "
+                f"{', '.join(names)}{hint}"
             )
         for name, value in embeds.items():
             if value is None and not known[name]:
@@ -211,7 +210,19 @@ class DiffusersFlow:
                 raise PromptError(
                     f"embeds of the prompt {text!r}: expected {name} as the pipeline takes it, with one row, got {came}"
                 )
+            self._check_embeds(text, name, value, embeds["prompt_embeds"])
         return self.conditions(**embeds)
+
+    def _check_embeds(self, text: str, name: str, value: Any, tokens: Any) -> None:
+        """One tensor of a prompt that was encoded elsewhere, tokens being its prompt_embeds. Raises PromptError."""
+        mask, pooled = name.endswith("_mask"), name.startswith("pooled_")
+        for part in value if isinstance(value, list) else [value]:  # a list has a tensor (L, d) for each prompt
+            dims = 2 if mask or pooled or isinstance(value, list) else 3
+            fits = isinstance(part, Tensor) and part.dim() == dims and (mask or part.is_floating_point())
+            if not fits or (mask and isinstance(tokens, Tensor) and part.shape != tokens.shape[:2]):
+                wanted = f"(1, tokens) like prompt_embeds {tuple(tokens.shape)}" if mask else f"{dims}-d floating point"
+                came = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
+                raise PromptError(f"embeds of the prompt {text!r}: expected {name} {wanted}, got {came}")
 
     def _arguments(self) -> dict[str, bool]:
         """What the pipeline's call takes for an encoded prompt, and whether it must be given."""
@@ -223,28 +234,15 @@ class DiffusersFlow:
 
     def _check_parts(self) -> None:
         for name in self.needed:
-            if getattr(self._part(name), "is_cache_enabled", False):
+            if keeps_results(self._part(name)):
                 raise ModelError(
-                    f"the {name} keeps results from one call for the next (enable_cache), which particles at other "
-                    f"times cannot share: pipe.{name}.disable_cache()"
+                    f"the {name} keeps results from one call for the next (a cache of diffusers), which particles at "
+                    f"other times cannot share: pipe.{name}.disable_cache() where enable_cache began it, else load it "
+                    "anew"
                 )
 
     def _part(self, name: str) -> Any:
-        part = getattr(self.pipe, name, None)
-        if part is None:
-            raise ModelError(
-                f"this {type(self.pipe).__name__} has no {name}, which a search needs: load it whole, or set "
-                f"pipe.{name}"
-            )
-        return part
-
-    def _leave_training(self) -> None:
-        """A search and its replays need a model that gives the same twice, so dropout is off."""
-        for name, part in self.pipe.components.items():
-            if isinstance(part, torch.nn.Module) and any(module.training for module in part.modules()):
-                if part.training:  # not just the layers of a LoRA, which begin so
-                    log.warning("%s was in train mode: put into eval mode for the search", name)
-                part.eval()
+        return part_of(self.pipe, name)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Those of the modules that a gradient of the reward passes through (flowfast/searcher/steered.py)."""
@@ -274,13 +272,13 @@ class DiffusersFlow:
 
     def latent_scale(self, latents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Mean and deviation (C, 1, 1, 1) of the latents that the autoencoder was trained on, from its config."""
-        vae, device = self.pipe.vae, latents.device
+        config, device = self.pipe.vae.config, latents.device
+        scale = tuple(config.latents_mean), tuple(config.latents_std)
 
         def make() -> tuple[Tensor, ...]:
-            scale = vae.config.latents_mean, vae.config.latents_std
             return tuple(torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1, 1) for values in scale)
 
-        return self.kept("latent scale", (vae, device, dtype), make)
+        return self.kept("latent scale", (scale, device, dtype), make)
 
     def _checked_preview(self) -> Callable[[Tensor], Tensor]:
         """x0 to images by the tiny decoder, as the pipeline would with it for its autoencoder. Raises OptionError."""
@@ -341,6 +339,25 @@ class EmbeddedGuidance(DiffusersFlow):
 
     def two_pass_guidance(self) -> float:
         return max(1.0, float(self.true_cfg))
+
+
+def part_of(pipe: Any, name: str) -> Any:
+    """A part of a pipeline. Raises ModelError where it has none."""
+    part = getattr(pipe, name, None)
+    if part is None:
+        raise ModelError(
+            f"this {type(pipe).__name__} has no {name}, which a search needs: load it whole, or set pipe.{name}"
+        )
+    return part
+
+
+def keeps_results(part: Any) -> bool:
+    """Whether a model has a cache of diffusers, be it by `enable_cache` or by one of the functions (apply_...)."""
+    modules = part.modules() if isinstance(part, torch.nn.Module) else ()
+    registries: list[Any] = [module._diffusers_hook for module in modules if hasattr(module, "_diffusers_hook")]
+    return getattr(part, "is_cache_enabled", False) or any(
+        hook._is_stateful for registry in registries for hook in registry.hooks.values()
+    )
 
 
 def check_size(height: int, width: int, multiple: int) -> None:

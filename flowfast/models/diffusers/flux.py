@@ -33,8 +33,8 @@ class FluxFlow(EmbeddedGuidance):
     def image_ids(self, device: torch.device) -> Tensor:
         """Places of the tokens (tokens, 3)."""
         rows, columns = (size // (2 * self.pipe.vae_scale_factor) for size in (self.height, self.width))
-        key = device, self.dtype
-        return self.kept("image ids", key, lambda: self.pipe._prepare_latent_image_ids(1, rows, columns, *key))
+        key = rows, columns, device, self.dtype
+        return self.kept("image ids", key, lambda: self.pipe._prepare_latent_image_ids(1, *key))
 
     def sampler_arguments(self, steps: int) -> dict[str, Any]:
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift

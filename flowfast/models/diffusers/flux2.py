@@ -37,7 +37,7 @@ class Flux2Base(DiffusersFlow):
             ids = self.pipe._prepare_text_ids(text)[0], self.pipe._prepare_latent_ids(image)[0]
             return ids[0].to(device), ids[1].to(device)
 
-        return self.kept("places", (device, tokens), make)
+        return self.kept("places", (device, tokens, *self.grid()), make)
 
     def sampler_arguments(self, steps: int) -> dict[str, Any]:
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu

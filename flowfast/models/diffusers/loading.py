@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 
 from flowfast.errors import ModelError, OptionError, WeightError
+from flowfast.models.diffusers.base import part_of
 
 LOADING = (
     "dtype", "torch_dtype", "variant", "subfolder", "revision", "token", "cache_dir", "local_files_only",
     "force_download", "proxies", "device_map", "max_memory", "low_cpu_mem_usage", "offload_folder",
-    "offload_state_dict", "quantization_config", "disable_mmap",
+    "offload_state_dict", "quantization_config", "disable_mmap", "use_safetensors",
 )  # fmt: skip
 """Options of `from_pretrained` that are passed on."""
 PARTS = (
@@ -34,7 +36,9 @@ def load_pipeline(name: str, options: dict[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
     except ImportError:
         raise ModelError(f"model {name!r} needs diffusers: pip install 'flowfast[diffusers]'") from None
-    options = dict(options)
+    options, name = dict(options), os.path.expanduser(name)
+    if options.pop("use_safetensors", True) is not True:
+        raise OptionError("use_safetensors: only True, other files can run code when they are read; leave it out")
     for part in PARTS:
         if isinstance(options.get(part), str | int | float | list | dict):
             raise OptionError(f"{part} must be a loaded part of the pipeline, or None to leave it out, got a value")
@@ -55,7 +59,21 @@ def load_pipeline(name: str, options: dict[str, Any]) -> Any:
         raise OptionError(
             f"this {type(pipe).__name__} has no part {', '.join(absent)}: choose from {', '.join(pipe.components)}"
         )
+    if "device_map" not in options:  # which may leave weights on the disk
+        check_whole(name, pipe)
     return pipe
+
+
+def check_whole(name: str, pipe: Any) -> None:
+    """Raises WeightError where files lack weights of their model: diffusers leaves these without values."""
+    for part, model in pipe.components.items():
+        weights = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
+        lacking = [weight for weight, value in weights if value.is_meta]
+        if lacking:
+            raise WeightError(
+                f"cannot load {name!r}: the files of its {part} lack {len(lacking)} weights of what its config.json "
+                f"describes, {lacking[0]} for one; get them anew"
+            )
 
 
 def within(name: str, subfolder: str, options: dict[str, Any]) -> Path:
@@ -75,15 +93,15 @@ def load_tiny(name: str, pipe: Any, options: dict[str, Any]) -> Any:
 
     access = {key: options[key] for key in ("local_files_only", "cache_dir", "token") if key in options}
     try:
-        tiny = AutoencoderTiny.from_pretrained(name, use_safetensors=True, **access)
+        tiny = AutoencoderTiny.from_pretrained(os.path.expanduser(name), use_safetensors=True, **access)
     except Exception as error:
         raise missing(f"preview_decoder {name!r}", name, error) from error
-    return tiny.to(pipe._execution_device, pipe.vae.dtype).eval()
+    return tiny.to(pipe._execution_device, part_of(pipe, "vae").dtype).eval()
 
 
 def dtype_of(name: Any) -> torch.dtype:
     """A storage type, also by its name, for command lines and files. Raises OptionError."""
-    found = getattr(torch, name, None) if isinstance(name, str) else name
+    found = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else name
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise OptionError(f"unknown dtype {name!r}: choose bfloat16, float16 or float32")
     return found
