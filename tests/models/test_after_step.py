@@ -297,3 +297,22 @@ def test_nothing_to_pick_from() -> None:
     scheduler.prompts = ["one", "two"]
     with pytest.raises(OptionError, match="a batch of 3 is not 2 prompts"):
         scheduler.pick(torch.zeros(3, 8))
+    one, other = edits.picture(8, 8), edits.picture(8, 16)
+    for wrong in (None, [], one, ["a.png", "b.png"], [one, other]):
+        with pytest.raises(OptionError, match="expected all pictures that a pipeline returned, of one size"):
+            scheduler.pick(wrong)
+    with pytest.raises(OptionError, match=r"expected pictures \(N, H, W, 3\).*, got \(2, 8, 8\)"):
+        scheduler.pick([torch.zeros(8, 8).numpy()] * 2)
+    scheduler.reward = "sharpness"
+    with pytest.raises(OptionError, match="reward: expected a callable, got 'sharpness'; flowfast.rewards.load"):
+        scheduler.set_timesteps(2)
+
+
+def test_what_is_picked_from_is_read_however_it_came() -> None:
+    scheduler = FlowSearchScheduler(method="bon", reward=lambda images, prompts: images.flatten(1).mean(1))
+    scheduler.set_timesteps(2)
+    pictures = [edits.left_half(8, 8).convert("RGB"), edits.picture(8, 8)]
+    best = scheduler.pick(pictures)
+    gray = [edits.left_half(8, 8), pictures[1].convert("RGBA")]
+    for other in (types.SimpleNamespace(images=pictures), types.SimpleNamespace(frames=pictures), iter(pictures), gray):
+        assert scheduler.pick(other) == best

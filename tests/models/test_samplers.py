@@ -179,6 +179,9 @@ def test_an_argument_that_a_sampler_does_not_take() -> None:
     """A pipeline that gives its own sigmas, such as FLUX, with a sampler that has none but its own."""
     with pytest.raises(OptionError, match="FlowMatchHeunDiscreteScheduler takes no sigmas"):
         FlowSDEScheduler.from_config(made("FlowMatchHeunDiscreteScheduler")).set_timesteps(sigmas=[1.0, 0.5])
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    with pytest.raises(OptionError, match="mu asks for use_dynamic_shifting=True in its config"):
+        FlowSDEScheduler.from_config(made("DPMSolverMultistepScheduler", **flow)).set_timesteps(4, mu=0.7)
 
 
 def test_configs_that_do_not_name_their_class() -> None:

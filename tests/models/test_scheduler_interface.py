@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import pickle
+import threading
 import warnings
 from typing import Any
 
@@ -143,6 +144,26 @@ def test_copies_go_on_alone() -> None:
     # A second run begins anew, with other rows too.
     assert torch.equal(walked(scheduler, noise()), walked(search(), noise()))
     assert walked(scheduler, noise(6)).shape[0] == 6 and len(scheduler.rewards) == 6
+
+
+def test_copies_share_their_reward_and_decode() -> None:
+    """These may be a large model, and hold what cannot be copied."""
+
+    class Locked:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __call__(self, latents: Tensor, prompts: Any = None) -> Tensor:
+            return latents.flatten(1).mean(1)
+
+        def decode(self, latents: Tensor) -> Tensor:
+            return latents
+
+    reward = Locked()
+    scheduler = search(reward=reward, decode=reward.decode)
+    copied = copy.deepcopy(scheduler)
+    assert copied.reward is reward and copied.decode.__self__ is reward and copied.own is not scheduler.own
+    assert torch.equal(walked(copied, noise()), walked(scheduler, noise())) and copied.best == scheduler.best
 
 
 # ---- times ----

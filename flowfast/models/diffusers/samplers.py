@@ -96,7 +96,8 @@ def sampler_times(sampler: Any, **arguments: Any) -> list[float]:
     try:
         sampler.set_timesteps(**given)
     except (ValueError, TypeError, AssertionError) as error:
-        raise OptionError(f"{name} cannot set its timesteps: {error}") from error
+        reason = str(error) or ("mu asks for use_dynamic_shifting=True in its config" if "mu" in given else repr(error))
+        raise OptionError(f"{name} cannot set its timesteps: {reason}") from error
     times = [float(sigma) for sigma in sampler.sigmas[:-1]]
     once = [time for time, _ in groupby(times) if time != 0]
     falling = all(later < earlier for earlier, later in pairwise(once))

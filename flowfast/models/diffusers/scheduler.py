@@ -15,6 +15,7 @@ of flowfast it derives from classes of diffusers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -136,6 +137,13 @@ class FlowSearchScheduler(FlowSDEScheduler):
         self._keys: Tensor | None = None  # (S,) of the noise of a run's prompts
         self.log_weights: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlowSearchScheduler:
+        """A copy with the same reward and decode, which may be large models, or hold what cannot be copied."""
+        memo |= {id(part): part for part in (self.reward, self.decode)}
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
     # ---- what came out ----
 
     @property
@@ -154,8 +162,9 @@ class FlowSearchScheduler(FlowSDEScheduler):
         """Scores what a pipeline returned, for those that go on where their scheduler does not see it.
 
         Args:
-            images: its `.images` or `.frames`: PIL images, arrays (N, H, W, 3) or tensors (N, 3, H, W) in [0, 1], of
-                videos one more dimension or list; or its latents, which are decoded where there is a `decode`.
+            images: its output, or the `.images` or `.frames` of that: PIL images, arrays (N, H, W, 3) or tensors
+                (N, 3, H, W) in [0, 1], of videos one more dimension or list; or its latents, which are decoded where
+                there is a `decode`.
 
         Returns:
             `best`, which is set like `rewards`.
@@ -188,6 +197,10 @@ class FlowSearchScheduler(FlowSDEScheduler):
         super()._begin()
         if self.reward is None:
             raise OptionError("this scheduler has no reward: give from_config(..., reward=...) or set scheduler.reward")
+        if not callable(self.reward):
+            raise OptionError(
+                f"reward: expected a callable, got {self.reward!r}; flowfast.rewards.load makes one of a name"
+            )
         if self.method != "bon" and self.rows > 1 and not any(self.noisy[1:]):
             raise OptionError(
                 f"method {self.method!r} needs noise, but this diffusion is zero and copies would stay identical: "
@@ -338,15 +351,23 @@ class FlowSearchScheduler(FlowSDEScheduler):
 def as_tensor(images: Any) -> Tensor:
     """What a pipeline returns, as rewards see it: (N, 3, H, W) in [0, 1], (N, F, 3, H, W) for videos; tensors as they
     are."""
+    images = getattr(images, "images", getattr(images, "frames", images))
     if isinstance(images, Tensor):
         return images
-    if not isinstance(images, np.ndarray):
-        if isinstance(images[0], Tensor):
-            return torch.stack(list(images))
-        if isinstance(images[0], list | tuple):
-            return torch.stack([as_tensor(frames) for frames in images])
-        images = np.stack([np.asarray(image) for image in images])
-    array = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+    try:
+        if not isinstance(images, np.ndarray):
+            images = list(images)
+            if isinstance(images[0], Tensor):
+                return torch.stack(images)
+            if isinstance(images[0], list | tuple):
+                return torch.stack([as_tensor(frames) for frames in images])
+            rgb = [image.convert("RGB") if hasattr(image, "convert") else image for image in images]
+            images = np.stack([np.asarray(image) for image in rgb])
+        array = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise OptionError(f"expected all pictures that a pipeline returned, of one size, got others: {error}") from None
+    if array.ndim not in (4, 5) or array.shape[-1] != 3:
+        raise OptionError(f"expected pictures (N, H, W, 3) or videos (N, F, H, W, 3), got {array.shape}")
     return torch.from_numpy(np.moveaxis(array, -1, -3).copy())
 
 
