@@ -1,6 +1,6 @@
 """The seal of an archive file: its zip's comment, which says what the file is before anything in it is loaded.
 
-    flowfast-archive format_version=1 noise_stream=1 blake2b=<64 digits>
+    flowfast-archive format_version=2 noise_stream=1 blake2b=<64 digits>
 
 The digest is of all bytes of the file before its 64 digits. Every zip reader, `torch.jit.load` too, takes a comment as
 it comes; the C++ loader (csrc/runner/seal.cpp) hands nothing to PyTorch that is not whole. It tells damage, not malice.
@@ -14,7 +14,7 @@ import re
 from typing import BinaryIO
 
 END_OF_DIRECTORY = b"PK\x05\x06"  # the last record of a zip: 22 bytes, the last two the length of the comment
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DIGITS = 64
 
 

@@ -35,7 +35,6 @@ class Search(nn.Module):
     lane_index: Tensor
     chain_index: Tensor
     side: Tensor
-    no_reward: Tensor
     lane: Tensor
     lane_real: Tensor
     lane_live: Tensor
@@ -106,7 +105,6 @@ class Search(nn.Module):
             "finished": finished,
             "chain_index": torch.arange(slots * chains, device=device),
             "side": torch.arange(2, device=device),
-            "no_reward": torch.tensor(torch.nan, dtype=torch.float32, device="cpu"),
         }
         for name, tensor in constant.items():
             setattr(self, name, tensor.to(device))
@@ -397,13 +395,13 @@ class Search(nn.Module):
         """All that is decided of each chain by itself. An image that is not finite has no reward, whatever was said of
         it: in 8 bits NaN is black."""
         s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
-        finite = self.image_sum[: rewards.size(0)].abs() < torch.inf
-        rewards = torch.where(finite, rewards.to(torch.float32), self.no_reward)
+        # 0 times a sum that is not finite is NaN, and 0 times any other is 0: one launch.
+        rewards = torch.add(rewards.to(torch.float32), self.image_sum[: rewards.size(0)], alpha=0.0)
         if self.method.draws:
             n = rewards.size(0)
             bias = self.method.bias(self.lane_key[:n], self.lane_row[:n], self.lane_candidate[:n], self.lane_chain[:n])
         torch.ops.flowfast.decide(
-            rewards.contiguous(),
+            rewards,
             self.method.temperature,
             bias,
             s.chain,
