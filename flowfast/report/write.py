@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -51,14 +52,18 @@ def write_yaml(path: Path, value: dict[str, Any]) -> None:
     write_text(path, yaml.dump(value, Dumper=_Plain, sort_keys=False, allow_unicode=True))
 
 
+LARGE = 2**16
+"""Bytes of a file from which on many copies of it are one file on the disk: an edit in place would change them all."""
+
+
 def write_same(path: Path, other: Path) -> None:
-    """Puts what is at `other` at `path` too: the same bytes once on the disk, where its file system can."""
-    try:
-        with replacing(path) as temporary:
+    """Puts what is at `other` at `path` too: a copy, of a large file a hard link where the file system can."""
+    if other.stat().st_size >= LARGE:
+        with contextlib.suppress(OutputError), replacing(path) as temporary:
             temporary.unlink()
             os.link(other, temporary)
-    except OutputError:
-        write_bytes(path, other.read_bytes())
+            return
+    write_bytes(path, other.read_bytes())
 
 
 def write_picture(path: Path, image: Tensor) -> None:

@@ -24,6 +24,7 @@ from flowfast.errors import OutputError
 from flowfast.files import LOCK, PART, locked_file, locked_folder
 from flowfast.report import compare as comparing
 from flowfast.report import generate as generating
+from flowfast.report import write as writing
 from flowfast.report.write import Lines, read_lines
 from tests.cli.conftest import PROMPTS, Run, lines_of
 from tests.cli.test_generate import FAST, FILES, folders
@@ -426,6 +427,7 @@ def test_what_is_written_grows_with_the_prompts(
 ) -> None:
     """Twice the prompts, twice the bytes: a list of all prompts in every folder made it four times."""
     monkeypatch.setattr(generating, "search_picture", lambda *given: b"")
+    monkeypatch.setattr(writing, "LARGE", 1000)
     sizes = []
     for count in (30, 60):
         out = tmp_path / str(count)
