@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
+from flowfast import secrets
 from flowfast.errors import BudgetError, FlowfastError, OptionError
 from flowfast.fields import MOST_DIGITS, show
 
@@ -60,7 +61,8 @@ def refused(error: ValidationError, what: str = "option") -> FlowfastError:
     kind = BudgetError if first["loc"][:1] in (("budget",), ("seconds",)) else OptionError
     given = first["input"]
     name, came = ".".join(str(part) for part in first["loc"]), show(given) if type(given) is int else repr(given)
-    if first["loc"][:1] == ("model_options",):  # it may hold a secret that no name gives away
+    came = secrets.without_login(came)
+    if first["loc"][:1] in (("model_options",), ("model",), ("reward",)):  # a secret that no name gives away?
         came = type(first["input"]).__name__
     message = first["msg"][:1].lower() + first["msg"][1:]
     return kind(f"{what} {name!r}: {message}, got {came if len(came) <= 80 else came[:77] + '...'}")

@@ -102,7 +102,8 @@ def make_config(options: dict[str, Any]) -> SearchConfig:
     """The configuration from options; OptionError names what is unknown or wrong, and the valid names."""
     unknown = sorted(set(options) - set(SearchConfig.model_fields))
     if unknown:
-        raise OptionError(f"unknown option {unknown[0]!r}: choose of {', '.join(sorted(SearchConfig.model_fields))}")
+        name = secrets.without_login(repr(unknown[0]))
+        raise OptionError(f"unknown option {name}: choose of {', '.join(sorted(SearchConfig.model_fields))}")
     try:
         return SearchConfig(**options)
     except ValidationError as error:

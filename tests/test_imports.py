@@ -15,8 +15,10 @@ PACKAGE = ROOT / "flowfast"
 
 # everyone may import these
 LEAVES = {
+    "answers",
     "bounds",
     "errors",
+    "fields",
     "files",
     "memory",
     "prompts",

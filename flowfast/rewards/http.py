@@ -96,7 +96,10 @@ class HttpReward(CallableReward):
             raise
         except ValueError:  # also of urlsplit, and names that are no host's
             shown = self.url.rpartition("@")[2]  # before it a password may stand
-            raise OptionError(f"reward http: expected a URL such as http://localhost:8000, got {shown!r}") from None
+            quote = "; in a login write / ? # as %2F %3F %23" if "@" in self.url else ""
+            raise OptionError(
+                f"reward http: expected a URL such as http://localhost:8000, got {shown!r}{quote}"
+            ) from None
         self.retries, self.backoff = retries, backoff
         self.most = MOST_IMAGES  # that the server was seen to take at once
         self.idle: dict[str, http.client.HTTPConnection] = {}  # kept open, by origin

@@ -8,7 +8,7 @@ import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 import torch
@@ -285,6 +285,22 @@ def test_options_of_the_wrong_type_are_not_shown(value: Any) -> None:
     with pytest.raises(OptionError, match="option 'model_options'") as caught:
         make_config({"model_options": value})
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"reward": [f"http://ann:{SECRET}@host", "sharpness"]}, "option 'reward': .*, got list"),
+        ({"reward": {"url": "http://host", "key": SECRET}}, "option 'reward': .*, got dict"),
+        ({"model": {"token": SECRET}}, "option 'model': .*, got dict"),
+        ({"steps": f"http://ann:{quote(SECRET, '')}@host"}, "option 'steps': .*, got 'http://host'"),
+        ({f"http://ann:{quote(SECRET, '')}@host": 1}, "unknown option 'http://host'"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_not_shown(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says) as caught:
+        make_config(options)
+    assert SECRET not in unquote(str(caught.value))
 
 
 @pytest.mark.parametrize("secret", ["@[s3same", "'s3same", "00123", "1e5", "*s3same", "a: {b", "s3same #x"])

@@ -387,6 +387,13 @@ def test_other_places_of_a_key(place: str) -> None:
     assert ("k3y55" in remote.target.path) == ("#" not in place)
 
 
+@pytest.mark.parametrize("password", ["pa55/word", "pa55?word", "pa55#word"])
+def test_a_password_that_ends_the_host_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(OptionError, match="got 'host:80'; in a login write / [?] # as %2F %3F %23") as caught:
+        load(f"http://ann:{password}@host:80")
+    assert "pa55" not in str(caught.value)
+
+
 def test_a_key_in_a_query_is_sent_as_it_was() -> None:
     with answering(lambda i: GOOD) as (url, got):
         remote = load(url + "/score?size=large&api_key=a%2Bb%26c&n=1")
