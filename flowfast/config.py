@@ -14,6 +14,8 @@ from flowfast.flow.grid import MOST_STEPS
 
 MOST_NFE = 10_000_000
 MOST_SECONDS = 1_000_000
+LARGEST = 3.4028234663852886e38
+"""Of float32, which rewards are: below its negative lies only -inf, which every prompt has before it begins."""
 Rounds = Annotated[int, Within(0, 2**63 - 1)]
 
 
@@ -80,7 +82,7 @@ class SearchConfig(BaseModel):
     finalists: Annotated[int | None, Within(1, MOST_ROWS)] = None
     """With a preview decoder: how many of the best samples by the preview are decoded in full, scored again and ranked
     anew; default: 4, or top_k where that is more. `until` looks at previews."""
-    until: Annotated[float | None, Within(-math.inf, math.inf)] = None
+    until: Annotated[float | None, Within(-LARGEST, math.inf)] = None
     """Stop a prompt as soon as a finished sample has this reward."""
     reward_deadline: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
     """Seconds that one call of a host reward may take; it has at most 64 images (flowfast/rewards/host.py)."""

@@ -705,6 +705,8 @@ class Driver:
             f"{nan} of its {calls} candidates counted as NaN (a reward that is, or a latent or picture that is not "
             f"finite); of {C} chains {broke} ended where the model's output was not finite, "
             f"{len(ended) - broke} where no child had a reward, {C - len(ended)} came to their end"
+            + "; no other reward at an end was above -inf"
+            * (nan < calls)
         )
 
     def _rewards_in_full(self, index: int, images: Tensor, t: Tensor) -> Tensor:

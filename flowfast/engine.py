@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from flowfast.checkpoint import Checkpoint, Held
 from flowfast.config import SearchConfig, make_config
 from flowfast.driver import Driver, OtherBatch
 from flowfast.errors import FlowfastError, OptionError
+from flowfast.fields import show
 from flowfast.files import locked_file
 from flowfast.ops.noise import noise_key
 from flowfast.prompts import check_each, check_prompts
 from flowfast.searcher.steered import evaluate, frozen
-from flowfast.settings import Setup
+from flowfast.settings import Setup, real_latents
 from flowfast.surroundings import evaluating, own_ground, plain_defaults
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
@@ -138,10 +141,16 @@ def search(
     Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
     """
     started = clock.now()
-    if checkpoint_seconds is not None and not checkpoint_seconds >= 0:
-        raise OptionError(f"checkpoint_seconds must be at least 0, got {checkpoint_seconds}")
+    seconds = checkpoint_seconds
+    if seconds is not None and not (isinstance(seconds, Real) and not isinstance(seconds, bool) and seconds >= 0):
+        raise OptionError(f"checkpoint_seconds must be a number, at least 0, got {show(seconds)}")
+    for name, function in {"on_round": on_round, "on_sample": on_sample, "on_progress": on_progress}.items():
+        if function is not None and not callable(function):
+            raise OptionError(f"expected {name} to be a function, got {type(function).__name__}")
+    if checkpoint is not None and (not isinstance(checkpoint, str | os.PathLike) or "\0" in str(checkpoint)):
+        raise OptionError(f"expected checkpoint to be the path of a file, got {show(checkpoint)}")
     if config is not None:
-        options = {**config.model_dump(), **options}
+        options = {**_config(config).model_dump(), **options}
     if isinstance(reward, str):
         options["reward"] = reward
     setup = Setup(flow, make_config(options))
@@ -172,6 +181,12 @@ def search(
                 torch.cuda.empty_cache()
 
 
+def _config(config: Any) -> SearchConfig:
+    if not isinstance(config, SearchConfig):
+        raise OptionError(f"expected config to be a SearchConfig, got {type(config).__name__}; give options by name")
+    return config
+
+
 def _as_it_was(config: SearchConfig, file: Checkpoint, held: Held) -> SearchConfig:
     """The configuration with what the search that was killed had found out: its micro-batch, what seconds became."""
     facts = held.facts
@@ -194,15 +209,21 @@ def replay(
     The last one is bit-identical to sample.image at equal micro-batch, threads and machine class. latents (*shape):
     the initial noise, where it was given. reward: the one that steered (`gradient`); default: the configuration's.
     """
-    setup, own, flow = Setup(flow, config), flow, answers.CheckedFlow(flow)
+    setup, own, flow = Setup(flow, _config(config)), flow, answers.CheckedFlow(flow)
     M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
     conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: setup.passes]]
     device = next(iter(conds[0].values())).device
     guidance = torch.full((M,), setup.guidance, dtype=torch.float32, device=device) if setup.passes == 2 else None
     x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), dtype=torch.float32, device=device) for _ in range(4))
+    latents = None if latents is None else real_latents(latents)
     if latents is not None and tuple(latents.shape) != tuple(flow.shape):
         raise OptionError(f"latents must have the shape of one latent, {tuple(flow.shape)}, got {tuple(latents.shape)}")
+    if [row for _, row, _ in winner.path] != list(range(min(len(winner.path), schedule.rows))) or not winner.path:
+        raise OptionError(
+            f"the sample's path of {len(winner.path)} steps is none of this configuration's {schedule.rows} rows: give "
+            "the config of the result that it came with"
+        )
     table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []
     scorer = None if config.gradient is None else rewards.load(config.reward if reward is None else reward, flow)

@@ -83,7 +83,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[None]:
     """Makes the file at `path` this call's own, as `locked_folder` does for a folder."""
-    if path.exists() and not path.is_file():
+    with output_errors(path):  # its name may be too long
+        found = path.exists() and not path.is_file()
+    if found:
         raise OutputError(f"cannot write {path}: it is not a file; choose another name")
     with _locked(path.with_name(f".{path.name[:64]}{LOCK}"), path):
         sweep(path.parent, path.name)

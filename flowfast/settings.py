@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfast.answers import asked, latent_shape
+from flowfast.answers import asked, latent_shape, unusual
 from flowfast.compiled import preview_of
 from flowfast.config import SearchConfig
 from flowfast.errors import OptionError
+from flowfast.fields import show
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.gradient import parse_gradient
 from flowfast.flow.schedule import Schedule
@@ -38,12 +39,20 @@ class Setup:
         self.config = config.model_copy(update={**path, "guidance": self.guidance, "finalists": finalists})
         self.asked_micro_batch = config.micro_batch
         strength = 0.0 if config.gradient is None else parse_gradient(config.gradient).strength
-        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=flow.t_finish, strength=strength, **path)
+        self.t_finish = _number(flow.t_finish, "t_finish")
+        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=self.t_finish, strength=strength, **path)
         self.schedule: Schedule = self.method.schedule(spec)
         self.passes = 1 if self.guidance == 1.0 else 2
 
     def plan(self, budget: int) -> Plan:
-        return self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
+        plan = self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
+        if not (any(plan.finished) or bool(self.schedule.finished.any())):
+            last = float(self.schedule.linear_time[-1])
+            raise OptionError(
+                f"with tail={self.config.tail} a trajectory ends at t = {last:.3g}, and no sample is finished above "
+                f"t = {self.t_finish:g}: leave tail out, or raise it"
+            )
+        return plan
 
     def engine(
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
@@ -94,9 +103,7 @@ class Setup:
 def checked_latents(latents: Any, prompts: int, flow: Flow, setup: Setup, plan: Plan) -> Tensor:
     """Own initial noise, float32 (prompts, *shape) or (prompts, chains, *shape). Raises OptionError."""
     shape, method = tuple(flow.shape), setup.config.method
-    if not isinstance(latents, Tensor) or latents.is_complex() or latents.dtype == torch.bool:
-        came = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-        raise OptionError(f"latents must be a tensor of real numbers, got {came}")
+    latents = real_latents(latents)
     if tuple(latents.shape) not in ((prompts, *shape), (prompts, plan.chains, *shape)):
         raise OptionError(
             f"latents must be (prompts, *shape) or (prompts, chains, *shape), prompts = {prompts}, "
@@ -107,9 +114,18 @@ def checked_latents(latents: Any, prompts: int, flow: Flow, setup: Setup, plan: 
             f"method {method!r} would run {plan.chains} identical chains from one own latent, for no noise follows: "
             "give latents (prompts, chains, *shape), chains=1, or a path that adds noise"
         )
+    return latents
+
+
+def real_latents(latents: Any) -> Tensor:
+    """Latents of any shape as float32. Raises OptionError."""
+    if not isinstance(latents, Tensor) or latents.is_complex() or latents.dtype == torch.bool or unusual(latents):
+        came = f"{unusual(latents)} {latents.dtype}".strip() if isinstance(latents, Tensor) else type(latents).__name__
+        raise OptionError(f"latents must be a tensor of real numbers, got {came}")
+    latents = latents.detach().to(torch.float32)
     if not bool(latents.isfinite().all()):
-        raise OptionError("latents must be finite, got NaN or infinity among them")
-    return latents.detach().to(torch.float32)
+        raise OptionError("latents must be finite float32 numbers, got NaN or infinity among them")
+    return latents
 
 
 def fitting_rows(slots: int, plan: Plan) -> int:
@@ -117,9 +133,17 @@ def fitting_rows(slots: int, plan: Plan) -> int:
     return min(32, 1 << (slots * max(plan.widths()) - 1).bit_length())
 
 
+def _number(value: Any, name: str) -> float:
+    """A number of the model's. Raises OptionError."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise OptionError(f"expected {name} of the model to be a number, got {show(value)}") from None
+
+
 def _guidance(flow: Flow, config: SearchConfig) -> float:
     """The scale of classifier-free guidance, 1 where it is off: that is up to 1, as pipelines have it."""
-    scale = float(flow.guidance if config.guidance is None else config.guidance)
+    scale = _number(flow.guidance, "guidance") if config.guidance is None else config.guidance
     if not 0 <= scale < math.inf:
         raise OptionError(f"guidance must be a finite number of at least 0 (up to 1: off), got {scale}")
     return max(1.0, scale)

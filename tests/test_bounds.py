@@ -25,6 +25,7 @@ WRONG = [
     ("guidance", math.nan), ("guidance", 1e30), ("reward_deadline", 0.0), ("reward_deadline", math.nan),
     ("seconds", math.inf), ("seconds", -1.0), ("budget", 0), ("budget", 10**30), ("budget", -5), ("top_k", True),
     ("seed", True), ("seed", 0.5), ("splits", [[0, 0]]), ("cuts", [[0, -1, 3]]), ("budget", 1e300), ("lanes", 2.5),
+    ("until", -math.inf), ("until", -1e300),
 ]  # fmt: skip
 
 
@@ -122,6 +123,7 @@ def test_the_shape_of_an_own_flow_is_checked(shape: Any) -> None:
         ["generate", "two red circles", "--top-k", "0"],
         ["generate", "two red circles", "--micro-batch", "-1"],
         ["generate", "two red circles", "--until", "nan"],
+        ["generate", "two red circles", "--steps", "1000000000000000000000"],
         ["generate", "two red circles", "--option", "margin=NaN"],
         ["compare", "--limit", "-1"],
         ["compare", "--seeds", "0"],

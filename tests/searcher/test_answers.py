@@ -3,6 +3,7 @@ what came; and conditions that are never stretched to fit."""
 
 import math
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import flowfast
 from flowfast.archive import load_archive
-from flowfast.errors import FlowfastError, ModelError, OptionError, PromptError, RewardError
+from flowfast.errors import FlowfastError, ModelError, OptionError, OutputError, PromptError, RewardError
 from flowfast.ops.noise import noise_key
 from flowfast.rewards import CallableReward
 from tests.searcher.toys import GaussianFlow, NearTarget, bits
@@ -473,13 +474,69 @@ def test_a_part_that_is_no_function_is_refused(part: str) -> None:
         own(**{part: torch.zeros(3)})
 
 
-@pytest.mark.parametrize("seconds", [-1.0, math.nan])
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, "5", True])
 def test_seconds_between_checkpoints_have_bounds(seconds: float, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="checkpoint_seconds must be at least 0"):
+    with pytest.raises(OptionError, match="checkpoint_seconds must be a number, at least 0"):
         run(own(), checkpoint=tmp_path / "a", checkpoint_seconds=seconds)
 
 
-@pytest.mark.parametrize("fact", [{"t_finish": math.nan}, {"t_finish": -0.1}, {"guidance": math.nan}], ids=str)
-def test_facts_of_a_model_have_bounds(fact: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"config": {"steps": 3}}, "config to be a SearchConfig, got dict"),
+        ({"on_round": 3}, "on_round to be a function, got int"),
+        ({"on_sample": "print"}, "on_sample to be a function, got str"),
+        ({"on_progress": []}, "on_progress to be a function, got list"),
+        ({"checkpoint": 3}, "checkpoint to be the path of a file, got 3"),
+        ({"checkpoint": "a\0b"}, "checkpoint to be the path of a file, got 'a"),
+    ],
+    ids=str,
+)
+def test_what_a_call_takes_beside_options_is_checked_too(asked: dict[str, Any], expected: str) -> None:
+    with pytest.raises(OptionError, match=f"expected {expected}"):
+        run(own(velocity=lambda *_: pytest.fail("it ran")), **asked)
+
+
+def test_a_name_too_long_for_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write .*too long"):
+        run(own(), checkpoint=tmp_path / ("x" * 300))
+
+
+def test_a_replay_takes_the_config_and_latents_that_belong_to_its_sample() -> None:
+    result = flowfast.search(own(), ["a"], reward=total, **OPTIONS)
+    other = result.config.model_copy(update={"steps": 3})
+    winner = replace(result.samples[0].winner, path=())
+    pathless = replace(result.samples[0], top=(replace(result.samples[0].top[0], winner=winner),))
+    for sample, config, latents, message in (
+        (result.samples[0], other, None, "path of 7 steps is none of this configuration's 5 rows"),
+        (pathless, result.config, None, "path of 0 steps"),
+        (result.samples[0], None, None, "config to be a SearchConfig, got NoneType"),
+        (result.samples[0], result.config, torch.full((3,), math.nan), "latents must be finite"),
+        (
+            result.samples[0],
+            result.config,
+            torch.zeros(3, dtype=torch.complex64),
+            "latents .* real numbers, got .*complex",
+        ),
+        (result.samples[0], result.config, [0.0] * 3, "latents must be a tensor of real numbers, got list"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            flowfast.replay(own(), sample, config, latents)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["ode", "bon", "svdd", "rbf", "smc", "code"])
+def test_a_schedule_without_a_finished_row_is_refused_before_it_runs(method: str) -> None:
+    """It once ran to its end and said that no sample had a reward."""
+    with pytest.raises(OptionError, match=r"with tail=0 a trajectory ends at t = 0\..*: leave tail out, or raise it"):
+        run(own(velocity=lambda *_: pytest.fail("it ran")), method=method, tail=0)
+    assert len(run(own(t_finish=0.5), method="bon", tail=0)) == 2  # the grid ends below it
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [{"t_finish": math.nan}, {"t_finish": -0.1}, {"guidance": math.nan}, {"t_finish": "late"}, {"guidance": None}],
+    ids=str,
+)
+def test_facts_of_a_model_have_bounds(fact: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"{next(iter(fact))}.*got"):
         run(own(**fact))

@@ -362,13 +362,16 @@ def test_a_broken_latent_still_ends_its_chain():
     [
         (Broken(lambda x, t: t < 0.5), NearTarget(), "of 8 chains 8 ended where the model's output was not finite"),
         (GaussianFlow(), Spoiled(lambda images, rewards: rewards < 0), "56 of its 56 candidates .*8 came to their end"),
+        (GaussianFlow(), lambda images, _: [-math.inf] * len(images), "8 came .*; no other reward .* above -inf"),
     ],
-    ids=["model", "reward"],
+    ids=["model", "reward", "minus infinity"],
 )
 def test_the_error_says_what_happened(flow, reward, says):
     with pytest.raises(ModelError, match=f"no finished sample of prompt 'a' has a reward .*{says}"):
         flowfast.search(flow, ["a"], reward=reward, method="bon", **OPTIONS)
-    with pytest.raises(ModelError, match="of 1 chains 1 ended where|7 of its 7 candidates .*, 1 came to their end"):
+    with pytest.raises(
+        ModelError, match="of 1 chains 1 ended where|7 of its 7 candidates .*, 1 came to|0 of its 7 .*-inf"
+    ):
         flowfast.search(flow, ["a"], reward=reward, method="ode", **OPTIONS)
 
 
