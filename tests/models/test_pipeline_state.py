@@ -338,20 +338,25 @@ def test_embeds_that_do_not_fit_are_named() -> None:
         (good["prompt_embeds"], "expected prompt_embeds, pooled_prompt_embeds for this model, got Tensor"),
         (good | {"prompt_embeds": torch.zeros(8, 32)}, r"expected prompt_embeds .* with one row, got \(8, 32\)"),
         (good | {"prompt_embeds": None}, "expected prompt_embeds .* with one row, got NoneType"),
-        (good | {"prompt_embeds": torch.zeros(1, 32)}, r"expected prompt_embeds 3-d .*, got \(1, 32\) torch.float32"),
+        (
+            good | {"prompt_embeds": torch.zeros(1, 32)},
+            r"expected prompt_embeds with 3 dim.*, got \(1, 32\) torch.float32",
+        ),
         (good | {"prompt_embeds": torch.ones(1, 8, 32).long()}, r".* floating point, got \(1, 8, 32\) torch.int64"),
-        (good | {"pooled_prompt_embeds": torch.zeros(1, 8, 32)}, "expected pooled_prompt_embeds 2-d floating point"),
+        (good | {"pooled_prompt_embeds": torch.zeros(1, 8, 32)}, "expected pooled_prompt_embeds with 2 dimensions"),
         (good | {"negative_prompt_embeds": torch.zeros(1, 8, 32)}, ".*; a negative prompt is a text of its own here"),
     ):
         with pytest.raises(PromptError, match=f"embeds of the prompt 'a': {message}"):
             from_diffusers(flux(), embeds={"a": wrong}, **SIZE)
-    masked = {"prompt_embeds": torch.zeros(1, 8, 32), "prompt_embeds_mask": torch.ones(1, 1)}
-    with pytest.raises(
-        PromptError, match=r"prompt_embeds_mask \(1, tokens\) like prompt_embeds \(1, 8, 32\), got \(1, 1\)"
-    ):
+    text = torch.zeros(1, 8, 32)
+    masked = {"prompt_embeds_mask": torch.ones(1, 1), "prompt_embeds": text}
+    with pytest.raises(PromptError, match=r"_mask of the tokens of prompt_embeds \(1, 8, 32\), got \(1, 1\)"):
         from_diffusers(qwen_image(), embeds={"a": masked}, **SIZE)
-    with pytest.raises(PromptError, match=r"expected prompt_embeds 2-d floating point, got \(1, 8, 32\)"):
-        from_diffusers(z_image(), embeds={"a": {"prompt_embeds": [torch.zeros(1, 8, 32)]}}, **SIZE)
+    with pytest.raises(PromptError, match=r"expected prompt_embeds with 3 dim.*, got \(1, 1, 8, 32\)"):
+        from_diffusers(z_image(), embeds={"a": {"prompt_embeds": [text]}}, **SIZE)
+    for value in (text, [text[0]]):  # a list as Z-Image's pipeline takes it
+        flow = from_diffusers(qwen_image(), embeds={"a": {"prompt_embeds": value}}, **SIZE)
+        assert int(flow.encode(["a"])["mask"].sum()) == 8
     with pytest.raises(OptionError, match="embeds: expected a mapping from texts to tensors, got str"):
         from_diffusers(flux(), embeds="file.safetensors", **SIZE)
     flow = from_diffusers(flux(), embeds={"a": good, "b": good | {"prompt_embeds": torch.zeros(1, 9, 32)}}, **SIZE)

@@ -201,28 +201,34 @@ class DiffusersFlow:
                 f"embeds of the prompt {text!r}: expected {', '.join(known)} for this model, got "
                 f"{', '.join(names)}{hint}"
             )
+        given: dict[str, Tensor] = {}
         for name, value in embeds.items():
             if value is None and not known[name]:
                 continue
-            rows = value.shape[:1] if isinstance(value, Tensor) else [len(value)] if isinstance(value, list) else []
-            if list(rows) != [1]:
-                came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Tensor):
+                value = value[0][None]  # as Z-Image's pipeline takes them
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if not isinstance(value, Tensor) or value.shape[:1] != (1,):
                 raise PromptError(
                     f"embeds of the prompt {text!r}: expected {name} as the pipeline takes it, with one row, got {came}"
                 )
-            self._check_embeds(text, name, value, embeds["prompt_embeds"])
-        return self.conditions(**embeds)
-
-    def _check_embeds(self, text: str, name: str, value: Any, tokens: Any) -> None:
-        """One tensor of a prompt that was encoded elsewhere, tokens being its prompt_embeds. Raises PromptError."""
-        mask, pooled = name.endswith("_mask"), name.startswith("pooled_")
-        for part in value if isinstance(value, list) else [value]:  # a list has a tensor (L, d) for each prompt
-            dims = 2 if mask or pooled or isinstance(value, list) else 3
-            fits = isinstance(part, Tensor) and part.dim() == dims and (mask or part.is_floating_point())
-            if not fits or (mask and isinstance(tokens, Tensor) and part.shape != tokens.shape[:2]):
-                wanted = f"(1, tokens) like prompt_embeds {tuple(tokens.shape)}" if mask else f"{dims}-d floating point"
-                came = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
-                raise PromptError(f"embeds of the prompt {text!r}: expected {name} {wanted}, got {came}")
+            mask = name.endswith("_mask")
+            dims = 2 if mask or name.startswith("pooled_") else 3
+            if value.dim() != dims or not (mask or value.is_floating_point()):
+                kind = "" if mask else ", floating point"
+                raise PromptError(
+                    f"embeds of the prompt {text!r}: expected {name} with {dims} dimensions{kind}, got {came} "
+                    f"{value.dtype}"
+                )
+            given[name] = value
+        tokens = given["prompt_embeds"]
+        for name, value in given.items():  # AuraFlow's mask is of channels
+            if name.endswith("_mask") and value.shape[1] not in (tokens.shape[1], tokens[0].numel()):
+                raise PromptError(
+                    f"embeds of the prompt {text!r}: expected {name} of the tokens of prompt_embeds "
+                    f"{tuple(tokens.shape)}, got {tuple(value.shape)}"
+                )
+        return self.conditions(**given)
 
     def _arguments(self) -> dict[str, bool]:
         """What the pipeline's call takes for an encoded prompt, and whether it must be given."""
