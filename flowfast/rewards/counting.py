@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flowfast.errors import FlowfastError, OptionError, PromptError, RewardError, WeightError
-from flowfast.prompts import field_of
+from flowfast.prompts import field_of, show
 from flowfast.rewards.host import CallableReward
 from flowfast.rewards.pixels import to_pixels
 
@@ -175,7 +175,7 @@ def parse_counts(prompt: str) -> dict[str, int]:
         name = kind if value == 1 else singular(kind)
         counts[name] = counts.get(name, 0) + value
     if not counts:
-        raise PromptError(f"reward counting: expected counts such as 'three cats and one dog', got {prompt!r}")
+        raise PromptError(f"reward counting: expected counts such as 'three cats and one dog', got {show(prompt)}")
     return counts
 
 

@@ -16,15 +16,19 @@ import numpy as np
 from torch import Tensor
 
 from flowfast.errors import OptionError, PromptError, RewardError
-from flowfast.prompts import field_of
+from flowfast.prompts import field_of, show
 from flowfast.rewards.host import CallableReward
 from flowfast.rewards.pixels import to_pixels
 
 ONE_LINE = 'is the text in quotes in the prompt readable in the image? 0 to 1; "ocr:exact" asks for every letter'
 MODES = ("levenshtein", "exact")
 
-# An apostrophe inside a word (dog's) is no quote.
-QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|‘([^’]+)’(?!\w)|(?<!\w)\'(.+?)\'(?!\w)')
+# An apostrophe inside a word (dog's) is no quote. A quote that is not closed within 1,000 letters is none either, or a
+# long text full of them would take hours.
+QUOTED = re.compile(
+    r'"([^"]+)"|“([^”]{1,1000})”|„([^“”]{1,1000})[“”]|«([^»]{1,1000})»|‘([^’]{1,1000})’(?!\w)'
+    r"|(?<!\w)'(.{1,1000}?)'(?!\w)"
+)
 
 _lock = threading.Lock()
 _engine: Any = None
@@ -76,7 +80,7 @@ def quoted_texts(prompt: str) -> list[str]:
     texts = [text for groups in QUOTED.findall(prompt) for text in groups if plain(text)]
     if not texts:
         raise PromptError(
-            f'reward ocr: expected the text to draw in quotes, got {prompt!r}; write a sign saying "OPEN"'
+            f'reward ocr: expected the text to draw in quotes, got {show(prompt)}; write a sign saying "OPEN"'
         )
     return texts
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast.errors import PromptError, RewardError
+from flowfast.prompts import show
 from flowfast.rewards import _clip
 from flowfast.rewards.host import CallableReward
 from flowfast.rewards.pixels import to_pixels
@@ -81,7 +82,7 @@ class Asked:
     def text(self, prompt: str) -> str:
         if self.mark and self.mark in prompt:
             raise PromptError(
-                f"reward vqascore: the model takes {self.mark!r} for an image; leave it out of {prompt!r}"
+                f"reward vqascore: the model takes {self.mark!r} for an image; leave it out of {show(prompt)}"
             )
         question = self.question.format(prompt)
         if getattr(self.processor, "chat_template", None):

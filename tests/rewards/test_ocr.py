@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ import flowfast
 from flowfast.errors import OptionError, PromptError, RewardError
 from flowfast.prompts import Prompt
 from flowfast.rewards import ocr, on_host
-from flowfast.rewards.ocr import TextReward, asked_texts, load
+from flowfast.rewards.ocr import TextReward, asked_texts, load, quoted_texts
 from tests.searcher.toys import GaussianFlow
 
 reads = pytest.mark.skipif(
@@ -166,3 +167,12 @@ def test_a_prompt_without_a_text_is_refused_before_the_search() -> None:
     with pytest.raises(PromptError, match="prompt 2 of 2: reward ocr: expected the text to draw in quotes"):
         flowfast.search(flow, ['a mug with "TEA"', "a mug"], reward=TextReward(read=lambda image: []), budget=20)
     assert flow.seen == 0
+
+
+@pytest.mark.parametrize("opened", ["'a ", "“", "„", "«", "‘a "])
+def test_quotes_that_are_not_closed_cost_little(opened: str) -> None:
+    begun = time.perf_counter()
+    with pytest.raises(PromptError, match="expected the text to draw in quotes") as caught:
+        quoted_texts(opened * 20_000)
+    assert time.perf_counter() - begun < 4
+    assert len(str(caught.value)) < 300
