@@ -118,6 +118,19 @@ def test_latents_are_scaled_as_the_decoder_of_now_asks(build: Callable[[], Any],
     assert torch.equal(flow.decode(x0), before)
 
 
+def test_a_second_transformer_that_comes_later_counts() -> None:
+    pipe = wan()
+    flow = from_diffusers(pipe, steps=3, **VIDEO)
+    before = drawn(flow).latent
+    pipe.register_to_config(boundary_ratio=0.9)
+    with pytest.raises(ModelError, match="this WanPipeline has no transformer_2"):
+        drawn(flow)
+    pipe.transformer_2 = wan().transformer
+    fuse(pipe.transformer_2)
+    anew = drawn(from_diffusers(pipe, steps=3, **VIDEO)).latent
+    assert torch.equal(drawn(flow).latent, anew) and not torch.equal(anew, before) and flow.waits_because
+
+
 def test_places_are_those_of_the_size_of_now() -> None:
     for build in (flux, klein):
         pipe = build()

@@ -196,6 +196,16 @@ def test_configs_that_do_not_name_their_class() -> None:
         FlowSDEScheduler.from_config({"_class_name": "WarpScheduler"})
 
 
+def test_what_no_sampler_can_be_made_of_is_named() -> None:
+    euler = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    for wrong in ({"shift": "3.0"}, {"shift": None}, {"time_shift_type": "cosine"}, {"num_train_timesteps": 0}):
+        with pytest.raises(OptionError, match="FlowMatchEulerDiscreteScheduler cannot be made from its config: "):
+            FlowSDEScheduler.from_config(euler | wrong)
+    for strange in ("scheduler_config.json", {"_class_name": 3}, [1, 2]):
+        with pytest.raises(OptionError, match="expected a scheduler, or its config with the name of its class, got "):
+            FlowSDEScheduler.from_config(strange)
+
+
 def test_a_sampler_of_unknown_make_goes_by_its_times() -> None:
     """A class of the user's own can be a pipeline's sampler; what it walks shows in its sigmas."""
     from diffusers import FlowMatchEulerDiscreteScheduler

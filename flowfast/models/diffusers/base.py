@@ -42,12 +42,8 @@ class DiffusersFlow:
     pipelines: tuple[str, ...] = ()
     interpolant = "linear"
     path_defaults: dict[str, Any] = {"grid": "model", "steps": None}
-    waits_because = ""
-    """What makes the host wait in each call of the model, which then cannot run from a CUDA graph; "": nothing."""
     tiny_decoder: str | None = None
     """The `AutoencoderTiny` that was made for this family's latents; None: none that is known here."""
-    needed: tuple[str, ...] = ("transformer", "vae", "scheduler")
-    """Parts without which nothing can be searched."""
     spare: tuple[str, ...] = ()
     """Parts for which the pipeline has something else where they are left out."""
 
@@ -119,6 +115,16 @@ class DiffusersFlow:
         return self._kept[name][1]
 
     # ---- what a family says ----
+
+    @property
+    def waits_because(self) -> str:
+        """What makes the host wait in each call of the model, which then cannot run from a CUDA graph; "": nothing."""
+        return ""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Parts without which nothing can be searched."""
+        return "transformer", "vae", "scheduler"
 
     def default_size(self) -> int:
         """Pixels of the pipeline's default height and width."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from itertools import groupby, pairwise
 from operator import index
 from typing import Any
@@ -35,10 +36,19 @@ CHANGEABLE = ("_shift", "sigma_min", "sigma_max", "_scale_factors")
 pipelines."""
 
 
+def config_of(given: Any) -> dict[str, Any]:
+    """The config of a scheduler, or a config as it is. Raises OptionError for what is neither."""
+    config = getattr(given, "config", given)
+    if not isinstance(config, Mapping) or not isinstance(config.get("_class_name", ""), str):
+        raise OptionError(f"expected a scheduler, or its config with the name of its class, got {given!r:.200}")
+    return dict(config)
+
+
 def sampler_facts(given: Any) -> dict[str, Any]:
     """What there is to know of a scheduler, or of its config, in values that JSON keeps: class, config, and of a
-    scheduler also what was changed on it. Raises ModelError where a config leaves its class open."""
-    config = dict(getattr(given, "config", given))
+    scheduler also what was changed on it. Raises OptionError for what is neither, ModelError where a config leaves its
+    class open."""
+    config = config_of(given)
     if hasattr(given, "config"):
         config |= {"_class_name": type(given).__name__, "live": _live(given)}
     elif config and "_class_name" not in config:
@@ -58,7 +68,8 @@ def sampler_changed(facts: dict[str, Any], options: dict[str, Any]) -> tuple[dic
 
 
 def sampler_from(facts: dict[str, Any]) -> Any:
-    """The sampler of `sampler_facts`, without the state of a run. Raises ModelError where it is no flow's."""
+    """The sampler of `sampler_facts`, without the state of a run. Raises ModelError where it is no flow's, OptionError
+    where its class cannot be made from them."""
     import diffusers
 
     name = facts.get("_class_name", EULER)
@@ -111,7 +122,10 @@ def sampler_times(sampler: Any, **arguments: Any) -> list[float]:
 def _made(kind: Any, facts: dict[str, Any]) -> Any:
     config, live = {key: value for key, value in facts.items() if key != "live"}, facts.get("live", {})
     _check_flow(kind, {**config, **live})
-    sampler = kind.from_config(config)
+    try:
+        sampler = kind.from_config(config)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError, ImportError) as error:
+        raise OptionError(f"{kind.__name__} cannot be made from its config: {error}") from error
     for name, value in live.items():
         setattr(sampler, name, value)
     return sampler

@@ -16,7 +16,7 @@ import flowfast.ops  # noqa: F401  (registers torch.ops.flowfast)
 from flowfast.errors import ModelError, OptionError
 from flowfast.flow import Schedule, ScheduleSpec, build_schedule
 from flowfast.models.diffusers.after_step import calling_pipeline
-from flowfast.models.diffusers.samplers import sampler_changed, sampler_facts, sampler_from, sampler_times
+from flowfast.models.diffusers.samplers import config_of, sampler_changed, sampler_facts, sampler_from, sampler_times
 from flowfast.ops.noise import noise_key
 
 LATE = 0.9 + 1e-6  # a pipeline that begins below this time does not begin at noise, where schedules do
@@ -76,7 +76,7 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         """
         known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         # diffusers keeps options of ours in the config of a scheduler that was made from one of ours: they count again.
-        facts = dict(getattr(config, "config", config or {}))
+        facts = config_of(config or {})
         unset = facts.get("_use_default_values", ())
         kept = {key: facts[key] for key in known if key in facts and key not in unset}
         ours = "base" in facts and not hasattr(diffusers, facts.get("_class_name", ""))

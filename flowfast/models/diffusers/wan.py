@@ -22,12 +22,19 @@ class WanFlow(VideoFlow):
 
     pipelines = ("WanPipeline",)
 
-    def __init__(self, pipe: Any, **options: Any):
-        self.boundary = pipe.config.boundary_ratio
-        if self.boundary is not None:
-            self.needed = (*self.needed, "transformer_2")  # its boundary_ratio asks for it
-            self.waits_because = "Wan 2.2 has two transformers, and the host must read which of them a batch needs"
-        super().__init__(pipe, **options)
+    @property
+    def boundary(self) -> float | None:
+        """The time below which the second transformer answers; None: there is one."""
+        return self.pipe.config.boundary_ratio
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return super().needed if self.boundary is None else (*super().needed, "transformer_2")
+
+    @property
+    def waits_because(self) -> str:
+        two = "Wan 2.2 has two transformers, and the host must read which of them a batch needs"
+        return "" if self.boundary is None else two
 
     def latent_shape(self) -> tuple[int, ...]:
         config = self.transformer.config
