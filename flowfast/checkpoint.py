@@ -164,7 +164,7 @@ class Checkpoint:
             )
 
 
-DIGESTS = {"prompts", "latents"}
+DIGESTS = {"prompts", "latents", "schedule"}
 
 
 def digest_of(data: bytes) -> str:

@@ -493,15 +493,20 @@ class Driver:
             name: value for name, value in options if name not in MEMORY_OPTIONS and not secrets.is_secret(name)
         }
         config["reward"] = secrets.without_login(config["reward"])
+        schedule = self.setup.schedule
+        times = torch.cat([schedule.table, schedule.time[:, None], schedule.linear_time[:, None]], 1)
         return {
             "prompts": checkpoints.digest_of_prompts(self.prompts),
             "config": config,
+            "reward": secrets.without_login(rewards.name_of(self.scorer)),
+            "shape": list(self.flow.shape),
             "budget": self.budget,
             "micro_batch": self.last_micro_batch,
             "slots": self.slots * len(self.groups),
             "latents": None if latents is None else checkpoints.digest_of(latents.cpu().numpy().tobytes()),
             "threads": torch.get_num_threads(),
             "noise_stream": versions()["noise_stream"],
+            "schedule": checkpoints.digest_of(times.cpu().numpy().tobytes()),
         }
 
     def _save(self) -> None:

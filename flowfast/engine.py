@@ -160,7 +160,7 @@ def search(
     if rewards.on_host(scorer):
         check_each(prompts, scorer.check)
     named = chosen if isinstance(chosen, str) else None
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else Path(os.path.realpath(checkpoint))  # a file has one lock, whatever its names
     held, file = None, None
     with evaluating(flow, scorer), contextlib.nullcontext() if path is None else locked_file(path):
         if path is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save, save_file
+from torch import Tensor
 
 import flowfast
 from flowfast.checkpoint import BLANK, Checkpoint, _header, _sealed
@@ -213,3 +214,54 @@ def test_a_search_that_fails_leaves_no_lock(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         search(Counted(0), tmp_path / "new" / "search.safetensors", method="bon")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change", ["shape", "schedule", "reward"])
+def test_another_model_or_reward_of_ones_own_is_refused(tmp_path: Path, change: str) -> None:
+    """No option says what these are; a search once went on with the state of one and the rows of another."""
+
+    def first(images: Tensor, prompts: list[str]) -> Tensor:
+        return images.flatten(1).sum(1)
+
+    def second(images: Tensor, prompts: list[str]) -> Tensor:
+        return -images.flatten(1).sum(1)
+
+    def run(reward: Any = first, shape: tuple[int, ...] = (2, 3), interpolant: str = "linear", calls: int = 99) -> Any:
+        left = iter(range(calls))
+
+        def velocity(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            if next(left, None) is None:
+                raise Killed
+            return x * 0.5
+
+        flow = flowfast.flow_from(velocity, shape, interpolant=interpolant)
+        options: dict[str, Any] = {"method": "ode", "budget": 7, "steps": 6, "checkpoint_seconds": 0, "slots": 1}
+        return flowfast.search(flow, ["a", "b"], reward=reward, checkpoint=tmp_path / "held", **options)
+
+    with pytest.raises(Killed):
+        run(calls=8)
+    other: dict[str, Any] = {
+        "shape": {"shape": (3, 2)},
+        "schedule": {"interpolant": "vp"},
+        "reward": {"reward": second},
+    }
+    with pytest.raises(OptionError, match=f"cannot resume from .*held: it is of a search with (other )?{change}"):
+        run(**other[change])
+    assert len(run().samples) == 2
+
+
+def test_a_checkpoint_behind_a_link_is_one_file(tmp_path: Path) -> None:
+    """It stays where the link points, is found under either name, and has one lock."""
+    (tmp_path / "disk").mkdir()
+    link, place = tmp_path / "link", tmp_path / "disk" / "held"
+    link.symlink_to(place)
+    killed(link, 32, **OPTIONS)
+    assert link.is_symlink() and place.is_file() and Checkpoint(place).read(PROMPTS)
+    assert_same(search(GaussianFlow(), place, **OPTIONS), search(GaussianFlow(), None, **OPTIONS))
+
+    def again(*_: Any) -> None:
+        with pytest.raises(OutputError, match="in use by another flowfast"):
+            search(GaussianFlow(), link, **OPTIONS)
+
+    place.unlink()
+    search(GaussianFlow(), place, on_sample=again, **OPTIONS)
