@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from flowfast.errors import ModelError, OptionError
@@ -299,13 +300,43 @@ def test_nothing_to_pick_from() -> None:
         scheduler.pick(torch.zeros(3, 8))
     one, other = edits.picture(8, 8), edits.picture(8, 16)
     for wrong in (None, [], one, ["a.png", "b.png"], [one, other]):
-        with pytest.raises(OptionError, match="expected all pictures that a pipeline returned, of one size"):
+        with pytest.raises(OptionError, match="expected pictures of one size"):
             scheduler.pick(wrong)
     with pytest.raises(OptionError, match=r"expected pictures \(N, H, W, 3\).*, got \(2, 8, 8\)"):
         scheduler.pick([torch.zeros(8, 8).numpy()] * 2)
     scheduler.reward = "sharpness"
     with pytest.raises(OptionError, match="reward: expected a callable, got 'sharpness'; flowfast.rewards.load"):
         scheduler.set_timesteps(2)
+
+
+def test_a_decode_may_give_pictures_of_any_kind() -> None:
+    """As the image processors of pipelines do."""
+    kinds: list[Any] = [
+        lambda x: x.sigmoid(),
+        lambda x: x.sigmoid().permute(0, 2, 3, 1).numpy(),
+        lambda x: list(x.sigmoid()),
+        lambda x: VaeImageProcessor().postprocess(2 * x.sigmoid() - 1, "pil"),
+    ]
+    found = []
+    for decode in kinds:
+        scheduler = FlowSearchScheduler(method="bon", reward=lambda images, prompts: images[:, 0].flatten(1).mean(1))
+        scheduler.decode = decode
+        scheduler.set_timesteps(2)
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.5 * x, t, x).prev_sample
+        found.append(scheduler.rewards)
+        assert scheduler.best == [int(found[0].argmax())]
+    assert all(torch.allclose(each, found[0], atol=2e-3) for each in found)
+    for decode, message in ((lambda x: None, "pictures of one size.*got NoneType"), (lambda x: x[:1], "expected 4 im")):
+        scheduler.decode = decode
+        scheduler.set_timesteps(1)
+        with pytest.raises((OptionError, ModelError), match=message):
+            scheduler.step(x, scheduler.timesteps[0], x)
+    scheduler.prompts = 3
+    scheduler.set_timesteps(1)
+    with pytest.raises(OptionError, match="prompts: expected a text or several, got 3"):
+        scheduler.step(x, scheduler.timesteps[0], x)
 
 
 def test_what_is_picked_from_is_read_however_it_came() -> None:

@@ -241,6 +241,8 @@ class FlowSearchScheduler(FlowSDEScheduler):
         """The prompts of this run; None: unknown."""
         if self.prompts is None:
             return self._drawn
+        if not isinstance(self.prompts, Sequence):
+            raise OptionError(f"prompts: expected a text or several, got {self.prompts!r:.200}")
         return [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
 
     def _slots(self, rows: int) -> int:
@@ -307,7 +309,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
     def _score(self, latents: Tensor, at: int) -> Tensor:
         """Rewards (N,) float32 of finished latents (N, ...), -inf where they or their image are not finite."""
         try:
-            images = latents if self.decode is None else self.decode(latents)
+            images = latents if self.decode is None else as_tensor(self.decode(latents))
         except FlowfastError:
             raise
         except Exception as error:
@@ -365,7 +367,9 @@ def as_tensor(images: Any) -> Tensor:
             images = np.stack([np.asarray(image) for image in rgb])
         array = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise OptionError(f"expected all pictures that a pipeline returned, of one size, got others: {error}") from None
+        raise OptionError(
+            f"expected pictures of one size (PIL images, arrays or tensors), got {type(images).__name__}: {error}"
+        ) from None
     if array.ndim not in (4, 5) or array.shape[-1] != 3:
         raise OptionError(f"expected pictures (N, H, W, 3) or videos (N, F, H, W, 3), got {array.shape}")
     return torch.from_numpy(np.moveaxis(array, -1, -3).copy())
