@@ -43,8 +43,8 @@ class Within:
         found = handler(value)
         if found is None or (self.low <= found <= self.high and not (self.above and found == self.low)):
             return found
-        low = f"above {self.low:,g} and at most" if self.above else f"in {self.low:,g} .."
-        raise PydanticCustomError("bounds", "must be {low} {high}", {"low": low, "high": f"{self.high:,g}"})
+        low = f"above {_plain(self.low)} and at most" if self.above else f"in {_plain(self.low)} .."
+        raise PydanticCustomError("bounds", "must be {low} {high}", {"low": low, "high": _plain(self.high)})
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Whole:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         return Within(float("-inf"), float("inf")).__get_pydantic_core_schema__(source, handler)
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:,.0f}" if abs(bound) < 1e15 and bound == int(bound) else f"{bound:g}"
 
 
 def refused(error: ValidationError, what: str = "option") -> FlowfastError:

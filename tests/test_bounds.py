@@ -141,3 +141,10 @@ def test_the_command_line_says_it_in_a_line(arguments: list[str], tmp_path: Any,
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and ("must be" in said or "equal to" in said), said
     assert not (tmp_path / "out").exists()
+
+
+def test_bounds_are_written_in_full() -> None:
+    with pytest.raises(BudgetError, match=r"^option 'budget': must be in 1 \.\. 10,000,000, got 0$"):
+        make_config({"budget": 0})
+    with pytest.raises(OptionError, match=r"^option 'shift': must be in -20 \.\. 20, got inf$"):
+        make_config({"shift": math.inf})
