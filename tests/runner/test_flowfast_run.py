@@ -226,7 +226,7 @@ def test_what_cannot_work_is_refused(scenes: Path, tmp_path: Path) -> None:
         ("budgets of 24 to 200 NFE, got 201", *asked, "--budget", 201),
         ("budgets of 24 to 200 NFE, got -1", *asked, "--budget", -1),
         ("prompt 'a cat': unknown colour 'a'; write 1-3 phrases", scenes, "--prompt", "a cat", "--budget", 48),
-        ("guidance must be a finite number", *asked, "--budget", 48, "--guidance", "inf"),
+        ("guidance must be a number from 0 to 1000", *asked, "--budget", 48, "--guidance", "inf"),
         ("guidance must be a number from 0 to 1000", *asked, "--budget", 48, "--guidance", "nan"),
         ("from 0 to 1000 (up to 1 is off), got -0.5", *asked, "--budget", 48, "--guidance", "-0.5"),
         ('a seed must be a whole number of up to 4300 digits, got "1.5"', *asked, "--budget", 48, "--seed", "1.5"),

@@ -292,12 +292,19 @@ def test_bad_request(server: Server, case: str) -> None:
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", field, None)
 
 
-def test_a_model_that_fails(server: Server) -> None:
-    """Of this guidance comes nothing but NaN: an error, and the next request is served."""
-    status, _, answer = server.generate(guidance=1e38, n=3)
-    assert (status, answer["error"]["type"], answer["error"]["param"]) == (500, "server_error", None)
-    assert "NaN" in answer["error"]["message"]
-    assert server.generate()[0] == 200
+def test_a_model_that_fails(archive: Path, tmp_path: Path) -> None:
+    """Of damaged weights comes nothing but NaN: an error, and the next request is answered, too."""
+    flow = flowfast.load("scenes")
+    for weights in flow.parameters():
+        weights.data.fill_(torch.nan)
+    path = tmp_path / "broken.pt"
+    flowfast.export(flow, path, reward="scenes", method="rbf", model="scenes", budget=SHORT, slots=SLOTS)
+    with served(path) as server:
+        for _ in range(2):
+            status, _, answer = server.generate(budget=SHORT, n=3)
+            assert (status, answer["error"]["type"], answer["error"]["param"]) == (500, "server_error", None)
+            assert "NaN" in answer["error"]["message"]
+        assert server.ask("GET", "/health")[0] == 200
 
 
 def test_wrong_paths_methods_and_types(server: Server) -> None:
