@@ -244,12 +244,13 @@ def compare(
     out: Out = Path("compare-out"),
 ) -> None:
     """Compare methods on the same prompts and seeds; run again with the same --out to go on after a stop."""
-    from flowfast.report import compare as comparing
+    from flowfast.comparison.design import Comparison, check, fitting_batch
+    from flowfast.comparison.run import run
     from flowfast.report.tables import HEAD, comparison_rows, markdown
 
     texts = read_lists(lists, column, seeds=False) if lists else built_in_prompts(model, split)
     texts = texts[:limit]
-    plan = comparing.Comparison(
+    plan = Comparison(
         prompts=tuple(dict.fromkeys(texts)),
         methods=tuple(words(methods)),
         budgets=tuple(numbers(budgets, int, "--budgets")),
@@ -260,12 +261,12 @@ def compare(
         model=model,
         reward=reward,
         steps=steps,
-        micro_batch=comparing.fitting_batch(min(chunk, len(texts))) if micro_batch is None else micro_batch,
+        micro_batch=fitting_batch(min(chunk, len(texts))) if micro_batch is None else micro_batch,
     )
     flow = engine.load(model)
-    comparing.check(plan, flow)
+    check(plan, flow)
     with progress() as advance:
-        rows = comparing.run(plan, flow, out, advance, workers)
+        rows = run(plan, flow, out, advance, workers)
     print(markdown(HEAD, comparison_rows(rows)))
     print(f"{out}/contact.png  {out}/curve.png  {out}/table.md  {out}/results.json")
 

@@ -89,9 +89,11 @@ MAY_IMPORT = {
         "settings",
     },
     "archive": {"answers", "config", "ops", "rewards", "searcher", "settings"},
-    "report": {"checkpoint", "engine", "config", "presets", "models", "rewards", "searcher"},
+    "report": {"checkpoint", "engine", "config", "models"},
+    "comparison": {"config", "engine", "presets", "report", "rewards"},
     "cli": {
         "archive",
+        "comparison",
         "engine",
         "config",
         "flow",

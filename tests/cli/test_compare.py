@@ -12,8 +12,9 @@ from PIL import Image
 
 import flowfast
 from flowfast import engine
+from flowfast.comparison.design import Arm, Comparison
+from flowfast.comparison.statistics import RESAMPLES, estimate, summarise
 from flowfast.errors import OutputError
-from flowfast.report.compare import RESAMPLES, Arm, Comparison, estimate, summarise
 from flowfast.report.write import read_lines, write_bytes
 from tests.cli.conftest import PROMPTS, Run, lines_of
 

@@ -20,9 +20,10 @@ import yaml
 from PIL import Image
 
 from flowfast import cli, driver, rewards
+from flowfast.comparison import results as result_files
+from flowfast.comparison import run as comparing
 from flowfast.errors import OutputError
 from flowfast.files import LOCK, PART, locked_file, locked_folder
-from flowfast.report import compare as comparing
 from flowfast.report import generate as generating
 from flowfast.report import write as writing
 from flowfast.report.write import Lines, read_lines
@@ -343,7 +344,7 @@ def test_a_comparison_draws_what_it_can(
     cells[1].write_bytes(cells[1].read_bytes()[:60])
     before = (tmp_path / "contact.png").read_bytes()
     (tmp_path / "table.md").unlink()
-    monkeypatch.setattr(comparing, "curve_picture", lambda *given: 1 / 0)
+    monkeypatch.setattr(result_files, "curve_picture", lambda *given: 1 / 0)
     run(*argv)
     assert [path for path in cells if f"{path} cannot be read" in caplog.text] == cells[:2]
     assert "curve.png was not drawn (ZeroDivisionError: division by zero)" in caplog.text

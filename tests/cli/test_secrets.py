@@ -16,9 +16,9 @@ import yaml
 
 import flowfast
 from flowfast import cli, driver, engine, secrets
+from flowfast.comparison.design import Comparison
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import OptionError
-from flowfast.report import compare
 from flowfast.rewards.http import unpack
 from tests.cli.conftest import Run
 from tests.rewards.servers import Asked, answering
@@ -201,7 +201,7 @@ def test_compare(workers: int, run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         run("compare", *options, "--reward", f"{url.replace('//', '//bob:other@')}*2+sharpness")
         assert len(got) == count, "all of it was done, whoever asks"
     secrets.forget()
-    assert compare.Comparison(prompts=("a",), reward=reward).reward == again
+    assert Comparison(prompts=("a",), reward=reward).reward == again
 
 
 def test_export_and_the_options_of_a_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
