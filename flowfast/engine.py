@@ -206,8 +206,11 @@ def replay(
     """Walks a winner's path again from its addresses alone: (linear t, image (3, H, W)) of every posterior mean on
     the way.
 
-    The last one is bit-identical to sample.image at equal micro-batch, threads and machine class. latents (*shape):
-    the initial noise, where it was given. reward: the one that steered (`gradient`); default: the configuration's.
+    The last one is bit-identical to sample.image at equal micro-batch, threads and machine class, where the kernels of
+    model and reward give a row the same bits wherever in its micro-batch it stands; with `gradient` those of the
+    backward pass, too, of which MKL's float32 product of 9 columns without AVX-512 is one that does not (`scenes`).
+    latents (*shape): the initial noise, where it was given. reward: the one that steered (`gradient`); default: the
+    configuration's.
     """
     setup, own, flow = Setup(flow, _config(config)), flow, answers.CheckedFlow(flow)
     M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
