@@ -57,7 +57,7 @@ test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # Before each commit: what most changes break first. CI runs `make test`.
-CHECK := tests/flow tests/ops tests/searcher/test_loop.py tests/test_imports.py tests/test_prompts.py tests/test_install.py
+CHECK := tests/flow tests/ops tests/rounds/test_batch.py tests/test_imports.py tests/test_prompts.py tests/test_install.py
 check: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/ops/test_triton.py $(CHECK)
 

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 from flowfast.version import __version__
 
 if TYPE_CHECKING:
-    from flowfast.archive import export, load_archive
+    from flowfast.api import flow_from, load, replay, search
+    from flowfast.archive.export import export
+    from flowfast.archive.load import load_archive
     from flowfast.config import SearchConfig
-    from flowfast.engine import flow_from, load, replay, search
     from flowfast.models.diffusers import from_diffusers
     from flowfast.types import Candidate, Sample, SearchResult, Winner
 
 _HOMES = {
     "SearchConfig": "flowfast.config",
-    "export": "flowfast.archive",
-    "flow_from": "flowfast.engine",
+    "export": "flowfast.archive.export",
+    "flow_from": "flowfast.api",
     "from_diffusers": "flowfast.models.diffusers",
-    "load": "flowfast.engine",
-    "load_archive": "flowfast.archive",
-    "replay": "flowfast.engine",
-    "search": "flowfast.engine",
+    "load": "flowfast.api",
+    "load_archive": "flowfast.archive.load",
+    "replay": "flowfast.api",
+    "search": "flowfast.api",
     "Candidate": "flowfast.types",
     "Sample": "flowfast.types",
     "SearchResult": "flowfast.types",

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from flowfast import secrets
 from flowfast.errors import BudgetError, FlowfastError, OptionError
-from flowfast.fields import MOST_DIGITS, show
+from flowfast.prompts.fields import MOST_DIGITS, show
 
 MOST_ROWS = 65_536
 """Slots, chains, lanes, rows of a micro-batch, samples kept: more of any is a slip of the keyboard."""

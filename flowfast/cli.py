@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flowfast import engine, ops, rewards, secrets
+from flowfast import api, ops, rewards, secrets
 from flowfast.bounds import MOST_ROWS
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError, PromptError
 from flowfast.files import locked_file, locked_folder
 from flowfast.flow.gradient import parse_guidance
 from flowfast.memory import keep_memory
+from flowfast.methods import METHODS
 from flowfast.prompts import (
     check_each,
     check_no_lists,
@@ -36,7 +37,6 @@ from flowfast.prompts import (
     read_lists,
 )
 from flowfast.report.config_file import parse_options, read_config
-from flowfast.searcher.methods import METHODS
 from flowfast.version import __version__, versions
 
 app = typer.Typer(
@@ -194,12 +194,12 @@ def generate(
         context.with_resource(locked_file(profile))
     if refused:
         print(f"flowfast: {few_of(refused)}; left out, the others are drawn", file=sys.stderr)
-    flow = engine.load(resolved.model, **resolved.model_options)
+    flow = api.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None, layout)
     files.start()
     with numbered(texts, flow, scorer), progress() as advance, chrome_trace(profile):
-        result = engine.search(
+        result = api.search(
             flow,
             files.prompts,
             reward=scorer,
@@ -263,7 +263,7 @@ def compare(
         steps=steps,
         micro_batch=fitting_batch(min(chunk, len(texts))) if micro_batch is None else micro_batch,
     )
-    flow = engine.load(model)
+    flow = api.load(model)
     check(plan, flow)
     with progress() as advance:
         rows = run(plan, flow, out, advance, workers)
@@ -300,7 +300,8 @@ def export_archive(
     out: Annotated[Path, typer.Option("--out", help="The file.")] = Path("archive.pt"),
 ) -> None:
     """Write model, reward and search into one file for C++ servers; `flowfast info FILE` says what it is."""
-    from flowfast import archive
+    from flowfast.archive.export import export
+    from flowfast.archive.load import read_info
 
     given = {name: value for name, value in locals().items() if name in SearchConfig.model_fields and value is not None}
     asked = {**(read_config(config) if config else {}), **given, "seconds": None}
@@ -313,9 +314,9 @@ def export_archive(
     if texts:
         check_prompts(texts)
     resolved = make_config(asked)
-    flow = engine.load(resolved.model, **resolved.model_options)
-    archive.export(flow, out, prompts=texts, format=form, config=resolved)
-    print_names(archive.read_info(out))
+    flow = api.load(resolved.model, **resolved.model_options)
+    export(flow, out, prompts=texts, format=form, config=resolved)
+    print_names(read_info(out))
 
 
 @app.command("reward-server")
@@ -339,7 +340,7 @@ def info(
 ) -> None:
     """Versions, devices, the compiled libraries, and which backend runs each op, and why; or what an ARCHIVE is."""
     if file is not None:
-        from flowfast.archive import read_info
+        from flowfast.archive.load import read_info
 
         manifest = read_info(file)
         print(json.dumps(manifest, indent=2)) if as_json else print_names(manifest)
@@ -376,7 +377,7 @@ def list_rewards() -> None:
 @app.command("models")
 def list_models() -> None:
     """The flow models, a line each."""
-    print_names(engine.MODELS)
+    print_names(api.MODELS)
 
 
 def version(value: bool) -> None:

@@ -110,3 +110,10 @@ def make_config(options: dict[str, Any]) -> SearchConfig:
         return SearchConfig(**options)
     except ValidationError as error:
         raise refused(error) from None
+
+
+def checked_config(config: Any) -> SearchConfig:
+    """A whole configuration that a caller gave. Raises OptionError for anything else."""
+    if not isinstance(config, SearchConfig):
+        raise OptionError(f"expected config to be a SearchConfig, got {type(config).__name__}; give options by name")
+    return config

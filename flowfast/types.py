@@ -1,4 +1,4 @@
-"""The three protocols that meet in a search (Flow, Reward, and the methods' Plan in searcher/methods) and what a
+"""The three protocols that meet in a search (Flow, Reward, and the methods' Plan in flowfast/methods) and what a
 search returns.
 
 Notation (docs/design.md): t = 1 is noise, t = 0 is data, x_t = alpha_t x0 + sigma_t eps, u_t = dx/dt.

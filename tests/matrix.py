@@ -1,4 +1,4 @@
-"""The one wheel under other versions of PyTorch: the tests of ops and searcher, and the same picture as here.
+"""The one wheel under other versions of PyTorch: the tests of ops, rounds and methods, and the same picture as here.
 
     python tests/matrix.py 2.11.0 2.15.0
 
@@ -58,7 +58,18 @@ def main(versions: list[str]) -> None:
         there = reward(python)
         if abs(here - there) > 1e-5:
             sys.exit(f"torch {version}: the picture's reward is {there}, not {here}")
-        said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "tests/searcher", folder=TESTS)
+        said = run(
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/ops",
+            "tests/rounds",
+            "tests/methods",
+            folder=TESTS,
+        )
         print(f"torch {version}: reward {there:.7f} (here {here:.7f}); {said.strip().splitlines()[-1]}", flush=True)
         shutil.rmtree(environment)
 

@@ -15,9 +15,9 @@ from flowfast import cli
 from flowfast.bounds import Whole, Within
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import BudgetError, FlowfastError, OptionError
-from flowfast.searcher.methods import METHODS
-from flowfast.searcher.plan import make_method
-from tests.searcher.toys import GaussianFlow, NearTarget
+from flowfast.methods import METHODS
+from flowfast.methods.base import make_method
+from tests.toys import GaussianFlow, NearTarget
 
 WRONG = [
     ("top_k", 0), ("micro_batch", -1), ("slots", -1), ("slots", 10**9), ("until", math.nan), ("chains", 0),

@@ -14,96 +14,26 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "flowfast"
 
 # everyone may import these
-LEAVES = {
-    "answers",
-    "bounds",
-    "errors",
-    "fields",
-    "files",
-    "memory",
-    "prompts",
-    "seal",
-    "secrets",
-    "spans",
-    "surroundings",
-    "types",
-    "version",
-    "worker",
-}
-MAY_IMPORT = {
-    "bounds": set(),
-    "errors": set(),
-    "files": set(),
-    "checkpoint": {"searcher"},
-    "memory": set(),
-    "fields": set(),
-    "prompts": {"fields"},
-    "seal": set(),
-    "secrets": set(),
-    "spans": set(),
-    "surroundings": set(),
-    "types": set(),
+LEAVES = {"bounds", "errors", "files", "memory", "prompts", "secrets", "surroundings", "types", "version"}
+# The other parts, bottom first, with what each may import beside the leaves and itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    **dict.fromkeys(LEAVES, set()),
     "version": {"ops"},
-    "worker": set(),
     "kernels": set(),
     "ops": {"kernels"},
-    "flow": {"ops"},
-    "searcher": {"flow", "ops"},
+    "flow": set(),
+    "config": {"flow"},
+    "methods": {"flow", "ops"},
+    "rounds": {"flow", "ops"},
     "models": {"flow", "ops"},
     "rewards": {"flow", "models"},
-    "config": {"flow"},
-    "clock": set(),
-    "deadline": {"clock", "settings"},
-    "answers": set(),
-    "compiled": set(),
-    "graphs": set(),
-    "mail": set(),
-    "presets": {"config", "flow", "searcher"},
-    "settings": {"answers", "compiled", "config", "flow", "presets", "searcher"},
-    "driver": {
-        *(
-            "answers",
-            "ops",
-            "checkpoint",
-            "clock",
-            "compiled",
-            "config",
-            "deadline",
-            "graphs",
-            "mail",
-            "rewards",
-            "searcher",
-            "settings",
-        )
-    },
-    "engine": {
-        "answers",
-        "ops",
-        "checkpoint",
-        "clock",
-        "config",
-        "driver",
-        "models",
-        "rewards",
-        "searcher",
-        "settings",
-    },
-    "archive": {"answers", "config", "ops", "rewards", "searcher", "settings"},
-    "report": {"checkpoint", "engine", "config", "models"},
-    "comparison": {"config", "engine", "presets", "report", "rewards"},
-    "cli": {
-        "archive",
-        "comparison",
-        "engine",
-        "config",
-        "flow",
-        "presets",
-        "report",
-        "models",
-        "rewards",
-        "searcher",
-        "ops",
-    },  # fmt: skip
+    "resolve": {"config", "flow", "methods", "models", "rounds"},
+    "engine": {"config", "methods", "models", "ops", "resolve", "rewards", "rounds"},
+    "archive": {"config", "methods", "models", "ops", "resolve", "rewards", "rounds"},
+    "api": {"config", "engine", "models", "resolve", "rewards"},
+    "report": {"api", "config", "engine", "models"},
+    "comparison": {"api", "config", "report", "resolve", "rewards"},
+    "cli": {"api", "archive", "comparison", "config", "flow", "methods", "models", "ops", "report", "rewards"},
 }
 HUGGING_FACE = {"diffusers", "transformers"}
 # These derive from classes of diffusers; they are imported when they are asked for.
@@ -178,9 +108,13 @@ def test_import_boundaries(path: Path) -> None:
     ("part", "source"),
     [
         ("ops", "from flowfast.flow import schedule"),
-        ("flow", "def f():\n    import flowfast.searcher.loop"),
-        ("searcher", "from flowfast.rewards import load"),
-        ("searcher", "from flowfast import engine"),
+        ("flow", "def f():\n    import flowfast.rounds.batch"),
+        ("rounds", "from flowfast.methods.plan import Plan"),
+        ("methods", "from flowfast.rounds.state import State"),
+        ("resolve", "from flowfast.rewards import load"),
+        ("archive", "from flowfast.engine.driver import Driver"),
+        ("engine", "from flowfast.archive.load import load_archive"),
+        ("rewards", "from flowfast import engine"),
         ("engine", "from flowfast.cli import main"),
         ("kernels", "import numpy"),
         ("models", "import diffusers"),
@@ -189,6 +123,70 @@ def test_import_boundaries(path: Path) -> None:
 )
 def test_the_boundary_test_sees_a_breach(part: str, source: str) -> None:
     assert violations(part, source)
+
+
+def module_of(path: Path) -> str:
+    """ "flowfast.rounds.batch" of flowfast/rounds/batch.py, "flowfast.rounds" of its __init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def edges(sources: dict[str, str]) -> dict[str, set[str]]:
+    """The modules that each one needs to load: those it names, and the packages that these lie in, where it does not
+    lie in them itself."""
+    found: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        found[module] = set()
+        for name in imports_at_load(ast.parse(source)):
+            words = name.split(".")
+            prefixes = [".".join(words[:n]) for n in range(1, len(words) + 1)]
+            known = [prefix for prefix in prefixes if prefix in sources]
+            found[module] |= {prefix for prefix in known if not module.startswith(f"{prefix}.")} | set(known[-1:])
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one module."""
+
+    def reached(module: str) -> set[str]:
+        seen, stack = set[str](), [module]
+        while stack:
+            new = graph.get(stack.pop(), set()) - seen
+            seen |= new
+            stack += new
+        return seen
+
+    behind = {module: reached(module) for module in graph}
+    groups = {frozenset(m for m in behind[module] if module in behind[m]) for module in graph}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    sources = {module_of(path): path.read_text() for path in SOURCES}
+    assert len(sources) > 100
+    assert [circle for circle in circles(edges(sources)) if not circle[0].startswith("flowfast.ops")] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("flowfast.rounds.state", "from flowfast.rounds.batch import Search"),  # in one package
+        ("flowfast.methods.plan", "from flowfast import methods"),  # the package itself, which imports its modules
+        ("flowfast.errors", "from flowfast.resolve import Setup"),  # far round
+    ],
+)
+def test_the_circle_test_sees_one(module: str, line: str) -> None:
+    sources = {module_of(path): path.read_text() for path in SOURCES}
+    sources[module] += f"\n{line}\n"
+    assert any(module in circle for circle in circles(edges(sources)))
+
+
+def test_a_circle_that_only_functions_close_is_none() -> None:
+    sources = {"flowfast.a": "import flowfast.b", "flowfast.b": "def f():\n    import flowfast.a"}
+    assert circles(edges(sources)) == []
+
+
+def test_few_modules_lie_directly_in_the_package() -> None:
+    assert len([path for path in SOURCES if path.parent == PACKAGE]) <= 14
 
 
 def test_import_flowfast_is_light() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import flowfast
 from flowfast.errors import OptionError, PromptError
 from flowfast.prompts import Prompt, field_of, fields_of, prompt_of, read_prompts
-from tests.searcher.toys import GaussianFlow, NearTarget
+from tests.toys import GaussianFlow, NearTarget
 
 
 def written(folder: Path, name: str, *lines: str) -> Path:

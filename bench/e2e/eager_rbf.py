@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowfast.flow.schedule import Schedule
-from flowfast.searcher.plan import Plan
+from flowfast.methods.plan import Plan
 
 Noise = Callable[[list[int], list[int]], Tensor]
 """(transition of each chain, candidate of each chain) -> normals (chains, n)."""

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfast.config import make_config
 from flowfast.ops.noise import noise_key
-from flowfast.settings import Setup
+from flowfast.resolve import Setup
 
 
 class NullFlow(nn.Module):
@@ -63,7 +63,7 @@ def first_number(images: Tensor) -> Tensor:
 
 
 class NullSearch:
-    """Requests through the slots of `flowfast.searcher`: by default one slot, RBF with the options of its public code.
+    """Requests through the slots of `flowfast.rounds`: by default one slot, RBF with the options of its public code.
 
     options: fields of SearchConfig in place of those.
     """

@@ -23,7 +23,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from flowfast.archive import read_info
+from flowfast.archive.load import read_info
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "/v1/images/generations"

@@ -1,4 +1,4 @@
-// Archives on libtorch. The methods and their meaning are those of flowfast/searcher/archive.py; this file calls them,
+// Archives on libtorch. The methods and their meaning are those of flowfast/archive/module.py; this file calls them,
 // and where model, decoder and reward are AOTInductor packages beside the archive, it calls these in their place.
 #include "runner/archive.h"
 

@@ -1,4 +1,4 @@
-// Lists of prompts: the same kinds, read by the same rules as flowfast/prompts.py, where they are written down.
+// Lists of prompts: the same kinds, read by the same rules as flowfast/prompts/lists.py, where they are written down.
 // tests/prompt_lists.json has cases that both are held to. Of the fields beside a prompt only its seed is read here.
 #pragma once
 

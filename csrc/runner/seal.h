@@ -1,4 +1,4 @@
-// The seal of an archive file (flowfast/seal.py): what it is and its digest, read before anything in it is loaded.
+// The seal of an archive file (flowfast/archive/seal.py): what it is and its digest, read before anything in it is loaded.
 #pragma once
 
 #include <string>

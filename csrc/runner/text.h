@@ -38,7 +38,7 @@ void append_utf8(std::string& text, uint32_t code);
 // Where the text stops being UTF-8; nothing where it is.
 std::optional<size_t> not_utf8(std::string_view text);
 
-// Why a prompt cannot be drawn, as flowfast/fields.py says it; nothing: it can. Where `empty`, also without any text.
+// Why a prompt cannot be drawn, as flowfast/prompts/fields.py says it; nothing: it can. Where `empty`, also without any text.
 std::optional<std::string> fault_of(std::string_view prompt, bool empty = false);
 
 }  // namespace flowfast

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowfast import engine, presets, rewards, secrets
+from flowfast import resolve, rewards, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError
 from flowfast.prompts import check_each, encoded
@@ -74,7 +74,7 @@ class Comparison:
     def config(self, arm: Arm, seed: int) -> SearchConfig:
         """The search of one arm. Raises OptionError."""
         method, steered, gradient = arm.method.partition("+")
-        path = {"preset" if arm.interpolant in presets.PRESETS else "interpolant": arm.interpolant}
+        path = {"preset" if arm.interpolant in resolve.PRESETS else "interpolant": arm.interpolant}
         return make_config(
             {
                 "model": self.model,
@@ -124,7 +124,7 @@ def check(comparison: Comparison, flow: Flow) -> None:
         check_each(comparison.prompts, reward.check)
     for arm in comparison.arms():
         try:
-            setup = engine.Setup(flow, comparison.config(arm, 0))
+            setup = resolve.Setup(flow, comparison.config(arm, 0))
             if arm.budget is not None:
                 setup.plan(arm.budget)
         except FlowfastError as error:

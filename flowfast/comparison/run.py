@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowfast import engine, secrets
+from flowfast import api, secrets
 from flowfast.comparison.design import PICTURES, Arm, Comparison, Job, check
 from flowfast.comparison.results import picture_path, write_results
 from flowfast.comparison.statistics import summarise
@@ -94,7 +94,7 @@ def _start_worker(comparison: Comparison, out: Path, workers: int, given: dict[s
     secrets.GIVEN.update(given)
     keep_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    _work = (comparison, engine.load(comparison.model), out)
+    _work = (comparison, api.load(comparison.model), out)
 
 
 def _run_in_worker(job: Job) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def run_job(
     comparison: Comparison, flow: Flow, arm: Arm, seed: int, prompts: tuple[str, ...], out: Path
 ) -> dict[str, Any]:
     """One search call; the pictures of the contact sheet go to `out`/pictures. Returns the line for rows.jsonl."""
-    result = engine.search(flow, list(prompts), config=comparison.config(arm, seed))
+    result = api.search(flow, list(prompts), config=comparison.config(arm, seed))
     samples = result.samples
     for prompt, sample in zip(prompts, samples, strict=True):
         if seed == 0 and prompt in comparison.prompts[:PICTURES]:

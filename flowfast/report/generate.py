@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowfast import engine
-from flowfast.checkpoint import Checkpoint
+from flowfast import api
 from flowfast.config import SearchConfig
+from flowfast.engine.checkpoint import Checkpoint
 from flowfast.errors import OptionError
 from flowfast.files import sweep
 from flowfast.prompts import Prompt, check_each, fault_of
@@ -215,7 +215,7 @@ class GenerateFiles:
     def _draw_search(
         self, path: Path, index: int, sample: Sample, score: float | None, flow: Flow, config: SearchConfig, reward: Any
     ) -> None:
-        steps = engine.replay(flow, sample, config, reward=reward)
+        steps = api.replay(flow, sample, config, reward=reward)
         write_bytes(path, search_picture(sample, steps, self.candidates[index], score))
 
     def _draw(self, path: Path, write: Callable[[], Any]) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flowfast import secrets
-from flowfast.answers import version_of
 from flowfast.errors import OptionError, RewardError
+from flowfast.models.answers import version_of
 from flowfast.rewards.combine import rank_ensemble, weighted_sum
 from flowfast.rewards.host import CallableReward, check_deadline
 from flowfast.rewards.policy import guarded

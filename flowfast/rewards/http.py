@@ -2,7 +2,7 @@
 
 POST URL (its path, /score where it has none), Content-Type: application/x-safetensors
     a safetensors file: tensor `images` uint8 (N, 3, H, W), RGB; metadata {"prompts": a JSON list of N texts}. Where a
-    prompt has fields (flowfast/fields.py) also {"fields": a JSON list of N objects, e.g. {"counts": [3, 1], ...},
+    prompt has fields (flowfast/prompts/fields.py) also {"fields": a JSON list of N objects, e.g. {"counts": [3, 1]},
     "faults": the same, why a field could not be read}, which a server may leave alone
 200 {"scores": [N numbers]}, higher is better; null, NaN: this image never wins
 413: fewer images at once.  408, 425, 429, 5xx: ask again, after Retry-After (seconds or a date) where there is one
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from flowfast import secrets
 from flowfast.errors import OptionError, PromptError, RewardError
-from flowfast.fields import fields_of, make_prompt
+from flowfast.prompts.fields import fields_of, make_prompt
 from flowfast.rewards.host import MOST_IMAGES, CallableReward
 from flowfast.rewards.pixels import to_pixels
 from flowfast.rewards.policy import guarded

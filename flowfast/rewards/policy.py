@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfast.answers import unusual
 from flowfast.errors import FlowfastError, RewardError
+from flowfast.models.answers import unusual
 
 
 def guarded(name: str, call: Callable[[], Any], count: int, deadline: float | None = None) -> Tensor:

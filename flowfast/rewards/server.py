@@ -30,7 +30,7 @@ from flowfast.errors import FlowfastError, OptionError, PromptError, RewardError
 from flowfast.rewards.combine import all_scores
 from flowfast.rewards.host import MOST_IMAGES, parts_of
 from flowfast.rewards.http import TooLarge, authorization_of, unpack
-from flowfast.worker import Worker
+from flowfast.rewards.worker import Worker
 
 try:
     import uvicorn

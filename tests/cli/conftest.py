@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfast import cli, engine
+from flowfast import api, cli
 from flowfast.errors import PromptError
 
 PROMPTS = ["two red circles", "a green cross and a blue square", "one yellow triangle", "three blue crosses"]
@@ -33,10 +33,10 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, **options: Any) -> Any:
         if name != "scenes":
             return real(name, **options)
-        return engine.flow_from(velocity, (3, 32, 32), decode=lambda x: x.mul(0.1).add(0.5).clamp(0, 1), encode=encode)
+        return api.flow_from(velocity, (3, 32, 32), decode=lambda x: x.mul(0.1).add(0.5).clamp(0, 1), encode=encode)
 
-    real = engine.load
-    monkeypatch.setattr(engine, "load", load)
+    real = api.load
+    monkeypatch.setattr(api, "load", load)
 
 
 class Run:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import flowfast
-from flowfast import engine
+from flowfast import api
 from flowfast.comparison.design import Arm, Comparison
 from flowfast.comparison.statistics import RESAMPLES, estimate, summarise
 from flowfast.errors import OutputError
@@ -77,7 +77,7 @@ def test_it_goes_on_where_it_was_stopped(
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run("compare", "--prompts", prompts, *SMALL, "--out", whole)
-    real, calls = engine.search, 0
+    real, calls = api.search, 0
 
     def stops(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -86,7 +86,7 @@ def test_it_goes_on_where_it_was_stopped(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "search", stops)
+    monkeypatch.setattr(api, "search", stops)
     run("compare", "--prompts", prompts, *SMALL, "--out", parts, expect=130)
     assert len(lines_of(parts / "rows.jsonl")) == 5
     with (parts / "rows.jsonl").open("a") as file:

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.test_checkpoint_files import mutants
 
-from flowfast import engine
+from flowfast import api
 from flowfast.config import make_config
 from flowfast.errors import FlowfastError, OptionError
 from flowfast.prompts import field_of
 from flowfast.report.config_file import parse_options, parse_yaml, read_config
 from flowfast.report.write import write_yaml
-from flowfast.settings import Setup
+from flowfast.resolve import Setup
 from tests.cli.conftest import PROMPTS, Run
 from tests.cli.test_generate import FAST, folders
-from tests.test_checkpoint_files import mutants
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 8)}]\n"
@@ -172,7 +172,7 @@ def test_500_mutants_of_a_config(run: Run, tmp_path: Path) -> None:
     """Each is read as a configuration, or refused in one line of one kind of error."""
     run("generate", *PROMPTS[:2], *FAST, "--option", "margin=0.5", "--method", "rbf", "--out", tmp_path / "o")
     whole, path = (folders(tmp_path / "o")[0] / "config.yaml").read_bytes(), tmp_path / "mine.yaml"
-    flow, refused, same = engine.load("scenes"), 0, 0
+    flow, refused, same = api.load("scenes"), 0, 0
     right = read_config(folders(tmp_path / "o")[0] / "config.yaml")
     for mutant in mutants(whole, 500, random.Random(5)):
         path.write_bytes(mutant)

@@ -19,9 +19,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from flowfast import cli, driver, rewards
+from flowfast import cli, rewards
 from flowfast.comparison import results as result_files
 from flowfast.comparison import run as comparing
+from flowfast.engine import driver
 from flowfast.errors import OutputError
 from flowfast.files import LOCK, PART, locked_file, locked_folder
 from flowfast.report import generate as generating

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from flowfast import driver, engine
+from flowfast import api
+from flowfast.engine import driver
 from flowfast.errors import RewardError
 from tests.cli.conftest import PROMPTS, Run, lines_of
 
@@ -206,8 +207,8 @@ def test_a_prompt_that_cannot_be_drawn_is_named_first_and_the_others_drawn(
 ) -> None:
     """By its number, before the model is there; the others keep their numbers; --resume and reruns do the same."""
     argv = (empty, PROMPTS[0], empty, PROMPTS[1])
-    load, said = engine.load, []
-    monkeypatch.setattr(engine, "load", lambda *a, **k: (said.append(run.capfd.readouterr().err), load(*a, **k))[1])
+    load, said = api.load, []
+    monkeypatch.setattr(api, "load", lambda *a, **k: (said.append(run.capfd.readouterr().err), load(*a, **k))[1])
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
     run("generate", *argv, *FAST, "--out", tmp_path / "a", expect=2)
     fault = "it is empty" if not empty.strip() else "character 1 is half of a pair"
@@ -268,7 +269,7 @@ def test_nothing_but_empty_prompts(run: Run, tmp_path: Path) -> None:
 
 def test_an_out_that_cannot_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(engine, "search", lambda *a, **k: pytest.fail("searched before it looked at --out"))
+    monkeypatch.setattr(api, "search", lambda *a, **k: pytest.fail("searched before it looked at --out"))
     for out in (tmp_path / "file", tmp_path / "file" / "deeper", Path("/proc/none")):
         assert f"cannot write {out}" in run.refused("generate", PROMPTS[0], *FAST, "--out", out)
     assert (tmp_path / "file").read_text() == "mine"
@@ -299,9 +300,9 @@ def test_results_so_far_stay_when_the_reward_fails_later(
 
 
 def test_a_reward_error_of_the_engine_is_typed(tmp_path: Path) -> None:
-    flow = engine.load("scenes")
+    flow = api.load("scenes")
     with pytest.raises(RewardError, match="expected shape"):
-        engine.search(flow, PROMPTS, reward=lambda images, prompts: [1.0], method="bon", budget=20)
+        api.search(flow, PROMPTS, reward=lambda images, prompts: [1.0], method="bon", budget=20)
 
 
 def test_prompt_files_with_seeds_run_and_rerun(run: Run, tmp_path: Path) -> None:
@@ -357,7 +358,7 @@ def test_what_a_decoder_left_undone_is_decoded_by_resume(
 ) -> None:
     """The decoder dies at the second prompt's picture: --resume decodes it without a call of the model."""
     options = ("--reward", "sharpness", "--steps", "5", "--method", "svdd", "--seed", "4", "--micro-batch", "4")
-    decode, velocity, alone = engine.FunctionFlow.decode, engine.FunctionFlow.velocity, [0]
+    decode, velocity, alone = api.FunctionFlow.decode, api.FunctionFlow.velocity, [0]
 
     def dies(self: Any, x0: Any) -> Any:
         alone[0] += len(x0) == 1
@@ -366,7 +367,7 @@ def test_what_a_decoder_left_undone_is_decoded_by_resume(
         return decode(self, x0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.FunctionFlow, "decode", dies)
+        patch.setattr(api.FunctionFlow, "decode", dies)
         run("generate", *PROMPTS[:2], *options, *amount, "--out", tmp_path / "out", expect=2)
     one, other = folders(tmp_path / "out")
     assert (one / "best.png").exists() and not (other / "best.png").exists()
@@ -376,10 +377,10 @@ def test_what_a_decoder_left_undone_is_decoded_by_resume(
         assert replaying, "searched again"
         return velocity(self, *arguments)
 
-    replay = engine.replay
+    replay = api.replay
     with monkeypatch.context() as patch:
-        patch.setattr(engine.FunctionFlow, "velocity", only_to_replay)
-        patch.setattr(engine, "replay", lambda *given, **named: (replaying.append(True), replay(*given, **named))[1])
+        patch.setattr(api.FunctionFlow, "velocity", only_to_replay)
+        patch.setattr(api, "replay", lambda *given, **named: (replaying.append(True), replay(*given, **named))[1])
         run("generate", "--resume", tmp_path / "out")
     config = yaml.safe_load((other / "config.yaml").read_text())
     run("generate", "--config", other / "config.yaml", "--out", tmp_path / "again")

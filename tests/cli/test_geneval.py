@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flowfast import driver, engine
+from flowfast import api
+from flowfast.engine import driver
 from flowfast.errors import RewardError
 from tests.cli.conftest import Run
 
@@ -151,7 +152,7 @@ def test_classes_and_counts_will_do(run: Run, tmp_path: Path) -> None:
 def test_what_it_cannot_hold_is_refused_before_the_model_is_there(
     run: Run, tmp_path: Path, metadata: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "load", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(api, "load", lambda *a, **k: pytest.fail("loaded"))
     argv = ("--prompts", metadata, *FAST, "--out", tmp_path / "o", "--layout")
     line = run.refused("generate", "a blue cross", *argv, "geneval")
     assert "prompt 1 of 3: --layout geneval: expected a prompt with GenEval's include" in line

@@ -15,9 +15,10 @@ import torch
 import yaml
 
 import flowfast
-from flowfast import cli, driver, engine, secrets
+from flowfast import api, cli, secrets
 from flowfast.comparison.design import Comparison
 from flowfast.config import SearchConfig, make_config
+from flowfast.engine import driver
 from flowfast.errors import OptionError
 from flowfast.rewards.http import unpack
 from tests.cli.conftest import Run
@@ -206,13 +207,13 @@ def test_compare(workers: int, run: Run, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_export_and_the_options_of_a_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     came: list[dict[str, Any]] = []
-    fake = engine.load
+    fake = api.load
 
     def load(name: str, **options: Any) -> Any:
         came.append(secrets.opened_options(options))
         return fake(name)
 
-    monkeypatch.setattr(engine, "load", load)
+    monkeypatch.setattr(api, "load", load)
     given = ["--model-option", f"token={SECRET}", "--model-option", "variant=fp16"]
     said = run(
         "export", "--reward", "sharpness", "--budget", "20", "--steps", "4", "--slots", "1", *given,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flowfast.errors import ModelError, OptionError, RewardError
+from flowfast.methods import METHODS as SEARCH_METHODS
 from flowfast.models.diffusers import from_diffusers
 from flowfast.models.diffusers.scheduler import METHODS, FlowSDEScheduler, FlowSearchScheduler
-from flowfast.searcher.methods import METHODS as SEARCH_METHODS
 from tests.models.tiny.flux import flux
 from tests.models.tiny.sd3 import sd3
 from tests.models.tiny.wan import wan

@@ -1,5 +1,6 @@
 """assign_lanes and decide: C++ and the PyTorch reference leave the same bits in every tensor, and refuse the same
-mistakes. What they should decide is checked through whole searches (tests/searcher: oracles, enumeration, accounts)."""
+mistakes. What they should decide is checked through whole searches (tests/methods, tests/rounds: oracles, enumeration,
+accounts)."""
 
 import pytest
 import torch

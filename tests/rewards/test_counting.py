@@ -26,7 +26,7 @@ from flowfast.rewards.counting import (
     suppress,
 )
 from flowfast.rewards.frames import frames
-from tests.searcher.toys import GaussianFlow, NearTarget
+from tests.toys import GaussianFlow, NearTarget
 
 KINDS = ("red circle", "cat")
 

@@ -19,7 +19,7 @@ from flowfast.errors import OptionError, PromptError, RewardError
 from flowfast.prompts import Prompt
 from flowfast.rewards import ocr, on_host
 from flowfast.rewards.ocr import TextReward, asked_texts, load, quoted_texts
-from tests.searcher.toys import GaussianFlow
+from tests.toys import GaussianFlow
 
 reads = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("rapidocr", "onnxruntime", "rapidfuzz")),

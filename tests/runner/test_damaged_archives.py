@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import flowfast
-from flowfast.seal import seal
+from flowfast.archive.seal import seal
 from tests.cpp import TESTS, command
-from tests.searcher.toys import GaussianFlow, NearTarget
+from tests.toys import GaussianFlow, NearTarget
 
 CHUNK = 100  # files that lie on the disk at once
 Mutation = Callable[[bytes, random.Random], bytes]

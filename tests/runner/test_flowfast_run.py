@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 import flowfast
-from flowfast.archive import Packages, load_archive
+from flowfast.archive.load import Packages, load_archive
+from flowfast.archive.seal import seal
 from flowfast.ops.noise import noise_key
-from flowfast.seal import seal
 from tests.cpp import PREFIX, ROOT, TESTS, command
-from tests.searcher.test_images import EightBits, Holes
-from tests.searcher.toys import GaussianFlow, NearTarget
+from tests.rounds.test_images import EightBits, Holes
+from tests.toys import GaussianFlow, NearTarget
 
 PROMPTS = [
     "three red circles and one blue square", "two yellow crosses and a green triangle",

@@ -104,7 +104,7 @@ void what_is_not_utf8() {
   CHECK(place("\xed\xa0\x80") == 0 && place("\xf4\x90\x80\x80") == 0);  // half of a pair; beyond the last
 }
 
-// As flowfast/seal.py writes them.
+// As flowfast/archive/seal.py writes them.
 std::string sealed(const std::string& body, const std::string& format, const std::string& stream) {
   const std::string head = body + "flowfast-archive format_version=" + format + " noise_stream=" + stream + " blake2b=";
   Blake2b hash(32);

@@ -257,7 +257,7 @@ class DiffusersFlow:
         return part_of(self.pipe, name)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Those of the modules that a gradient of the reward passes through (flowfast/searcher/steered.py)."""
+        """Those of the modules that a gradient of the reward passes through (flowfast/rounds/steered.py)."""
         parts = (getattr(self.pipe, name, None) for name in ("transformer", "transformer_2", "vae"))
         return chain.from_iterable(part.parameters() for part in parts if part is not None)
 

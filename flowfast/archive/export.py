@@ -1,0 +1,181 @@
+"""`flowfast export`: a model, a reward and the search in one TorchScript file, for C++ servers and for Python.
+
+What the file can do stands in module.py. Sizes are fixed at export: slots, micro-batch, the largest budget, and for
+each smaller budget the plan that Python makes of it, so that the same request gives the same bits.
+
+A model or reward that does not script is traced; prompts whose encoding does not script are encoded at export. With
+`format="aoti"` model, decoder and reward are compiled by AOTInductor into packages beside the file. They take the
+tensors of their function in its order, conditions by their sorted names: velocity (x, t, ...), decode (x0), reward
+(images, t, ...), each of one micro-batch.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowfast import rewards
+from flowfast.archive.encode import scripted_encoder, table_of
+from flowfast.archive.load import quiet
+from flowfast.archive.module import Archive
+from flowfast.archive.parts import Outside, Part, compiled, parts_of, torchscript
+from flowfast.archive.plans import Plans, all_plans
+from flowfast.archive.seal import FORMAT_VERSION, digest, seal_file
+from flowfast.config import SearchConfig, make_config
+from flowfast.errors import ModelError, OptionError, RewardError
+from flowfast.files import locked_file, replacing, write_bytes
+from flowfast.methods.plan import Plan
+from flowfast.models.answers import CheckedFlow, conditions_of
+from flowfast.ops.noise import STREAM_VERSION
+from flowfast.prompts import encoded
+from flowfast.resolve import Setup, fitting_rows
+from flowfast.rounds.steered import frozen
+from flowfast.surroundings import evaluating, modules_of, own_ground
+from flowfast.types import Flow
+from flowfast.version import versions
+
+log = logging.getLogger("flowfast.archive")
+BUDGET, SLOTS = 500, 4
+COMPILED = "call its packages between branch and observe"
+FORMATS = ("torchscript", "aoti")
+
+
+@own_ground()
+def export(
+    flow: Flow,
+    out: str | Path,
+    *,
+    reward: Any = None,
+    prompts: Sequence[str] = (),
+    format: str = "torchscript",
+    config: SearchConfig | None = None,
+    **options: Any,
+) -> dict[str, str]:
+    """Writes an archive to `out`; returns its manifest.
+
+    Args:
+        reward: a name, a module of the Reward protocol, or "host": none, the driver brings rewards.
+        prompts: where encoding does not script: all prompts that the archive will know.
+        format: "torchscript", or "aoti": model, decoder and reward in packages beside `out`, compiled for this machine.
+        options: fields of SearchConfig, as of `flowfast.search`, or a whole `config`. budget (500) is the largest one
+            that the archive can run, slots (4) how many requests run at once; what belongs to one request (seed, ...)
+            is not read.
+
+    Raises:
+        OptionError, BudgetError: as `flowfast.search`. ModelError: model or reward can be neither scripted nor traced,
+        or do something else then. OutputError: it cannot be written.
+    """
+    if config is not None:
+        options = {**config.model_dump(), **options}
+    if isinstance(reward, str):
+        options["reward"] = reward
+    given = {name: value for name, value in options.items() if value is not None}
+    setup = Setup(flow, make_config({"budget": BUDGET, "slots": SLOTS, **given}))
+    if format not in FORMATS:
+        raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
+    if setup.config.seconds is not None:
+        raise OptionError("an archive takes budgets in NFE only: leave seconds out, and give the largest budget")
+    for name in ("gradient", "finalists"):
+        if name in given:
+            raise OptionError(f"an archive has no {name}, only flowfast.search has: leave it out")
+    setup.config = setup.config.model_copy(update={"finalists": None})  # it decodes in full, with no preview
+    chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
+    scorer = Outside("give rewards to observe") if chosen == "host" else rewards.load(chosen, flow)
+    if rewards.on_host(scorer):
+        raise OptionError(
+            f"reward {scorer.name!r} runs on the host: export with reward 'host', and score in the server"
+        )
+    named = chosen if isinstance(chosen, str) else str(getattr(scorer, "name", type(scorer).__name__))
+    names = {"model": given.get("model", type(flow).__name__), "reward": named}
+    known = list({str(prompt): prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts)}.values())
+    path = Path(out)
+    with locked_file(path):
+        with (
+            quiet(),
+            frozen(*modules_of(flow), *modules_of(scorer)),
+            evaluating(flow, scorer),
+        ):  # only such weights can be constants of a trace
+            module, packages = _module(flow, scorer, setup, known, names, path.stem if format == "aoti" else None)
+            data = torch.jit.script(module).save_to_buffer()  # PyTorch's own writer ends the process on a full disk
+        for name, package in packages.items():
+            write_bytes(path.with_name(name), package)
+        with replacing(path) as temporary, temporary.open("r+b") as file:
+            file.write(data)
+            seal_file(file, STREAM_VERSION)
+    return module.manifest
+
+
+def _module(
+    flow: Any, reward: Any, setup: Setup, prompts: list[str], names: dict[str, str], stem: str | None
+) -> tuple[Archive, dict[str, bytes]]:
+    """The archive, still in Python, and the packages beside it. stem: how their names begin; None: there are none."""
+    plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or SLOTS
+    M = setup.config.micro_batch or fitting_rows(slots, plan)
+    setup.config = setup.config.model_copy(update={"micro_batch": M, **names})
+    known, encode = prompts or [""], CheckedFlow(flow).encode
+    cond, null = encoded(encode, known), encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
+    asked = conditions_of(encoded(reward.encode, known), len(known), "the reward's encode", RewardError)
+    shapes = [{name: list(value.shape[1:]) for name, value in of.items()} for of in (cond, null)]
+    if stem is not None and null and shapes[0] != shapes[1]:
+        raise ModelError(f"packages take prompts of one shape, but the null prompt has {shapes[1]}, others {shapes[0]}")
+    encoder = table_of(prompts, cond, asked) if prompts else scripted_encoder(flow, reward)
+    parts, plans, host = parts_of(flow, reward, cond, asked, M), all_plans(setup, plan), isinstance(reward, Outside)
+    manifest = _manifest(setup, plan, plans, flow.shape) | _size(parts["decode"])
+    manifest |= {"host_reward": str(int(host)), "scripted_encode": str(int(not prompts))}
+    manifest |= {"reads_prompts": str(int(getattr(flow, "reads_prompts", True)))}
+    packages: dict[str, bytes] = {}
+    if stem is None:
+        flow, reward = torchscript(flow, reward, parts, null, M)
+    else:
+        made = {name: compiled(part, M) for name, part in parts.items()}
+        packages = {f"{stem}.{name}.pt2": data for name, data in made.items()}
+        manifest |= {"loader": "aoti", "packages": ",".join(made)}
+        for name, data in made.items():
+            manifest |= {f"{name}_file": f"{stem}.{name}.pt2", f"{name}_hash": digest(io.BytesIO(data), len(data))}
+        flow, reward = Outside(COMPILED, flow.shape), reward if host else Outside(COMPILED)
+    one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
+    device = next(iter(cond.values())).device
+    engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, device, null_cond=null)
+    quota, left, start = (torch.tensor(values, device="cpu") for values in (plans.quota, plans.left, plans.start))
+    module = Archive(
+        engine, encoder, manifest, (quota, left, start), plans.rounds, plans.of, null, hollow=stem is not None
+    )
+    return module, packages
+
+
+def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> dict[str, str]:
+    """Facts of an archive, for `info`."""
+    config = setup.config
+    facts = {
+        "format": "flowfast-archive",
+        "format_version": FORMAT_VERSION,
+        **{name: value for name, value in versions().items() if name in ("flowfast", "noise_stream", "torch")},
+        "model": config.model,
+        "reward": config.reward,
+        "method": config.method,
+        "loader": "torchscript",
+        "shape": ",".join(map(str, shape)),
+        "slots": config.slots,
+        "chains": plan.chains,
+        "lanes": plan.lanes,
+        "rows": setup.schedule.rows,
+        "micro_batch": config.micro_batch,
+        "passes": setup.passes,
+        "guidance": setup.guidance,
+        "top": config.top_k,
+        "budget_min": next(e for e, found in enumerate(plans.of) if found >= 0) * setup.passes,
+        "budget_max": config.budget,
+        "config": config.model_dump_json(),
+    }
+    return {name: str(fact) for name, fact in facts.items()}
+
+
+def _size(decode: Part) -> dict[str, str]:
+    """Width and height of the images, where the decoder makes any, as a server's clients write them."""
+    shape = decode.function(*decode.rows(1)).shape
+    return {"size": f"{shape[-1]}x{shape[-2]}"} if len(shape) >= 4 else {}

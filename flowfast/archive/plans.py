@@ -1,0 +1,56 @@
+"""The plans of an archive: for each budget up to the largest one, the plan that Python would make of it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import NamedTuple
+
+from flowfast.errors import FlowfastError
+from flowfast.methods.plan import Plan
+from flowfast.resolve import Setup
+
+
+class Plans(NamedTuple):
+    """The distinct plans P of all budgets; of: the plan of each number of evaluations, -1: none."""
+
+    quota: list[list[list[int]]]
+    left: list[list[int]]
+    start: list[list[bool]]
+    rounds: list[list[int]]
+    of: list[int]
+
+
+def all_plans(setup: Setup, largest: Plan) -> Plans:
+    """Chains that a smaller plan does not have never start."""
+    plans, seen, T = Plans([], [], [], [], []), dict[str, int](), len(largest.accept)
+    for evaluations in range((setup.config.budget or 0) // setup.passes + 1):
+        try:
+            plan = setup.plan(evaluations * setup.passes)
+        except FlowfastError:  # below what the method needs
+            plans.of.append(-1)
+            continue
+        if not _runs_on(plan, largest):
+            plans.of.append(-1)
+            continue
+        start, missing = plan.start or [True] * plan.chains, largest.chains - plan.chains
+        key = repr((plan.quota, plan.left, start))
+        if key not in seen:
+            seen[key] = len(seen)
+            plans.quota.append(plan.quota + [[0] * T] * missing)
+            plans.left.append(plan.left + [0] * missing)
+            plans.start.append(start + [False] * missing)
+            plans.rounds.append([n for width, same in groupby(plan.widths()) for n in (width, len(list(same)))])
+        plans.of.append(seen[key])
+    return plans
+
+
+def _runs_on(plan: Plan, largest: Plan) -> bool:
+    """Does an engine made for the largest plan do with this one exactly what one of its own would?
+
+    Not where chains are regrouped and there are fewer of them: which ones go on depends on their number.
+    """
+    names = ("accept", "margin", "carry", "regroup", "groups", "finished")
+    alike = all(getattr(plan, name) == getattr(largest, name) for name in names)
+    chains = plan.chains == largest.chains or (plan.chains < largest.chains and not plan.regroup)
+    lanes = plan.lanes == largest.lanes or max(map(max, plan.quota)) <= plan.lanes <= largest.lanes
+    return alike and chains and lanes

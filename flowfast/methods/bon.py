@@ -1,0 +1,41 @@
+"""Best-of-n: independent trajectories, the best final reward wins. The baseline to beat."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flowfast.flow.schedule import Schedule
+from flowfast.methods.base import ODE, Chosen, Method, register
+from flowfast.methods.plan import Plan, count_of, need
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class BestOfN(Method):
+    """Best-of-n: independent runs (ODE by default), best final reward. Target: the model's own distribution, maximum
+    of n.
+
+    Rule: n = evaluations // transitions.
+    """
+
+    name: ClassVar[str] = "bon"
+    branches: ClassVar[bool] = False
+    path: ClassVar[dict[str, Any]] = ODE
+
+    n: Chosen = None
+
+    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+        rows = schedule.rows
+        need(self.name, evaluations, rows)
+        n = count_of(self.n or chains, evaluations // rows, evaluations // rows, "best-of-n's n")
+        return Plan(chains=n, lanes=1, quota=[[1] * rows] * n, left=[rows] * n, accept=[False] * rows)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class PlainSample(BestOfN):
+    """One plain sample of the model, no search: what the model gives by itself (ODE by default). Target: the model's
+    own distribution."""
+
+    name: ClassVar[str] = "ode"
+
+    n: Chosen = 1

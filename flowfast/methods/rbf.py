@@ -1,0 +1,89 @@
+"""Rollover budget forcing (Kim et al. 2025, arXiv 2503.19385, Algorithms 1 and 2), as in the paper and as in its
+public code."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from flowfast.errors import OptionError
+from flowfast.flow.schedule import Schedule, ScheduleSpec, build_schedule
+from flowfast.methods.base import PAPER, Chosen, Margin, Method, Weights, register
+from flowfast.methods.plan import Plan, count_of, need, split
+from flowfast.methods.svdd import chain_quotas
+
+ALL_THAT_IS_LEFT = 1 << 40
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class RBF(Method):
+    """RBF: a child better than the best reward so far is taken at once, its unused quota rolls over (arXiv
+    2503.19385). Target: none stated; greedy.
+
+    Rule: as SVDD's, N = 2 chains. A chain's own last noisy transition spends what it has left (`spend_last`), because
+    handing it to a neighbour would make the path depend on how many lanes run; without it the rest is reported
+    unspent. `margin` (0: the paper) is how much better a child must be to be taken at once: where the reward of a
+    posterior mean rises along t by itself, most first children beat the best so far and little is searched early.
+    """
+
+    name: ClassVar[str] = "rbf"
+
+    weights: Weights = ()
+    spend_last: bool = True
+    margin: Margin = 0.0
+
+    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+        self.check(schedule)
+        rows = schedule.rows
+        need(self.name, evaluations, rows)
+        n = count_of(chains, 2, evaluations // rows, "RBF's chains")
+        quota = chain_quotas(schedule, evaluations, n, list(self.weights))
+        return self.forced(schedule, quota, lanes, self.spend_last, self.margin)
+
+    @staticmethod
+    def forced(schedule: Schedule, quota: list[list[int]], lanes: int | None, spend_last: bool, margin: float) -> Plan:
+        rows, last = schedule.rows, max(k for k, noisy in enumerate(schedule.searchable.tolist()) if noisy)
+        left = [sum(q) for q in quota]
+        if spend_last:
+            quota = [[ALL_THAT_IS_LEFT if k == last else q[k] for k in range(rows)] for q in quota]
+        accept = [0 < k <= last and not (spend_last and k == last) for k in range(rows)]
+        return Plan(
+            chains=len(quota), lanes=lanes or 1, quota=quota, left=left, accept=accept, margin=margin, carry=True
+        )
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class RBFOfficial(Method):
+    """RBF as the paper's public code runs it: best of several initial noises, the last step takes the rest, returns
+    its one-step posterior mean.
+
+    Rule: 10 % of a chain's evaluations (at most 25) are initial noises; quota = (evaluations - initial noises) //
+    (steps x chains) each. Unlike the public code it spends the budget to the end (that one stops 2 NFE short and
+    drops its last step). `margin`: as RBF's.
+    """
+
+    name: ClassVar[str] = "rbf-official"
+    path: ClassVar[dict[str, Any]] = PAPER
+
+    init_candidates: Chosen = None
+    margin: Margin = 0.0
+
+    def schedule(self, spec: ScheduleSpec) -> Schedule:
+        return build_schedule(replace(spec, tail=0))
+
+    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+        self.check(schedule)
+        rows = schedule.rows
+        need(self.name, evaluations, rows)
+        n = count_of(chains, 2, evaluations // rows, "RBF's chains")
+        first = count_of(
+            self.init_candidates, min(25, evaluations // n // 10), evaluations // n - rows + 1, "init_candidates"
+        )
+        each = max(1, (evaluations - first * n) // (rows * n))
+        if first + (rows - 1) * each > evaluations // n:
+            raise OptionError(
+                f"init_candidates {first} leave less than one evaluation a step of {evaluations // n} a chain: lower it"
+            )
+        quota = [[first] + [each] * (rows - 2) + [spend - first - (rows - 2) * each] for spend in split(evaluations, n)]
+        plan = RBF.forced(schedule, quota, lanes, True, self.margin)
+        return replace(plan, finished=[k == rows - 1 for k in range(rows)])

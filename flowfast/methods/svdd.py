@@ -1,0 +1,82 @@
+"""SVDD: the best (or a softmax draw) of K children at every transition (Li et al. 2024, arXiv 2408.08252, Algorithm
+1)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flowfast.errors import OptionError
+from flowfast.flow.schedule import Schedule
+from flowfast.methods.base import Chains, Method, Positive, Weights, register
+from flowfast.methods.plan import Plan, count_of, need, split, spread
+
+
+def chain_quotas(
+    schedule: Schedule, evaluations: int, chains: int, weights: list[float], first: int = 1
+) -> list[list[int]]:
+    """Candidates (chains, rows): one at every transition, `first` initial noises, the rest in proportion to weights
+    over the transitions that add noise."""
+    rows = schedule.rows
+    noisy = schedule.searchable.tolist()
+    if len(weights) not in (0, rows):
+        raise OptionError(f"expected {rows} weights, one a transition, got {len(weights)}")
+    shares = [(weights[k] if weights else 1.0) * (k > 0 and noisy[k]) for k in range(rows)]
+    quotas = []
+    for spend in split(evaluations, chains):
+        extra = spread(spend - first - (rows - 1), shares)
+        quotas.append([(first if k == 0 else 1) + extra[k] for k in range(rows)])
+    return quotas
+
+
+class SoftmaxChoice(Chains):
+    """argmax of r / temperature + Gumbel noise is a draw from softmax(r / temperature); the noise is addressed like
+    all other."""
+
+    def __init__(self, temperature: float):
+        super().__init__(draws=True, temperature=temperature)
+
+    @torch.jit.export
+    def bias(self, key: Tensor, row: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:
+        uniform = torch.empty([key.size(0), 1], dtype=torch.float32, device=key.device)
+        torch.ops.flowfast.uniform_(uniform, key, row, candidate, chain, 4)
+        return -torch.log(-torch.log(uniform.squeeze(1)))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SVDD(Method):
+    """SVDD: N chains, best or softmax draw of K children every step (arXiv 2408.08252). Target (softmax, exact
+    value): p(x0) exp(r / temperature).
+
+    Rule: each of N = 2 chains gets half of the evaluations; one for its initial noise and one a transition are set
+    aside, the rest is spread over the transitions that add noise, evenly or by `weights`. At 500 evaluations and
+    10 steps: K about 25.
+    """
+
+    name: ClassVar[str] = "svdd"
+
+    choice: str = "argmax"
+    temperature: Positive = 0.1
+    weights: Weights = ()
+
+    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+        self.check(schedule)
+        rows = schedule.rows
+        need(self.name, evaluations, rows)
+        n = count_of(chains, 2, evaluations // rows, "SVDD's chains")
+        quota = chain_quotas(schedule, evaluations, n, list(self.weights))
+        width = max(max(q) for q in quota)
+        return Plan(
+            chains=n,
+            lanes=min(lanes or width, width),
+            quota=quota,
+            left=[sum(q) for q in quota],
+            accept=[False] * rows,
+        )
+
+    def module(self, plan: Plan, slots: int) -> Chains:
+        if self.choice not in ("argmax", "softmax"):
+            raise OptionError(f"SVDD's choice must be 'argmax' or 'softmax', got {self.choice!r}")
+        return Chains() if self.choice == "argmax" else SoftmaxChoice(self.temperature)

@@ -1,0 +1,1 @@
+"""The rounds of a batch of slots, tensors only, so that they script: the loop, its state, and gradients that steer."""

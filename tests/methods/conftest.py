@@ -1,0 +1,1 @@
+from tests.toys import no_grad  # noqa: F401
