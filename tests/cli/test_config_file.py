@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_checkpoint_files import mutants
 
 from flowfast import api
 from flowfast.config import make_config
@@ -21,6 +20,7 @@ from flowfast.report.write import write_yaml
 from flowfast.resolve import Setup
 from tests.cli.conftest import PROMPTS, Run
 from tests.cli.test_generate import FAST, folders
+from tests.engine.test_checkpoint_files import mutants
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 8)}]\n"

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save, save_file
-from tests.test_checkpoint import PROMPTS, Counted, Killed, killed, search
-from tests.test_driver import assert_same
 from torch import Tensor
 
 import flowfast
 from flowfast.engine.checkpoint import BLANK, Checkpoint, _header, _sealed
 from flowfast.errors import OptionError, OutputError
+from tests.engine.test_checkpoint import PROMPTS, Counted, Killed, killed, search
+from tests.engine.test_driver import assert_same
 from tests.toys import GaussianFlow, NearTarget
 
 OPTIONS: dict[str, Any] = {"method": "svdd", "top_k": 2}

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_driver import assert_same, near
-from tests.test_graphs import CpuRecorder
 from torch import Tensor
 
 import flowfast
 from flowfast.engine import clock as clocks
 from flowfast.engine import driver
 from flowfast.errors import ModelError, OptionError
+from tests.engine.test_driver import assert_same, near
+from tests.engine.test_graphs import CpuRecorder
 from tests.toys import METHODS, GaussianFlow, NearTarget
 
 PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]
