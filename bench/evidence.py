@@ -39,9 +39,7 @@ from flowfast.kernels import (
     noise,
     normalize_log_weights,
     posterior_mean,
-    promote,
     resample,
-    rollover,
 )
 from flowfast.ops import RESAMPLING
 
@@ -110,25 +108,17 @@ def _gather(dtype: str) -> Case:
     return Case(kernel, dtype, ("x_ptr", "u_ptr"), {"ancestors_ptr": COLUMN, **SIZES}, constants, 2, 2, planar=False)
 
 
-def _promote(dtype: str) -> Case:
-    latents = ("x_store_ptr", "u_store_ptr", "x_lane_ptr", "u_lane_ptr")
-    kernel, constants = promote._promote_kernel, {"CHUNK": promote.CHUNK}
-    return Case(kernel, dtype, latents, {"source_ptr": COLUMN, **SIZES}, constants, 2, 2, planar=False)
-
-
 # Types of the state of a search by the names of the pointers to it; the others are columns of integers.
-_FLOATS = {"rewards_ptr", "bias_ptr", "score_ptr", "slot_real_ptr", "time_ptr", "linear_time_ptr", "lane_real_ptr"}
-_FLOATS |= {"top_reward_ptr", "dense_ptr", "threshold_ptr", "best_child_ptr", "temperature", "margin"}
+_FLOATS = {"rewards_ptr", "bias_ptr", "floats_ptr", "temperature", "margin"}
 _FLOATS |= {"weights_ptr", "log_weights_ptr", "ess_ptr", "log_normalizer_ptr"}
-_BOOLS = {"alive_ptr", "given_ptr", "accept_ptr", "finished_ptr", "lane_live_ptr", "live_ptr", "broken_ptr"}
-_BOOLS |= {"enabled_ptr"}
+_BOOLS = {"flags_ptr", "enabled_ptr"}
 
 
 def _state(kernel: Any, latents: tuple[str, ...] = (), copies: int = 0, **constants: Any) -> Case:
     arguments = {}
     for name in kernel.arg_names:
         kind = "fp32" if name in _FLOATS else "i1" if name in _BOOLS else "i64" if name.endswith("_ptr") else "i32"
-        arguments[name] = "*" * name.endswith("_ptr") + ("i32" if name == "ticket_ptr" else kind)
+        arguments[name] = "*" * name.endswith("_ptr") + kind
     return Case(kernel, "bf16", latents, arguments, constants, copies, copies, planar=False, copies=copies)
 
 
@@ -151,10 +141,8 @@ CASES = {
     "normal_ bf16": _noise("bf16"),
     "posterior_mean bf16": _mean("bf16"),
     "gather_ancestors_ bf16": _gather("bf16"),
-    "promote_ bf16": _promote("bf16"),
     "decide bf16": _decide(),
     "assign_lanes": _state(assign_lanes._assign_lanes_kernel, COLUMNS=4),
-    "rollover": _state(rollover._rollover_kernel, CARRY=True, CHAINS=rollover.CHAINS),
     "normalize_log_weights": _state(
         normalize_log_weights._normalize_log_weights_kernel, CHUNK=normalize_log_weights.CHUNK
     ),
@@ -395,7 +383,6 @@ BOUNDS = {
             "normal_ bf16": (33.5, 33.5, 27.5),
             "posterior_mean bf16": (13.5, 13.0, 12.0),
             "gather_ancestors_ bf16": (3.0, 3.0, 3.0),
-            "promote_ bf16": (3.0, 3.0, 3.0),
         },
         {("branch_step bf16 grad", "gfx942"): 3, ("decide bf16", "gfx942"): 31},
     ),
@@ -408,7 +395,6 @@ BOUNDS = {
             "normal_ bf16": (32.5, 32.5, 27.5),
             "posterior_mean bf16": (13.5, 13.0, 12.0),
             "gather_ancestors_ bf16": (3.5, 3.0, 3.0),
-            "promote_ bf16": (3.5, 3.0, 3.0),
         },
         {("branch_step bf16 grad", "gfx942"): 3, ("decide bf16", "gfx942"): 41, ("resample ssp", "gfx942"): 2},
     ),

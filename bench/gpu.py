@@ -63,7 +63,8 @@ from bench.e2e.null import NullFlow, NullSearch, first_number
 from bench.timing import FLUX, Options, Suite, Times, compiled, table
 from flowfast.errors import OptionError
 from flowfast.flow.schedule import Schedule
-from flowfast.ops import RESAMPLING, _backend, branch_step, noise, posterior_mean
+from flowfast.ops import RESAMPLING, branch_step, noise, posterior_mean
+from flowfast.ops import backend as ops_backend
 from flowfast.report.write import write_json
 
 SECONDS = 480.0
@@ -71,8 +72,6 @@ RESERVE = 20.0  # a last item that takes longer than expected, and the writing
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 7, 123, 1023, 4096, 4097, FLUX[0] * FLUX[1])
 POISON = -777
-SMALL = {"rollover": (4,)}
-"""Numbers a chain or slot in the timed calls of the small ops, where not 64."""
 ROUNDING = {torch.float32: 1.3e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Relative error of a result that is right to float32 and then rounded to the storage type."""
 
@@ -104,7 +103,7 @@ class Run:
         """Is there time for one more item? Else it is noted as left out."""
         if time.monotonic() - self.started < self.seconds - RESERVE:
             return True
-        self.cut.append(f"{what} ({_backend._forced})" if _backend._forced else what)
+        self.cut.append(f"{what} ({ops_backend._forced})" if ops_backend._forced else what)
         return False
 
     def report(self) -> dict[str, Any]:
@@ -250,7 +249,7 @@ def check_normalize_log_weights(run: Run, normal: Any, n: int, dtype: torch.dtyp
     weights, ess, log_normalizer = poisoned(run, 5, n), poisoned(run, 5), poisoned(run, 5)
     torch.ops.flowfast.normalize_log_weights(logs.to(run.device), weights, ess, log_normalizer)
     exact = [torch.zeros(5, n), torch.zeros(5), torch.zeros(5)]
-    _backend.OPS["normalize_log_weights"].reference(logs, *exact)
+    ops_backend.OPS["normalize_log_weights"].reference(logs, *exact)
     for found, expected in zip((weights, ess, log_normalizer), exact, strict=True):
         equal("normalize_log_weights", found, expected)
     logs = torch.where(logs.isnan(), -math.inf, logs).double()
@@ -270,7 +269,7 @@ def check_resample(run: Run, normal: Any, n: int, dtype: torch.dtype) -> None:
     for scheme in RESAMPLING.values():
         ancestors, expected = poisoned(run, 4, n, dtype=torch.int64), torch.zeros(4, n, dtype=torch.int64)
         torch.ops.flowfast.resample(*on(run, [weights, key, row, enabled]), scheme, ancestors)
-        _backend.OPS["resample"].reference(weights, key, row, enabled, scheme, expected)
+        ops_backend.OPS["resample"].reference(weights, key, row, enabled, scheme, expected)
         equal(f"resample scheme {scheme}", ancestors, expected)
 
 
@@ -281,36 +280,6 @@ def check_gather_ancestors(run: Run, normal: Any, n: int, dtype: torch.dtype) ->
     torch.ops.flowfast.gather_ancestors_(x_store, u_store, ancestors.to(run.device))
     equal("gather_ancestors_ x", x_store, x[ancestors])
     equal("gather_ancestors_ u", u_store, u[ancestors])
-
-
-def check_promote(run: Run, normal: Any, n: int, dtype: torch.dtype) -> None:
-    store, lane = normal(2, 6, n, dtype=dtype), normal(2, 4, n, dtype=dtype)
-    source = torch.tensor([-1, 3, 0, -1, 0, 2])
-    kept = (source < 0)[:, None]
-    x_store, u_store = on(run, list(store.unbind(0)))
-    torch.ops.flowfast.promote_(x_store, u_store, *on(run, list(lane.unbind(0))), source.to(run.device))
-    for found, old, new in ((x_store, store[0], lane[0]), (u_store, store[1], lane[1])):
-        equal("promote_", found, torch.where(kept, old, new[source.clamp(min=0)]))
-
-
-def check_rollover(run: Run, normal: Any, n: int, dtype: torch.dtype) -> None:
-    chains, lanes = min(n, 300), 5
-    rewards = (2 * normal(chains, lanes)).round() / 2  # ties
-    rewards[integers(normal, 0, 8, chains, lanes) == 0] = math.nan
-    live = torch.arange(lanes)[None] < integers(normal, 0, lanes + 1, chains)[:, None]
-    quota, next_quota = integers(normal, 0, 8, chains), integers(normal, 1, 9, chains)
-    threshold, best = normal(chains), torch.full((chains,), -math.inf)
-    best[::3] = 0.5
-    for carry in (False, True):
-        state = [quota.clone(), threshold.clone(), best.clone()]
-        found = on(run, state) + [poisoned(run, chains, dtype=torch.int64) for _ in "wau"]
-        expected = state + [torch.zeros(chains, dtype=torch.int64) for _ in range(3)]
-        torch.ops.flowfast.rollover(*on(run, [rewards, live, next_quota]), carry, *found)
-        _backend.OPS["rollover"].reference(rewards, live, next_quota, carry, *expected)
-        for name, left, right in zip(
-            ("quota", "threshold", "best", "winner", "advance", "used"), found, expected, strict=True
-        ):
-            equal(f"rollover {name}", left, right)
 
 
 class Recorder(TorchDispatchMode):
@@ -347,7 +316,7 @@ def check_round(op: str) -> Callable[[Run, Any, int, torch.dtype], None]:
         for operands in recorder.calls[:: max(1, len(recorder.calls) // 4)]:
             found = [on(run, [value])[0] if isinstance(value, Tensor) else value for value in operands]
             getattr(torch.ops.flowfast, op)(*found)
-            _backend.OPS[op].reference(*operands)
+            ops_backend.OPS[op].reference(*operands)
             for i in written:
                 equal(f"{op} {schema[i].name}", found[i], operands[i])
 
@@ -362,19 +331,10 @@ CHECKS: dict[str, Callable[[Run, Any, int, torch.dtype], None]] = {
     "normalize_log_weights": check_normalize_log_weights,
     "resample": check_resample,
     "gather_ancestors_": check_gather_ancestors,
-    "promote_": check_promote,
-    "rollover": check_rollover,
     "assign_lanes": check_round("assign_lanes"),
     "decide": check_round("decide"),
 }
-LATENTS = {
-    "normal_",
-    "branch_step",
-    "posterior_mean",
-    "gather_ancestors_",
-    "promote_",
-    "decide",
-}  # in three storage types
+LATENTS = {"normal_", "branch_step", "posterior_mean", "gather_ancestors_", "decide"}  # in three storage types
 
 
 def on(run: Run, tensors: Sequence[Tensor | None]) -> list[Any]:
@@ -385,7 +345,7 @@ def on(run: Run, tensors: Sequence[Tensor | None]) -> list[Any]:
 def check_all(run: Run) -> bool:
     """Every op over sizes and storage types, with the kernels that answer now; True: all right."""
     before = len(run.checks)
-    for op in _backend.OPS:
+    for op in ops_backend.OPS:
         entry: dict[str, Any] = {"op": op, "backend": backend(run, op), "cases": 0, "error": None}
         run.checks.append(entry)
         if op not in CHECKS:
@@ -492,15 +452,15 @@ def check_search(run: Run) -> dict[str, Any]:
 def backends(run: Run) -> list[str]:
     """For use_backend: all that have kernels of their own for the device, else (or if one is forced) what is live."""
     found = []
-    for name in ("triton", "cuda") if run.cuda and not _backend._forced else ():
-        with contextlib.suppress(OptionError), _backend.use_backend(name):
+    for name in ("triton", "cuda") if run.cuda and not ops_backend._forced else ():
+        with contextlib.suppress(OptionError), ops_backend.use_backend(name):
             found.append(name)
-    return found or [_backend._forced]
+    return found or [ops_backend._forced]
 
 
 def backend(run: Run, op: str) -> str:
     """Which kernels answer for the op on the device."""
-    return _backend.live(run.device.type)[op][0]
+    return ops_backend.live(run.device.type)[op][0]
 
 
 # ---- times ----
@@ -584,14 +544,6 @@ def work(
             flow.gather_ancestors_(x, u, parents)
 
         yield "gather_ancestors_", 16, dtype, size * 4 * 6 // 16, gather, {"eager": eager_gather}, (x, u, parents)
-        lane_x, lane_u = x[:8].clone(), u[:8].clone()
-        source = torch.arange(16, device=device) % 8
-        source[8:] = -1
-
-        def promote(a: tuple[Any, ...] = (x, u, lane_x, lane_u, source)) -> None:
-            flow.promote_(*a)
-
-        yield "promote_", 16, dtype, size * 4 // 2, promote, {"eager": eager_promote}, (x, u, lane_x, lane_u)
     logs = torch.randn(16, 64, device=device)
     weights, ess, log_normalizer = torch.empty_like(logs), logs.new_empty(16), logs.new_empty(16)
 
@@ -612,20 +564,6 @@ def work(
         flow.uniform_(out, lane, lane, lane, lane, noise.SELECTION)
 
     yield "uniform_", 16, out.dtype, 4 * out.numel(), uniforms, {"eager": torch.rand_like}, (out,)
-    chains, live = torch.arange(32, device=device), torch.ones(32, 4, dtype=torch.bool, device=device)
-    state = [
-        chains + 10**9,
-        torch.zeros(32, device=device),
-        torch.zeros(32, device=device),
-        *(chains.clone() for _ in "wau"),
-    ]
-    decided = torch.randn(32, 4, device=device), live, chains, True, *state
-
-    def rollover() -> None:
-        flow.rollover(*decided)
-
-    size = sum(tensor.nbytes for tensor in decided if isinstance(tensor, Tensor))
-    yield "rollover", 32, torch.float32, size, rollover, {"eager": _backend.OPS["rollover"].reference}, decided
 
 
 def eager_step(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -639,11 +577,6 @@ def eager_mean(x: Tensor, u: Tensor, uncond: Tensor) -> tuple[Tensor, Tensor]:
 
 def eager_gather(x: Tensor, u: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
     return x[parents], u[parents]
-
-
-def eager_promote(x: Tensor, u: Tensor, x_lane: Tensor, u_lane: Tensor) -> None:
-    x[:8] = x_lane
-    u[:8] = u_lane
 
 
 def eager_normalize(logs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -677,7 +610,7 @@ def time_all(run: Run, compile: bool) -> None:
                 reason = f"batch {batch}, {dtype}: {type(error).__name__}: {str(error).splitlines()[0]}"
                 run.suite.leave_out(op, "compile", reason)
         times = watch.turns(candidates)
-        shape = run.latent if op in LATENTS else SMALL.get(op, (64,))
+        shape = run.latent if op in LATENTS else (64,)
         limit = size / peak / 1e6
         for peer in list(candidates)[1:]:
             run.suite.row(
@@ -765,10 +698,10 @@ def finish(run: Run, results: Path) -> int:
     """Checks, then times what may be timed; prints and writes. The exit code."""
     names, right = backends(run), []
     for name in names:
-        with _backend.use_backend(name):
+        with ops_backend.use_backend(name):
             right += [name] if check_all(run) else []
     for name in right:
-        with _backend.use_backend(name):
+        with ops_backend.use_backend(name):
             time_all(run, run.compile and name == right[0])
             time_rounds(run)
             time_graphs(run)

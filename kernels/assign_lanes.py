@@ -9,15 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flowfast.kernels._layout import (
+    ACTIVE,
+    CHAIN_TRANSITION,
+    LEFT,
+    QUOTA,
+    TRIED,
+    flags_of,
+    floats_of,
+    ints_of,
+)
 from flowfast.kernels._rows import warp_size
-
-# Rows of the matrices of state, as in flowfast/ops/assign_lanes.py.
-ACTIVE: tl.constexpr = tl.constexpr(0)
-ROW: tl.constexpr = tl.constexpr(1)
-QUOTA: tl.constexpr = tl.constexpr(2)
-LEFT: tl.constexpr = tl.constexpr(3)
-TRIED: tl.constexpr = tl.constexpr(4)
-CHILD: tl.constexpr = tl.constexpr(5)
 
 
 def tile(lanes: int) -> tuple[int, int, int]:
@@ -28,56 +30,74 @@ def tile(lanes: int) -> tuple[int, int, int]:
 
 
 @triton.jit
+def _lay_tile(
+    first, taken, others, chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr,
+    linear_time_ptr, lane_ptr, lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
+    CHAINS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The lanes of a tile of chains that are scored (others = 0) or are not (1), behind `taken` lanes; returns how many
+    lanes these chains want."""
+    k = tl.arange(0, COLUMNS)[None, :]
+    b = first + tl.arange(0, CHAINS)
+    inside = b < B
+    s = b // (B // S)
+    transition = tl.load(chain_ptr + CHAIN_TRANSITION * B + b, mask=inside, other=0)
+    at = tl.minimum(transition, T - 1)
+    inside = inside & ((tl.load(scored_ptr + at, mask=inside, other=0) == 0) == (others == 1))
+    # Every later transition keeps one evaluation back.
+    available = tl.load(chain_ptr + LEFT * B + b, mask=inside, other=0) - (T - 1 - transition)
+    quota = tl.minimum(tl.load(chain_ptr + QUOTA * B + b, mask=inside, other=0), available)
+    tl.store(chain_ptr + QUOTA * B + b, quota, mask=inside)
+    goes_on = tl.load(alive_ptr + b, mask=inside, other=0) != 0
+    wanted = tl.where(goes_on, tl.minimum(tl.maximum(quota, 0), K), 0)
+    before = taken + tl.cumsum(wanted, 0) - wanted
+
+    cell = b[:, None].to(tl.int64) * K + k
+    i = before[:, None] + k
+    live = (k < wanted[:, None]) & (i < width)
+    exists = (k < K) & inside[:, None]
+    tl.store(live_ptr + cell, live, mask=exists)
+    tl.store(position_ptr + cell, tl.where(live, i, 0), mask=exists)
+    given = tl.load(given_ptr + s, mask=inside, other=0) != 0
+    key = tl.load(slot_ptr + s, mask=inside, other=0)
+    guidance = tl.load(slot_real_ptr + s, mask=inside, other=0.0)
+    tried = tl.load(chain_ptr + TRIED * B + b, mask=inside, other=0)
+    parent = 2 * b + tl.load(chain_ptr + ACTIVE * B + b, mask=inside, other=0)
+    time = tl.load(time_ptr + at, mask=inside, other=0.0)
+    linear_time = tl.load(linear_time_ptr + at, mask=inside, other=0.0)
+    none = tl.zeros(cell.shape, tl.int64)
+    tl.store(lane_ptr + i, cell, mask=live)
+    tl.store(lane_ptr + N + i, none + s[:, None], mask=live)
+    tl.store(lane_ptr + 2 * N + i, none + at[:, None], mask=live)
+    tl.store(lane_ptr + 3 * N + i, tried[:, None] + k, mask=live)
+    tl.store(lane_ptr + 4 * N + i, none + (b % (B // S))[:, None], mask=live)
+    tl.store(lane_ptr + 5 * N + i, none + key[:, None], mask=live)
+    tl.store(lane_ptr + 6 * N + i, none + tl.where((at == 0) & given, T, at)[:, None], mask=live)
+    tl.store(lane_ptr + 7 * N + i, none + parent[:, None], mask=live)
+    real = tl.zeros(cell.shape, tl.float32)
+    tl.store(lane_real_ptr + i, real + time[:, None], mask=live)
+    tl.store(lane_real_ptr + N + i, real + linear_time[:, None], mask=live)
+    tl.store(lane_real_ptr + 2 * N + i, real + guidance[:, None], mask=live)
+    tl.store(lane_live_ptr + i, live, mask=live)
+    return tl.sum(wanted)
+
+
+@triton.jit
 def lay_lanes(
-    chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, time_ptr, linear_time_ptr, lane_ptr, lane_real_ptr,
-    lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
+    chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr, linear_time_ptr, lane_ptr,
+    lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
     CHAINS: tl.constexpr, COLUMNS: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
-    """All of it, by one program. Live lanes come first, chain by chain, at most `width`; the rest is padding."""
-    k = tl.arange(0, COLUMNS)[None, :]
+    """All of it, by one program. Live lanes come first, those that are scored before the others, chain by chain, at
+    most `width`; the rest is padding."""
     taken = tl.zeros((), tl.int64)
-    for first in range(0, B, CHAINS):
-        b = first + tl.arange(0, CHAINS)
-        inside = b < B
-        s = b // (B // S)
-        row = tl.load(chain_ptr + ROW * B + b, mask=inside, other=0)
-        # Every later transition keeps one evaluation back.
-        available = tl.load(chain_ptr + LEFT * B + b, mask=inside, other=0) - (T - 1 - row)
-        quota = tl.minimum(tl.load(chain_ptr + QUOTA * B + b, mask=inside, other=0), available)
-        tl.store(chain_ptr + QUOTA * B + b, quota, mask=inside)
-        goes_on = tl.load(alive_ptr + b, mask=inside, other=0) != 0
-        wanted = tl.where(goes_on, tl.minimum(tl.maximum(quota, 0), K), 0)
-        before = taken + tl.cumsum(wanted, 0) - wanted
-        taken += tl.sum(wanted)
-
-        cell = b[:, None].to(tl.int64) * K + k
-        i = before[:, None] + k
-        live = (k < wanted[:, None]) & (i < width)
-        exists = (k < K) & (b[:, None] < B)
-        tl.store(live_ptr + cell, live, mask=exists)
-        tl.store(position_ptr + cell, tl.where(live, i, 0), mask=exists)
-        at = tl.minimum(row, T - 1)
-        given = tl.load(given_ptr + s, mask=inside, other=0) != 0
-        key = tl.load(slot_ptr + s, mask=inside, other=0)
-        guidance = tl.load(slot_real_ptr + s, mask=inside, other=0.0)
-        tried = tl.load(chain_ptr + TRIED * B + b, mask=inside, other=0)
-        parent = 2 * b + tl.load(chain_ptr + ACTIVE * B + b, mask=inside, other=0)
-        time = tl.load(time_ptr + at, mask=inside, other=0.0)
-        linear_time = tl.load(linear_time_ptr + at, mask=inside, other=0.0)
-        none = tl.zeros(cell.shape, tl.int64)
-        tl.store(lane_ptr + i, cell, mask=live)
-        tl.store(lane_ptr + N + i, none + s[:, None], mask=live)
-        tl.store(lane_ptr + 2 * N + i, none + at[:, None], mask=live)
-        tl.store(lane_ptr + 3 * N + i, tried[:, None] + k, mask=live)
-        tl.store(lane_ptr + 4 * N + i, none + (b % (B // S))[:, None], mask=live)
-        tl.store(lane_ptr + 5 * N + i, none + key[:, None], mask=live)
-        tl.store(lane_ptr + 6 * N + i, none + tl.where((at == 0) & given, T, at)[:, None], mask=live)
-        tl.store(lane_ptr + 7 * N + i, none + parent[:, None], mask=live)
-        real = tl.zeros(cell.shape, tl.float32)
-        tl.store(lane_real_ptr + i, real + time[:, None], mask=live)
-        tl.store(lane_real_ptr + N + i, real + linear_time[:, None], mask=live)
-        tl.store(lane_real_ptr + 2 * N + i, real + guidance[:, None], mask=live)
-        tl.store(lane_live_ptr + i, live, mask=live)
+    for others in tl.static_range(2):
+        for first in range(0, B, CHAINS):
+            taken += _lay_tile(
+                first, taken, others, chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr,
+                linear_time_ptr, lane_ptr, lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
+                CHAINS, COLUMNS,
+            )  # fmt: skip
 
     time = tl.load(time_ptr)
     linear_time = tl.load(linear_time_ptr)
@@ -94,37 +114,37 @@ def lay_lanes(
         tl.store(lane_live_ptr + i, tl.zeros((THREADS,), tl.int1), mask=padding)
 
 
-@triton.jit(do_not_specialize=["width", "S", "B", "K", "N", "T"])  # one kernel, whatever the sizes of a search
+@triton.jit(do_not_specialize=["width", "S", "B", "K", "N", "T", "top"])  # one kernel, whatever the sizes of a search
 def _assign_lanes_kernel(
-    chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, time_ptr, linear_time_ptr, lane_ptr, lane_real_ptr,
-    lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
+    ints_ptr, floats_ptr, flags_ptr, width, S, B, K, N, T, top,
     CHAINS: tl.constexpr, COLUMNS: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
+    chain_ptr, slot_ptr, _, _, _, _, _, _, _, lane_ptr, position_ptr, _, _, _, _, _ = ints_of(
+        ints_ptr, S, B, K, N, T, top
+    )
+    _, slot_real_ptr, _, time_ptr, linear_time_ptr, _, lane_real_ptr, _, _ = floats_of(floats_ptr, S, B, K, N, T, top)
+    alive_ptr, given_ptr, _, _, scored_ptr, lane_live_ptr, live_ptr, _ = flags_of(flags_ptr, S, B, K, N, T, top)
     lay_lanes(
-        chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, time_ptr, linear_time_ptr, lane_ptr, lane_real_ptr,
-        lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T, CHAINS, COLUMNS, THREADS,
+        chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr, linear_time_ptr, lane_ptr,
+        lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T, CHAINS, COLUMNS, THREADS,
     )  # fmt: skip
 
 
 def assign_lanes(
-    chain: Tensor,
-    alive: Tensor,
-    slot: Tensor,
-    slot_real: Tensor,
-    given: Tensor,
-    time: Tensor,
-    linear_time: Tensor,
-    lane: Tensor,
-    lane_real: Tensor,
-    lane_live: Tensor,
-    live: Tensor,
-    position: Tensor,
+    ints: Tensor,
+    floats: Tensor,
+    flags: Tensor,
+    slots: int,
+    chains: int,
+    lanes: int,
+    transitions: int,
+    widest: int,
+    top: int,
     width: int,
 ) -> None:
     """Launches the kernel; operands as the reference checks them."""
-    (B, K), S, N, T = live.shape, given.shape[0], lane_live.shape[0], time.shape[0] - 1
-    chains, columns, threads = tile(K)
+    tiles, columns, threads = tile(lanes)
     _assign_lanes_kernel[(1,)](
-        chain, alive, slot, slot_real, given, time, linear_time, lane, lane_real, lane_live, live, position,
-        width, S, B, K, N, T, CHAINS=chains, COLUMNS=columns, THREADS=threads, num_warps=4,
+        ints, floats, flags, width, slots, slots * chains, lanes, widest, transitions, top,
+        CHAINS=tiles, COLUMNS=columns, THREADS=threads, num_warps=4,
     )  # fmt: skip

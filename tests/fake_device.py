@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from flowfast.ops import _backend
+from flowfast.ops import backend as backends
 
 torch.utils.rename_privateuse1_backend("privateuseone")  # its own name: now autograd takes it for an accelerator
 _setup_privateuseone_for_python_backend()
@@ -105,7 +105,7 @@ class FakeDevice(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if func.namespace == "flowfast" and not self.fused:
             with self:
-                return _backend.OPS[func._schema.name.split("::")[1]].reference(*args, **kwargs)
+                return backends.OPS[func._schema.name.split("::")[1]].reference(*args, **kwargs)
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         inside = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
         target = kwargs.get("device")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import cuda_objects
-from flowfast.ops._backend import OPS
+from flowfast.ops.backend import OPS
 
 # Registers a thread. With 128 the step, 32 elements a thread, has 4 blocks of 128 threads on a multiprocessor.
 REGISTERS = {
@@ -66,14 +66,14 @@ def test_registers_spills_shared_memory_and_barriers(kernels):
             assert kernel.shared == 0 and kernel.barriers == 0, kernel
 
 
-@pytest.mark.parametrize("op", ["branch_step", "noise", "posterior_mean", "gather_ancestors", "promote"])
+@pytest.mark.parametrize("op", ["branch_step", "noise", "posterior_mean", "gather_ancestors"])
 def test_latents_move_in_128_bits(out, disassembler, op):
     seen = 0
     for (_, symbol), body in cuda_objects.disassemble(out / f"{op}.o").items():
         name = cuda_objects.kernel_name(symbol)
         if not any(f"{start}{width}" in name for start in ("<", ", ") for width in ("4,", "4>", "8,", "8>", "16>")):
             continue  # single elements: rows that do not start at multiples of 16 bytes
-        if name.split("<")[0] in ("gather_ancestors_kernel", "promote_kernel") and "<16>" not in name:
+        if name.split("<")[0] == "gather_ancestors_kernel" and "<16>" not in name:
             continue
         seen += 1
         widths = cuda_objects.accesses(body)
@@ -155,9 +155,9 @@ void torch_c10_cuda_free_error_msg(char*) {}
 LOAD = """
 import sys, torch, flowfast.ops
 has = lambda name: torch._C._dispatch_has_kernel_for_dispatch_key("flowfast::" + name, "CUDA")
-before = [name for name in flowfast.ops._backend.OPS if has(name)]
+before = [name for name in flowfast.ops.backend.OPS if has(name)]
 torch.ops.load_library(sys.argv[1])
-print(*before, "|", *[name for name in flowfast.ops._backend.OPS if has(name)])
+print(*before, "|", *[name for name in flowfast.ops.backend.OPS if has(name)])
 """
 
 

@@ -1,5 +1,5 @@
 // Operand checks shared by the CPU and the CUDA kernels. A failed check throws std::runtime_error, a RuntimeError in
-// Python; the text says what was expected and what came. flowfast/ops/_checks.py holds the same checks for the Python
+// Python; the text says what was expected and what came. flowfast/ops/checks.py holds the same checks for the Python
 // kernels.
 #pragma once
 

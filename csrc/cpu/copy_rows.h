@@ -1,4 +1,4 @@
-// Copies rows between latents, several threads at a time; shared by gather_ancestors_ and promote_.
+// Copies rows between latents, several threads at a time; shared by gather_ancestors_ and decide.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

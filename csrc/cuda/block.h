@@ -71,16 +71,16 @@ class Block {
   }
 
   // How many blocks of the grid took one before. What those did is visible to this one, and came before what it does.
-  __device__ int32_t take_ticket(int32_t* ticket) {
-    auto* mine = static_cast<int32_t*>(scratch_);
+  __device__ int64_t take_ticket(int64_t* ticket) {
+    auto* mine = static_cast<int64_t*>(scratch_);
     __syncthreads();
     if (threadIdx.x == 0) {
       __threadfence();
-      *mine = atomicAdd(ticket, 1);
+      *mine = static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(ticket), 1ull));
       __threadfence();
     }
     __syncthreads();
-    const int32_t taken = *mine;
+    const int64_t taken = *mine;
     __syncthreads();  // the next method writes scratch
     return taken;
   }

@@ -1,4 +1,4 @@
-// One thread of a row copy, as gather_ancestors_, promote_ and decide make them: kCopies accesses of kBytes, loaded
+// One thread of a row copy, as gather_ancestors_ and decide make them: kCopies accesses of kBytes, loaded
 // before any is stored so that they are under way together.
 #pragma once
 

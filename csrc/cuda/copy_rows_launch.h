@@ -1,4 +1,4 @@
-// The choice of access for kernels that copy rows: gather_ancestors_, promote_ and decide.
+// The choice of access for kernels that copy rows: gather_ancestors_ and decide.
 #pragma once
 
 #include "cuda/copy_rows.h"

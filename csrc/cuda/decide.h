@@ -31,7 +31,7 @@ FF_HD inline void move_row(const void* from, int64_t from_row, void* to, int64_t
 template <int kBytes, class Block>
 FF_HD inline void move_child(Block& block, const Decision& task, int64_t b, int64_t chunk) {
   const Round& r = task.round;
-  const int64_t winner = judge_chain(r, b).result.winner;
+  const int64_t winner = judge_chain(r, b).winner;
   if (winner < 0) return;
   const int64_t from = r.position[b * r.lanes + winner], to = spare_row(r, b);
   block.each(kBlockThreads, [&](int64_t thread) {
@@ -53,12 +53,12 @@ struct FreshSample {
 // The first one of slot s that ranks behind `last`; reward -inf: there is none.
 template <class Block>
 FF_HD inline FreshSample next_sample(Block& block, const Round& r, int64_t s, FreshSample last) {
-  const FreshSample none{-std::numeric_limits<float>::infinity(), std::numeric_limits<int64_t>::max()};
+  const FreshSample none{kNone, std::numeric_limits<int64_t>::max()};
   const auto first = [](FreshSample a, FreshSample b) { return b.ranks_before(a) ? b : a; };
   const auto of_chain = [&](int64_t c) {
     const int64_t b = s * r.chains + c;
     FreshSample best = none;
-    const int64_t used = r.finished[r.transition(b)] ? judge_chain(r, b).result.used : 0;
+    const int64_t used = joins_samples(r, b) ? judge_chain(r, b).used : 0;
     for (int64_t cell = b * r.lanes; cell < b * r.lanes + used; ++cell) {
       const FreshSample sample{reward_of(r, cell), cell};
       if (last.ranks_before(sample)) best = first(best, sample);
@@ -133,7 +133,7 @@ FF_HD inline void keep_books(Block& block, const Decision& task, const Tile& til
   });
   block.each(r.widest, [&](int64_t i) { r.broken[i] = false; });
   if (task.next_width >= 0) assign_lanes_block(block, r, task.next_width, tile);
-  block.once([&] { *task.ticket = 0; });
+  block.once([&] { *r.ticket = 0; });
 }
 
 // Block `chunk` of a row; rows from B + S on have nothing to move. blocks: of the grid.
@@ -145,7 +145,7 @@ FF_HD inline void decide_block(Block& block, const Decision& task, int64_t row, 
     move_child<kBytes>(block, task, row, chunk);
   else if (row < B + task.round.slots)
     move_samples<kBytes>(block, task, row - B, chunk);
-  if (block.take_ticket(task.ticket) == blocks - 1) keep_books(block, task, tile);
+  if (block.take_ticket(task.round.ticket) == blocks - 1) keep_books(block, task, tile);
 }
 
 }  // namespace flowfast

@@ -27,7 +27,7 @@ class SerialBlock {
   void scan(int64_t* data, int64_t n, const Combine& combine) {
     for (int64_t i = 1; i < n; ++i) data[i] = combine(data[i - 1], data[i]);
   }
-  int32_t take_ticket(int32_t* ticket) { return (*ticket)++; }
+  int64_t take_ticket(int64_t* ticket) { return (*ticket)++; }
   static void add(int64_t& sum, int64_t value) { sum += value; }
 
   static int64_t scrambled(int64_t k, int64_t n) { return n % 7919 == 0 ? n - 1 - k : (k * 7919 + 5) % n; }

@@ -5,7 +5,7 @@
 #include "core/log_weights.h"
 #include "core/philox.h"
 #include "core/resample.h"
-#include "core/rollover.h"
+#include "core/round.h"
 #include "core/step.h"
 #include "cpu/simd.h"
 #include "tests/check.h"
@@ -167,24 +167,22 @@ void rollover_rounds() {
   const struct {
     float rewards[3];
     bool live[3];
-    ChainState before;
-    RoundResult result;
-    ChainState after;
+    int64_t quota;
+    float best_child;
+    Verdict after;
   } rounds[] = {
-      {{1, 3, 5}, {true, true, true}, {5, 2, -inf}, {1, kAccepted, 2}, {3 + 4, 3, -inf}},
-      {{1, 0, 5}, {true, true, false}, {5, 2, -inf}, {0, kStay, 2}, {3, 2, 1}},
-      {{1, 0, 9}, {true, true, true}, {2, 2, -inf}, {0, kSpent, 2}, {0 + 4, 2, -inf}},
-      {{nan, nan, nan}, {true, true, true}, {3, 2, -inf}, {-1, kDead, 3}, {0, 2, -inf}},
-      {{2, 2, 0}, {true, true, true}, {5, 2, -inf}, {0, kStay, 3}, {2, 2, 2}},  // ties lose
-      {{9, 9, 9}, {true, true, true}, {0, 2, 1}, {-1, kStay, 0}, {0, 2, 1}},
+      {{1, 3, 5}, {true, true, true}, 5, -inf, {1, kAccepted, 2, 3 + 4, -inf}},
+      {{1, 0, 5}, {true, true, false}, 5, -inf, {0, kStay, 2, 3, 1}},
+      {{1, 0, 9}, {true, true, true}, 2, -inf, {0, kSpent, 2, 0 + 4, -inf}},
+      {{nan, nan, nan}, {true, true, true}, 3, -inf, {-1, kDead, 3, 0, -inf}},
+      {{2, 2, 0}, {true, true, true}, 5, -inf, {0, kStay, 3, 2, 2}},  // ties lose
+      {{9, 9, 9}, {true, true, true}, 0, 1, {-1, kStay, 0, 0, 1}},
   };
   for (const auto& round : rounds) {
-    ChainState state = round.before;
-    const RoundResult result = rollover_chain(round.rewards, round.live, 3, 4, true, state);
-    CHECK(result.winner == round.result.winner && result.advance == round.result.advance &&
-          result.used == round.result.used);
-    CHECK(state.quota == round.after.quota && state.threshold == round.after.threshold &&
-          state.best_child == round.after.best_child);
+    const Verdict found = choose(round.rewards, round.live, 3, 4, true, 2.0f, round.quota, round.best_child);
+    CHECK(found.winner == round.after.winner && found.advance == round.after.advance &&
+          found.used == round.after.used && found.quota == round.after.quota &&
+          found.best_child == round.after.best_child);
   }
 }
 

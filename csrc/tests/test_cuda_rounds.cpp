@@ -7,64 +7,57 @@
 namespace flowfast {
 namespace {
 
-struct Sizes {
+struct Shape {
   int64_t slots, chains, lanes, transitions, top, widest, bytes;
 };
 
 // A state in the middle of a search, with ties among the rewards; chains may be dead, over, or out of quota.
 class State {
  public:
-  State(uint64_t seed, const Sizes& sizes) : random_(seed), sizes_(sizes) {
+  State(uint64_t seed, const Shape& sizes) : random_(seed), sizes_(sizes) {
     const auto& [S, C, K, T, top, N, bytes] = sizes;
     const int64_t B = S * C;
     Round& r = decision_.round;
-    r.slots = S, r.chains = C, r.lanes = K, r.transitions = T, r.widest = N, r.top = top;
-    r.passes = 1 + below(2);
+    static_cast<Sizes&>(r) = {S, C, K, T, N, top};
+    const Extents extents = lay_out(r, nullptr, nullptr, nullptr, r);
+    Exact<int64_t>& ints = ints_.emplace_back(extents.ints);
+    Exact<float>& floats = floats_.emplace_back(extents.floats);
+    Exact<bool>& flags = flags_.emplace_back(extents.flags);
+    for (int64_t i = 0; i < ints.size(); ++i) ints[i] = below(5);
+    for (int64_t i = 0; i < floats.size(); ++i) floats[i] = static_cast<float>(below(7)) / 2;
+    for (int64_t i = 0; i < flags.size(); ++i) flags[i] = random_.unit() < 0.7;
+    lay_out(r, ints.get(), floats.get(), flags.get(), r);
     r.margin = static_cast<float>(below(2)) / 2;
     r.carry = below(2);
     r.temperature = 0.5f;
     r.seen = N;
-    r.chain = numbers(kChainRows * B, 5);
-    r.score = reals(kScoreRows * B, 7);
-    r.alive = flags(B, 0.8);
-    r.slot = numbers(kSlotRows * S, 50);
-    float* slot_real = reals(kSlotRealRows * S, 12);
-    r.slot_real = slot_real;
-    r.given = flags(S, 0.3);
-    r.quota_table = numbers(B * T, 4);
-    r.path_chain = numbers(B * T, C);
-    r.path_candidate = numbers(B * T, 9);
-    r.top_reward = reals(S * top, 5);
-    r.top_row = numbers(S * top, T);
-    r.top_chain = numbers(S * top * T, C);
-    r.top_candidate = numbers(S * top * T, 9);
-    r.accept = flags(T, 0.6);
-    r.finished = flags(T, 0.5);
-    r.time = reals(T + 1, 100);
-    r.linear_time = reals(T + 1, 100);
-    r.lane = numbers(kLaneRows * N, 99);
-    r.lane_real = reals(kLaneRealRows * N, 99);
-    r.lane_live = flags(N, 0.5);
-    r.live = flags(B * K, 0.5);
-    r.position = numbers(B * K, 99);
-    r.broken = broken_ = flags(N, 0.1);
-    r.dense = reals(B * K, 99);
-    r.status = numbers(B * K, 99);
-    r.advance = numbers(B, 99);
-    r.store_source = numbers(2 * B, 99);
-    r.top_source = numbers(S * top, 99);
-    r.rewards = rewards_ = reals(N, 7);
-    r.bias = below(2) ? reals(N, 5) : nullptr;
+    for (int64_t t = 0; t < T; ++t) {
+      writable(r.passes)[t] = 1 + below(2);
+      writable(r.centre)[t] = below(2) ? 0.0f : static_cast<float>(below(3)) / 2;
+      writable(r.scored)[t] = random_.unit() < 0.8;
+    }
+    for (int64_t i = 0; i < B * T; ++i) r.path_chain[i] = below(C), r.path_candidate[i] = below(9);
+    for (int64_t i = 0; i < S * top; ++i) r.top_transition[i] = below(T);
+    for (int64_t i = 0; i < S * top * T; ++i) r.top_chain[i] = below(C), r.top_candidate[i] = below(9);
+    for (int64_t b = 0; b < B; ++b) r.alive[b] = random_.unit() < 0.8;
+    *r.ticket = 0;
+    rewards_ = floats_.emplace_back(N).get();
+    r.rewards = rewards_;
     for (int64_t b = 0; b < B; ++b) {
       r.of_chain(kActive, b) = below(2);
-      r.of_chain(kRow, b) = r.alive[b] ? below(T) : below(T + 1);
+      r.of_chain(kChainTransition, b) = r.alive[b] ? below(T) : below(T + 1);
       r.of_chain(kLeft, b) = below(9);
+    }
+    if (below(2)) {
+      Exact<float>& bias = floats_.emplace_back(N);
+      for (int64_t i = 0; i < N; ++i) bias[i] = static_cast<float>(below(5)) / 2;
+      r.bias = bias.get();
     }
     for (int64_t i = 0; i < S * top; ++i)  // best first, -inf: none yet
       r.top_reward[i] = i % top == 0 ? r.top_reward[i] : r.top_reward[i - 1] - static_cast<float>(below(3)) / 2;
     for (int64_t s = 0; s < S; ++s) {
       if (below(3) == 0) r.top_reward[s * top + top - 1] = -kInfinity;
-      if (below(3) == 0) slot_real[kUntil * S + s] = kInfinity;
+      writable(r.slot_real)[kUntil * S + s] = below(3) == 0 ? kInfinity : static_cast<float>(below(12)) / 2;
     }
     decision_.bytes = bytes;
     decision_.next_width = below(N + 2) - 1;
@@ -75,8 +68,6 @@ class State {
     decision_.u = latents(2 * B);
     decision_.top_x = latents(S * top);
     decision_.top_x0 = latents(S * top);
-    tickets_.emplace_back(1);
-    decision_.ticket = tickets_.back().get();
     draw_rewards();
   }
 
@@ -85,15 +76,16 @@ class State {
     const float odd[] = {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity};
     for (int64_t i = 0; i < sizes_.widest; ++i) {
       rewards_[i] = below(8) == 0 ? odd[below(3)] : static_cast<float>(below(7)) / 2;
-      broken_[i] = below(10) == 0;
+      decision_.round.broken[i] = below(10) == 0;
+      writable(decision_.round.image_sum)[i] = below(10) == 0 ? odd[below(3)] : 1.0f;
     }
   }
 
   const Decision& decision() const { return decision_; }
 
   bool same_bits(const State& other) const {
-    return same(numbers_, other.numbers_) && same(reals_, other.reals_) && same(flags_, other.flags_) &&
-           same(latents_, other.latents_) && same(tickets_, other.tickets_);
+    return same(ints_, other.ints_) && same(floats_, other.floats_) && same(flags_, other.flags_) &&
+           same(latents_, other.latents_);
   }
 
   int64_t below(int64_t limit) { return static_cast<int64_t>(random_.bits() % static_cast<uint64_t>(limit)); }
@@ -101,20 +93,10 @@ class State {
  private:
   static constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-  int64_t* numbers(int64_t n, int64_t limit) {
-    Exact<int64_t>& values = numbers_.emplace_back(n);
-    for (int64_t i = 0; i < n; ++i) values[i] = below(limit);
-    return values.get();
-  }
-  float* reals(int64_t n, int64_t limit) {
-    Exact<float>& values = reals_.emplace_back(n);
-    for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(below(limit)) / 2;
-    return values.get();
-  }
-  bool* flags(int64_t n, double share) {
-    Exact<bool>& values = flags_.emplace_back(n);
-    for (int64_t i = 0; i < n; ++i) values[i] = random_.unit() < share;
-    return values.get();
+  // What a round only reads, to set it up.
+  template <class T>
+  static T* writable(const T* field) {
+    return const_cast<T*>(field);
   }
   char* latents(int64_t rows) {
     Exact<char>& values = latents_.emplace_back(rows * sizes_.bytes);
@@ -129,15 +111,13 @@ class State {
   }
 
   Random random_;
-  Sizes sizes_;
+  Shape sizes_;
   Decision decision_{};
   float* rewards_;
-  bool* broken_;
-  std::vector<Exact<int64_t>> numbers_;
-  std::vector<Exact<float>> reals_;
+  std::vector<Exact<int64_t>> ints_;
+  std::vector<Exact<float>> floats_;
   std::vector<Exact<bool>> flags_;
   std::vector<Exact<char>> latents_;
-  std::vector<Exact<int32_t>> tickets_;
 };
 
 // How often something happened, so that agreement is worth something.
@@ -189,7 +169,7 @@ void decide_by_blocks(const Decision& task, const Tile& tile) {
 }
 
 template <int kBytes>
-void compare(uint64_t seed, const Sizes& sizes, Seen& seen) {
+void compare(uint64_t seed, const Shape& sizes, Seen& seen) {
   State serial(seed, sizes), threads(seed, sizes);
   SerialBlock block;
   Exact<int64_t> counts(1 + serial.below(6));

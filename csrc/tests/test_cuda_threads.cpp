@@ -12,9 +12,7 @@
 #include "cuda/gather_ancestors.h"
 #include "cuda/normalize_log_weights.h"
 #include "cuda/posterior_mean.h"
-#include "cuda/promote.h"
 #include "cuda/resample.h"
-#include "cuda/rollover.h"
 #include "tests/problem.h"
 #include "tests/serial_block.h"
 
@@ -292,11 +290,6 @@ void row_copies(int64_t bytes) {
     run([&](int64_t row, int64_t block, int64_t thread) { gather_ancestors_thread<kBytes>(task, row, block, thread); });
     CHECK(x.same_bits(new_x) && u.same_bits(new_u), "%ld bytes in accesses of %d", bytes, kBytes);
   }
-  const int64_t source[] = {-1, 3, 0, 3, -1, 2, -7};
-  const Exact<char> won_x = expected(x_lane, source, x), won_u = expected(u_lane, source, u);
-  const Promote task{source, rows, lanes, bytes, x_lane.get(), u_lane.get(), x.get(), u.get()};
-  run([&](int64_t row, int64_t block, int64_t thread) { promote_thread<kBytes>(task, row, block, thread); });
-  CHECK(x.same_bits(won_x) && u.same_bits(won_u), "%ld bytes in accesses of %d", bytes, kBytes);
 }
 
 // Rows that survive lie in memory that cannot be written.
@@ -352,27 +345,6 @@ void slots(int64_t n) {
   }
 }
 
-void chains() {
-  const int64_t count = 5, lanes = 3;
-  Random random(9);
-  Exact<float> rewards(count * lanes), threshold(count), best(count);
-  Exact<bool> live(count * lanes);
-  Exact<int64_t> next(count), quota(count), winner(count), advance(count), used(count);
-  for (int64_t i = 0; i < count * lanes; ++i) rewards[i] = random.normalish(), live[i] = i % lanes < 2 || i % 2 == 0;
-  for (int64_t b = 0; b < count; ++b) quota[b] = b, next[b] = 3, best[b] = -1.0f;
-  const Rollover task{rewards.get(), live.get(),      next.get(), true,         count,         lanes,
-                      quota.get(),   threshold.get(), best.get(), winner.get(), advance.get(), used.get()};
-  for (int64_t b = 0; b < count; ++b) {
-    ChainState state{quota[b], threshold[b], best[b]};
-    const RoundResult result =
-        rollover_chain(rewards.get() + b * lanes, live.get() + b * lanes, lanes, next[b], true, state);
-    rollover_thread(task, b);
-    CHECK(winner[b] == result.winner && advance[b] == result.advance && used[b] == result.used &&
-          quota[b] == state.quota && threshold[b] == state.threshold && best[b] == state.best_child);
-  }
-  rollover_thread(task, count);  // beyond the last chain
-}
-
 }  // namespace
 
 void test_cuda_threads() {
@@ -390,7 +362,6 @@ void test_cuda_threads() {
     slots<float>(n);
     slots<double>(n);
   }
-  chains();
 }
 
 }  // namespace flowfast

@@ -705,7 +705,9 @@ class Driver:
         """Why a prompt whose slot was just freed got no sample."""
         state, plan, C = group.engine.state, self.plan, self.plan.chains
         calls, nan = (int(counts[slot]) for counts in (state.reward_calls, state.nan_rewards))
-        ended = [(c, row) for c, row in enumerate(slice_of(state.row, slot, C).tolist()) if row < len(plan.accept)]
+        ended = [
+            (c, row) for c, row in enumerate(slice_of(state.transition, slot, C).tolist()) if row < len(plan.accept)
+        ]
         broke = sum(plan.quota[c][row] == 1 for c, row in ended)
         return (
             f"{nan} of its {calls} candidates counted as NaN (a reward that is, or a latent or picture that is not "

@@ -62,8 +62,9 @@ class Chains(nn.Module):
 
     @torch.jit.export
     def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
-        """ancestors (S, C): chain n goes on from chain ancestors[n]; survivors keep their place. rewards (S, C) of
-        the parents (-inf: dead); row (S,) the transition just taken; moved (S,) whether the slot took one."""
+        """ancestors (S, C): chain n goes on from chain ancestors[n], or ends where that is -1; survivors keep their
+        place. rewards (S, C) of the parents (-inf: dead); row (S,) the transition just taken; moved (S,) whether the
+        slot took one."""
         return torch.arange(rewards.size(1), device=rewards.device).expand_as(rewards)
 
 

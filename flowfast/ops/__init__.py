@@ -5,7 +5,6 @@ give the same bits whatever the backend, the batch and the number of threads.
 """
 
 from flowfast.ops import (  # each module registers its ops when it is imported
-    _backend,
     assign_lanes,
     branch_step,
     decide,
@@ -13,15 +12,14 @@ from flowfast.ops import (  # each module registers its ops when it is imported
     noise,
     normalize_log_weights,
     posterior_mean,
-    promote,
     resample,
-    rollover,
 )
-from flowfast.ops._backend import instruction_set, libraries, live, use_backend, use_instruction_set
+from flowfast.ops.backend import instruction_set, libraries, live, use_backend, use_instruction_set
+from flowfast.ops.backend import load as _load
 from flowfast.ops.noise import STREAM_VERSION
 from flowfast.ops.resample import RESAMPLING
 
-_backend.load()
+_load()
 
 __all__ = [
     "RESAMPLING",
@@ -36,9 +34,7 @@ __all__ = [
     "noise",
     "normalize_log_weights",
     "posterior_mean",
-    "promote",
     "resample",
-    "rollover",
     "use_backend",
     "use_instruction_set",
 ]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from flowfast.ops import noise
-from flowfast.ops._backend import register
-from flowfast.ops._checks import OperandError, check_latents, check_operand, check_range
 from flowfast.ops._float32 import fma32
+from flowfast.ops.checks import OperandError, check_latents, check_operand, check_range
+from flowfast.ops.registry import register
 
 A, B, C, G, D, E, D_FROM, E_FROM = range(8)  # columns of the schedule's table
 COLUMNS = 8

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowfast.ops._backend import register
-from flowfast.ops._checks import OperandError, check_latents, check_operand, check_range
+from flowfast.ops.checks import OperandError, check_latents, check_operand, check_range
+from flowfast.ops.registry import register
 
 
 def reference(x: Tensor, u: Tensor, ancestors: Tensor) -> None:

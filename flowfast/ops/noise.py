@@ -19,9 +19,9 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from flowfast.ops._backend import register
-from flowfast.ops._checks import OperandError, check_latents, check_operand, check_range
 from flowfast.ops._float32 import fma32, round32
+from flowfast.ops.checks import OperandError, check_latents, check_operand, check_range
+from flowfast.ops.registry import register
 
 STREAM_VERSION = 1
 COUNTERS = 64  # counters of a block (Q)

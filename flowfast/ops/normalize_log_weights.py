@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from flowfast.ops._backend import register
-from flowfast.ops._checks import OperandError, check_dense, check_operand
+from flowfast.ops.checks import OperandError, check_dense, check_operand
+from flowfast.ops.registry import register
 
 MAX_PARTICLES = 2**20  # what the fixed-point sums of this module and of resample can hold
 

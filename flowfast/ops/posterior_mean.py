@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowfast.ops._backend import register
-from flowfast.ops._checks import OperandError, check_latents, check_operand, check_range
 from flowfast.ops._float32 import fma32, round32
 from flowfast.ops.branch_step import D, E, add_terms, check_table
+from flowfast.ops.checks import OperandError, check_latents, check_operand, check_range
+from flowfast.ops.registry import register
 
 
 def reference(

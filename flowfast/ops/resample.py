@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from flowfast.ops import noise
-from flowfast.ops._backend import register
-from flowfast.ops._checks import OperandError, check_operand, check_range
+from flowfast.ops.checks import OperandError, check_operand, check_range
 from flowfast.ops.normalize_log_weights import check_weights
+from flowfast.ops.registry import register
 
 RESAMPLING = {"multinomial": 0, "stratified": 1, "systematic": 2, "residual": 3, "ssp": 4}
 MULTINOMIAL, STRATIFIED, SYSTEMATIC, RESIDUAL, SSP = RESAMPLING.values()

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 import flowfast.ops  # noqa: F401  (registers torch.ops.flowfast)
 from flowfast.errors import ModelError
 from flowfast.flow.schedule import Schedule
+from flowfast.ops.layout import Sizes, make_buffers, views
 from flowfast.rounds.state import State, slice_of
+
+SEEN_FIELDS = (
+    "time", "linear_time", "finished", "lane", "lane_real", "lane_live", "broken", "image_sum", "dense", "status",
+    "advance", "store_source",
+)  # fmt: skip
+"""Fields of the packed buffers that are known here by name."""
 
 
 class Search(nn.Module):
@@ -27,27 +34,23 @@ class Search(nn.Module):
         state: State
 
     table: Tensor
+    ints: Tensor
+    floats: Tensor
+    flags: Tensor
     time: Tensor
     linear_time: Tensor
-    accept: Tensor
     finished: Tensor
-    row_index: Tensor
-    lane_index: Tensor
     chain_index: Tensor
     side: Tensor
     lane: Tensor
     lane_real: Tensor
     lane_live: Tensor
-    live: Tensor
-    position: Tensor
     broken: Tensor
     image_sum: Tensor
     dense: Tensor
     status: Tensor
     advance: Tensor
     store_source: Tensor
-    top_source: Tensor
-    ticket: Tensor
     x_lane: Tensor
     u_lane: Tensor
     x0_lane: Tensor
@@ -93,43 +96,31 @@ class Search(nn.Module):
         self.flow, self.reward, self.method = flow, reward, method
         self.slots, self.chains, self.lanes, self.passes, self.micro_batch = slots, chains, lanes, passes, micro_batch
         self.rows, self.top, self.numel, self.margin, self.carry = transitions, top, numel, margin, carry
-        self.state = State(slots, chains, transitions, numel, top, dtype, device)
         # One more row of the table starts from latents that the caller gave: x' = x at the first time.
         given = schedule.table[:1].clone()
         given[:, :4] = given.new_tensor([1.0, 0.0, 0.0, 0.0])
-        constant = {
-            "table": torch.cat([schedule.table, given]).float(),
-            "time": torch.cat([schedule.time, schedule.time[:1]]).float(),
-            "linear_time": torch.cat([schedule.linear_time, schedule.linear_time[:1]]).float(),
-            "accept": accept,
-            "finished": finished,
-            "chain_index": torch.arange(slots * chains, device=device),
-            "side": torch.arange(2, device=device),
-        }
-        for name, tensor in constant.items():
-            setattr(self, name, tensor.to(device))
-        B, M = slots * chains, micro_batch
-        widest = -(-B * lanes // M) * M
-
-        def buffer(name: str, shape: tuple[int, ...], kind: torch.dtype) -> None:
-            setattr(self, name, torch.zeros(shape, dtype=kind, device=device))  # plain, as in State
-
+        self.table = torch.cat([schedule.table, given]).float().to(device)
+        self.chain_index = torch.arange(slots * chains, device=device)
+        self.side = torch.arange(2, device=device)
+        M = micro_batch
+        widest = -(-slots * chains * lanes // M) * M
+        sizes = Sizes(slots, chains, lanes, transitions, widest, top)
+        buffers = make_buffers(sizes, device)
+        fields = views(buffers, sizes)
+        self.ints, self.floats, self.flags = buffers["ints"], buffers["floats"], buffers["flags"]
+        fields["time"].copy_(torch.cat([schedule.time, schedule.time[:1]]))
+        fields["linear_time"].copy_(torch.cat([schedule.linear_time, schedule.linear_time[:1]]))
+        fields["accept"].copy_(accept)
+        fields["finished"].copy_(finished)
+        fields["passes"].fill_(passes)
+        fields["scored"].fill_(True)
+        for name in SEEN_FIELDS:
+            setattr(self, name, fields[name])  # plain, as in State
+        self.state = State(fields, sizes, numel, dtype, device)
         # Without guidance and in one micro-batch the model's own output is u_lane: nothing copies it.
         self.direct = passes == 1 and widest == M
         for name, rows in (("x_lane", widest), ("u_lane", 0 if self.direct else widest), ("x0_lane", widest)):
-            buffer(name, (rows, numel), dtype)
-        buffer("lane", (8, widest), torch.int64)
-        buffer("lane_real", (3, widest), torch.float32)
-        buffer("lane_live", (widest,), torch.bool)
-        buffer("broken", (widest,), torch.bool)
-        buffer("image_sum", (widest,), torch.float32)
-        buffer("live", (B, lanes), torch.bool)
-        buffer("dense", (B, lanes), torch.float32)
-        for name, shape in (("position", (B, lanes)), ("status", (B, lanes)), ("advance", (B,))):
-            buffer(name, shape, torch.int64)
-        buffer("store_source", (2 * B,), torch.int64)
-        buffer("top_source", (slots, top), torch.int64)
-        buffer("ticket", (1,), torch.int32)
+            setattr(self, name, torch.zeros([rows, numel], dtype=dtype, device=device))
         self.lane_slot, self.lane_row, self.lane_candidate = self.lane[1], self.lane[2], self.lane[3]
         self.lane_chain, self.lane_key, self.kernel_row, self.parent = self.lane[4:].unbind(0)
         # Micro-batches are views made once: a round makes none.
@@ -218,7 +209,7 @@ class Search(nn.Module):
         chain. Those that go on keep enough to finish."""
         s = self.state
         own, stopped = slice_of(s.left, slot, self.chains), left <= 0
-        need = torch.minimum(own, self.rows - slice_of(s.row, slot, self.chains))
+        need = torch.minimum(own, self.rows - slice_of(s.transition, slot, self.chains))
         own.copy_(torch.where(stopped, 0, torch.maximum(torch.minimum(own, left), need)))
         slice_of(s.quota_table, slot, self.chains).copy_(quota)
         slice_of(s.stopped, slot, self.chains).logical_or_(stopped)
@@ -238,7 +229,7 @@ class Search(nn.Module):
             "reward": s.top_reward[slot].clone(),
             "x0": s.top_x0.narrow(0, slot * top, top).clone(),
             "x": s.top_x.narrow(0, slot * top, top).clone(),
-            "row": s.top_row[slot].clone(),
+            "row": s.top_transition[slot].clone(),
             "chain": s.top_chain[slot].clone(),
             "candidate": s.top_candidate[slot].clone(),
             "cost": torch.stack([s.nfe[slot], s.nfe_speculative[slot], s.reward_calls[slot], s.nan_rewards[slot]]),
@@ -392,11 +383,9 @@ class Search(nn.Module):
     # ---- parts of a round ----
 
     def settle(self, rewards: Tensor) -> None:
-        """All that is decided of each chain by itself. An image that is not finite has no reward, whatever was said of
-        it: in 8 bits NaN is black."""
+        """All that is decided of each chain by itself."""
         s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
-        # 0 times a sum that is not finite is NaN, and 0 times any other is 0: one launch.
-        rewards = torch.add(rewards.to(torch.float32), self.image_sum[: rewards.size(0)], alpha=0.0)
+        rewards = rewards.to(torch.float32)
         if self.method.draws:
             n = rewards.size(0)
             bias = self.method.bias(self.lane_key[:n], self.lane_row[:n], self.lane_candidate[:n], self.lane_chain[:n])
@@ -404,29 +393,9 @@ class Search(nn.Module):
             rewards,
             self.method.temperature,
             bias,
-            s.chain,
-            s.score,
-            s.alive,
-            s.slot,
-            s.slot_real,
-            s.given,
-            s.quota_table,
-            s.path_chain,
-            s.path_candidate,
-            s.top_reward,
-            s.top_row,
-            s.top_chain,
-            s.top_candidate,
-            self.accept,
-            self.finished,
-            self.time,
-            self.linear_time,
-            self.lane,
-            self.lane_real,
-            self.lane_live,
-            self.live,
-            self.position,
-            self.broken,
+            self.ints,
+            self.floats,
+            self.flags,
             self.x_lane,
             self.u_lane,
             self.x0_lane,
@@ -434,15 +403,11 @@ class Search(nn.Module):
             s.u,
             s.top_x,
             s.top_x0,
-            self.dense,
-            self.status,
-            self.advance,
-            self.store_source,
-            self.top_source,
-            self.ticket,
+            self.slots,
+            self.lanes,
+            self.rows,
             self.margin,
             self.carry,
-            self.passes,
             self.next_width,
         )
 
@@ -456,42 +421,39 @@ class Search(nn.Module):
         return rows
 
     def assign(self, width: int) -> None:
-        s = self.state
         torch.ops.flowfast.assign_lanes(
-            s.chain,
-            s.alive,
-            s.slot,
-            s.slot_real,
-            s.given,
-            self.time,
-            self.linear_time,
-            self.lane,
-            self.lane_real,
-            self.lane_live,
-            self.live,
-            self.position,
+            self.ints,
+            self.floats,
+            self.flags,
+            self.slots,
+            self.chains,
+            self.lanes,
+            self.rows,
+            self.lane_live.size(0),
+            self.top,
             width,
         )
         self.assigned = True
 
     def regroup(self, stepped: Tensor) -> None:
-        """Lets the method say which chain each chain goes on from; survivors keep their place, only the others are
-        written."""
+        """Lets the method say which chain each chain goes on from, or that it ends; survivors keep their place, only
+        the others are written."""
         s, S, C = self.state, self.slots, self.chains
         moved = stepped.view(S, C).any(1)
-        row = (s.row * stepped).view(S, C).amax(1) - 1  # that was just taken; chains of such a method go in step
-        alive = torch.logical_or(s.alive, torch.logical_and(stepped, s.row >= self.rows)).view(S, C)
+        at = (s.transition * stepped).view(S, C).amax(1) - 1  # that was just taken; chains of such a method go in step
+        alive = torch.logical_or(s.alive, torch.logical_and(stepped, s.transition >= self.rows)).view(S, C)
         reward = torch.where(alive, s.reward.view(S, C), -torch.inf)
-        ancestors = self.method.regroup(reward, row.clamp(min=0), moved, s.key)
-        chain = (ancestors + torch.arange(S, device=row.device).unsqueeze(1) * C).flatten()
+        ancestors = self.method.regroup(reward, at.clamp(min=0), moved, s.key)
+        shift = torch.arange(S, device=at.device).unsqueeze(1) * C
+        chain = torch.where(ancestors < 0, self.chain_index.view(S, C), ancestors + shift).flatten()
         here = self.side.unsqueeze(0) == s.active.unsqueeze(1)  # of the two rows of each chain: the parent
         own = 2 * self.chain_index.unsqueeze(1) + self.side.unsqueeze(0)
         rows = torch.where(here, (2 * chain + s.active.index_select(0, chain)).unsqueeze(1), own)
         self.gather(rows.flatten())
-        mine = (s.row, s.quota, s.left, s.tried, s.alive, s.threshold, s.reward, s.path_chain, s.path_candidate)
+        mine = (s.transition, s.quota, s.left, s.tried, s.alive, s.threshold, s.reward, s.path_chain, s.path_candidate)
         for tensor in mine:
             tensor.copy_(tensor.index_select(0, chain))
-        s.alive.logical_and_(torch.logical_not(s.stopped))
+        s.alive.logical_and_(torch.logical_not(s.stopped)).logical_and_((ancestors >= 0).flatten())
 
     def gather(self, rows: Tensor) -> None:
         """rows (2 B,): the row of the store that each row goes on from."""

@@ -8,11 +8,31 @@ copying a latent.
 import torch
 from torch import Tensor, nn
 
+from flowfast.ops.layout import (
+    ACTIVE,
+    BEST_CHILD,
+    CHAIN_TRANSITION,
+    CHILD,
+    CHILD_REWARD,
+    GUIDANCE,
+    KEY,
+    LEFT,
+    NAN_REWARDS,
+    NFE,
+    NFE_SPECULATIVE,
+    QUOTA,
+    REWARD,
+    REWARD_CALLS,
+    THRESHOLD,
+    TRIED,
+    UNTIL,
+    Sizes,
+)
+
 
 class State(nn.Module):
-    """Buffers of S slots with C chains, T transitions and latents of n elements; `top` finished samples are kept a
-    slot. What the ops take whole (flowfast/ops/assign_lanes.py, decide.py) lies in four matrices, a quantity a row;
-    the names below are views of these rows."""
+    """What a search of these sizes remembers, latents of n elements; `fields` are the views of the packed buffers
+    (flowfast/ops/layout.py), of which the names below are parts."""
 
     x: Tensor
     u: Tensor
@@ -29,51 +49,46 @@ class State(nn.Module):
     top_reward: Tensor
     top_x0: Tensor
     top_x: Tensor
-    top_row: Tensor
+    top_transition: Tensor
     top_chain: Tensor
     top_candidate: Tensor
 
-    def __init__(
-        self, slots: int, chains: int, rows: int, numel: int, top: int, dtype: torch.dtype, device: torch.device
-    ):
+    def __init__(self, fields: dict[str, Tensor], sizes: Sizes, numel: int, dtype: torch.dtype, device: torch.device):
         super().__init__()
-        B = slots * chains
 
-        def buffer(name: str, shape: tuple[int, ...], kind: torch.dtype, fill: float = 0) -> None:
+        def latents(name: str, rows: int) -> None:
             # A plain attribute is found without nn.Module.__getattr__, which took half of a round's host time.
-            setattr(self, name, torch.full(shape, fill, dtype=kind, device=device))
+            setattr(self, name, torch.zeros([rows, numel], dtype=dtype, device=device))
 
-        buffer("x", (2 * B, numel), dtype)  # store: parent and best child of chain b are rows 2b and 2b + 1
-        buffer("u", (2 * B, numel), dtype)  # their guided velocities: each point is evaluated once
-        buffer("chain", (6, B), torch.int64)
-        self.active = self.chain[0]  # which of the two rows is the parent
-        self.row = self.chain[1]  # transition that the chain is proposing now
-        self.quota = self.chain[2]  # candidates it may still try at this transition
-        self.left = self.chain[3]  # evaluations it may still spend in all
-        self.tried = self.chain[4]  # candidates tried at this transition
-        self.child = self.chain[5]  # candidate number of the best child of this transition
-        buffer("score", (4, B), torch.float32, -torch.inf)
-        self.threshold = self.score[0]  # r*: best reward of the children that took the chain on
-        self.best_child = self.score[1]  # score of the best child of this transition
-        self.child_reward = self.score[2]
-        self.reward = self.score[3]  # reward of the parent
-        buffer("slot", (5, slots), torch.int64)
-        self.key, self.nfe, self.nfe_speculative = self.slot[0], self.slot[1], self.slot[2]
-        self.reward_calls, self.nan_rewards = self.slot[3], self.slot[4]
-        buffer("slot_real", (2, slots), torch.float32)
-        self.guidance, self.until = self.slot_real[0], self.slot_real[1]
-        buffer("alive", (B,), torch.bool)
-        buffer("stopped", (B,), torch.bool)  # taken out for lack of time; stays out when chains are regrouped
-        buffer("given", (slots,), torch.bool)  # the caller gave the initial latents
-        buffer("quota_table", (B, rows), torch.int64)
-        buffer("path_chain", (B, rows), torch.int64)
-        buffer("path_candidate", (B, rows), torch.int64)
-        buffer("top_reward", (slots, top), torch.float32, -torch.inf)
-        buffer("top_x0", (slots * top, numel), dtype)
-        buffer("top_x", (slots * top, numel), dtype)
-        buffer("top_row", (slots, top), torch.int64)
-        buffer("top_chain", (slots, top, rows), torch.int64)
-        buffer("top_candidate", (slots, top, rows), torch.int64)
+        latents("x", 2 * sizes.batch)  # store: parent and best child of chain b are rows 2b and 2b + 1
+        latents("u", 2 * sizes.batch)  # their guided velocities: each point is evaluated once
+        latents("top_x0", sizes.slots * sizes.top)
+        latents("top_x", sizes.slots * sizes.top)
+        self.chain = fields["chain"]
+        self.active = self.chain[ACTIVE]  # which of the two rows is the parent
+        self.transition = self.chain[CHAIN_TRANSITION]  # that the chain is proposing now
+        self.quota = self.chain[QUOTA]  # candidates it may still try at this transition
+        self.left = self.chain[LEFT]  # evaluations it may still spend in all
+        self.tried = self.chain[TRIED]  # candidates tried at this transition
+        self.child = self.chain[CHILD]  # candidate number of the best child of this transition
+        self.score = fields["score"].fill_(-torch.inf)
+        self.threshold = self.score[THRESHOLD]  # r*: best reward of the children that took the chain on
+        self.best_child = self.score[BEST_CHILD]  # score of the best child of this transition
+        self.child_reward = self.score[CHILD_REWARD]
+        self.reward = self.score[REWARD]  # reward of the parent, of the last transition that was scored
+        self.slot = fields["slot"]
+        self.key, self.nfe, self.nfe_speculative = self.slot[KEY], self.slot[NFE], self.slot[NFE_SPECULATIVE]
+        self.reward_calls, self.nan_rewards = self.slot[REWARD_CALLS], self.slot[NAN_REWARDS]
+        self.slot_real = fields["slot_real"]
+        self.guidance, self.until = self.slot_real[GUIDANCE], self.slot_real[UNTIL]
+        self.alive = fields["alive"]
+        self.stopped = torch.zeros_like(self.alive)  # taken out for lack of time; stays out when chains are regrouped
+        self.given = fields["given"]  # the caller gave the initial latents
+        self.quota_table = fields["quota_table"]
+        self.path_chain, self.path_candidate = fields["path_chain"], fields["path_candidate"]
+        self.top_reward = fields["top_reward"].fill_(-torch.inf)
+        self.top_transition = fields["top_transition"]
+        self.top_chain, self.top_candidate = fields["top_chain"], fields["top_candidate"]
 
     @torch.jit.export
     def admit(
@@ -89,7 +104,7 @@ class State(nn.Module):
         self.until[slot] = until
         for counter in (self.nfe, self.nfe_speculative, self.reward_calls, self.nan_rewards):
             counter[slot] = 0
-        for zeroed in (self.row, self.tried, self.active, self.child):
+        for zeroed in (self.transition, self.tried, self.active, self.child):
             slice_of(zeroed, slot, C).zero_()
         slice_of(self.stopped, slot, C).fill_(False)
         for emptied in (self.threshold, self.best_child, self.child_reward, self.reward):

@@ -11,7 +11,8 @@ from triton_interpreter import require
 
 import flowfast.ops
 from flowfast.errors import FlowfastError, OptionError
-from flowfast.ops import _backend, _library
+from flowfast.ops import backend as backends
+from flowfast.ops.library import remedy
 
 ROOT = Path(__file__).parents[2]
 COMPILED = flowfast.ops.instruction_set() != ""
@@ -33,8 +34,8 @@ def run_python(code, **environment):
 @needs_library
 def test_schemas_of_library_and_python_are_the_same():
     defined = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("flowfast::")]
-    assert sorted(f"flowfast::{name}" for name in _backend.OPS) == sorted(defined)
-    for name, op in _backend.OPS.items():
+    assert sorted(f"flowfast::{name}" for name in backends.OPS) == sorted(defined)
+    for name, op in backends.OPS.items():
         assert getattr(torch.ops.flowfast, name).default._schema == torch._C.parse_schema(f"flowfast::{op.schema}")
 
 
@@ -101,7 +102,7 @@ def test_without_the_library_the_reference_gives_the_same_bits_and_warns_once():
     assert code == 0, error
     assert output.strip() == f"{{'reference'}} {here['total']}"
     assert error.count("flowfast runs its ops in plain PyTorch") == 1
-    assert _library.remedy() in error
+    assert remedy() in error
 
 
 def test_a_damaged_library_falls_back(tmp_path):
@@ -130,14 +131,14 @@ def test_info_says_why_a_library_was_not_built(tmp_path):
     assert code == 0, error
     assert f"not loaded: {library} does not exist: the compiler was out" in output
     assert "libflowfast_ops_cuda.so does not exist: nvcc was out" in output
-    assert "reference: no compiled library" in output and _library.remedy() in output
+    assert "reference: no compiled library" in output and remedy() in output
     assert "the compiler was out" in error
 
 
 @needs_library
 def test_a_cuda_library_that_does_not_load_costs_nothing_else(tmp_path):
     library = tmp_path / "libflowfast_ops.so"
-    library.symlink_to(_backend._cpu.path)
+    library.symlink_to(backends._cpu.path)
     cuda = tmp_path / "libflowfast_ops_cuda.so"
     cuda.write_bytes(b"not a library")
     for version, reason in (("'13.0'", f"not loaded: {cuda}: "), ("None", "has no CUDA")):  # the latter is not tried
@@ -176,10 +177,10 @@ def test_triton_without_a_device_says_what_to_do():
 
 
 def test_triton_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(_backend, "_has_triton", lambda: False)
+    monkeypatch.setattr(backends, "_has_triton", lambda: False)
     with pytest.raises(OptionError, match="needs triton: `pip install triton`"), flowfast.ops.use_backend("triton"):
         pass
-    assert _backend._forced == ""
+    assert backends._forced == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a device its kernels are in use")
@@ -191,18 +192,18 @@ def test_triton_is_not_imported_on_a_machine_without_a_device():
 def test_triton_stands_first_on_a_device(monkeypatch):
     """Seen from a machine without one: the launchers are put behind the CUDA key and taken away again."""
     pytest.importorskip("triton", reason="triton is not installed")
-    monkeypatch.setattr(_backend, "_has_device", lambda: True)
-    before = _backend._has_kernel("promote_", "CUDA")
+    monkeypatch.setattr(backends, "_has_device", lambda: True)
+    before = backends._has_kernel("gather_ancestors_", "CUDA")
     try:
         with flowfast.ops.use_backend("triton"):
             live = flowfast.ops.live()
             assert live["branch_step"][0] == "triton" and "4096 particles" in live["resample"][1]
-            assert _backend._has_kernel("promote_", "CUDA")
+            assert backends._has_kernel("gather_ancestors_", "CUDA")
             assert flowfast.ops.live("cpu")["branch_step"][0] != "triton"
-        assert flowfast.ops.live("cuda")["promote_"][0] == "triton"  # also where nobody asks
+        assert flowfast.ops.live("cuda")["gather_ancestors_"][0] == "triton"  # also where nobody asks
         with flowfast.ops.use_backend("reference"):
-            assert flowfast.ops.live("cuda")["promote_"][0] == "reference"
+            assert flowfast.ops.live("cuda")["gather_ancestors_"][0] == "reference"
     finally:
         monkeypatch.undo()
-        _backend._force("", "test")
-    assert _backend._has_kernel("promote_", "CUDA") == before
+        backends._force("", "test")
+    assert backends._has_kernel("gather_ancestors_", "CUDA") == before

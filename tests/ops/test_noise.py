@@ -14,7 +14,8 @@ from fake_device import DEVICE, FakeDevice
 
 import flowfast.ops
 from flowfast.errors import OptionError
-from flowfast.ops import _backend, noise
+from flowfast.ops import backend as backends
+from flowfast.ops import noise
 
 KNOWN_ANSWERS = [  # Random123's kat_vectors: counter, key, words
     ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
@@ -42,7 +43,7 @@ def native_words(key, counter, block):
     """A block of 256 words of the compiled library; counter = its words 1..3."""
     address = (ctypes.c_uint32 * 5)(key[0], key[1], counter[0], counter[1], counter[2])
     words = np.empty(noise.BLOCK, np.uint32)
-    _backend._functions.flowfast_block_words(address, ctypes.c_int64(block), words.ctypes.data_as(ctypes.c_void_p))
+    backends._functions.flowfast_block_words(address, ctypes.c_int64(block), words.ctypes.data_as(ctypes.c_void_p))
     return words.reshape(4, noise.COUNTERS)
 
 
@@ -51,7 +52,7 @@ def native_normals(a, b):
     words = np.concatenate([a[:64], b[:64], a[64:], b[64:]]).astype(np.uint32)
     z = np.empty(noise.BLOCK, np.float32)
     pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (words, z))
-    _backend._functions.flowfast_words_to_normals(*pointers)
+    backends._functions.flowfast_words_to_normals(*pointers)
     z = z.reshape(4, noise.COUNTERS)
     return np.concatenate([z[0], z[2]]), np.concatenate([z[1], z[3]])
 

@@ -12,14 +12,14 @@ def test_kernels_have_the_bits_of_the_reference():
     assert passed("tests/ops/interpreted_kernels.py") > 100
 
 
-FILES = ("branch_step", "gather_ancestors", "noise", "normalize_log_weights", "posterior_mean", "promote", "resample")
+FILES = ("branch_step", "gather_ancestors", "noise", "normalize_log_weights", "posterior_mean", "resample")
 # Hundreds of programs, 20 ms each; interpreted_kernels.py has the same with fewer.
 SLOW = ("equals_a_gather", "several_threads", "hard_bounds", "depend_on_the_batch", "in_float64", "shape1", "shape3")
 
 
 def test_kernels_behave_as_every_backend_does():
     require()
-    files = [f"tests/ops/test_{name}.py" for name in (*FILES, "rollover")]
+    files = [f"tests/ops/test_{name}.py" for name in FILES]
     chosen = " and not ".join(("triton", *SLOW))
     twice = "tests/ops/test_resample.py::test_equals_the_reference"  # interpreted_kernels.py has it with fewer slots
     assert passed(*files, "-k", chosen, "--deselect", twice) > 200

@@ -201,7 +201,7 @@ def test_lanes_change_nothing_where_nothing_is_accepted_early(method):
 # ---- backends ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(ops.live()["rollover"][0] != "cpp", reason="the compiled library is not here")
+@pytest.mark.skipif(ops.live()["decide"][0] != "cpp", reason="the compiled library is not here")
 @pytest.mark.parametrize("method", METHODS)
 def test_reference_and_cpp_give_the_same_bits(method):
     flow = GaussianFlow(shape=(3, 41))

@@ -6,7 +6,6 @@ not cover (float64 latents, which only tests use, and more than 4096 particles a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +19,8 @@ from flowfast.ops import gather_ancestors as _gather_ancestors
 from flowfast.ops import noise as _noise
 from flowfast.ops import normalize_log_weights as _normalize_log_weights
 from flowfast.ops import posterior_mean as _posterior_mean
-from flowfast.ops import promote as _promote
 from flowfast.ops import resample as _resample
-from flowfast.ops import rollover as _rollover
-from flowfast.ops._checks import OperandError
+from flowfast.ops.checks import OperandError
 
 
 def normal_(out: Tensor, key: Tensor, row: Tensor, candidate: Tensor, chain: Tensor, purpose: int) -> None:
@@ -93,31 +90,6 @@ def gather_ancestors_(x: Tensor, u: Tensor, ancestors: Tensor) -> None:
     launch(x, u, ancestors)
 
 
-def promote_(x_store: Tensor, u_store: Tensor, x_lane: Tensor, u_lane: Tensor, source: Tensor) -> None:
-    from flowfast.kernels.promote import promote_ as launch
-
-    _promote.check(x_store, u_store, x_lane, u_lane, source)
-    launch(x_store, u_store, x_lane, u_lane, source)
-
-
-def rollover(
-    rewards: Tensor,
-    live: Tensor,
-    next_quota: Tensor,
-    carry: bool,
-    quota: Tensor,
-    threshold: Tensor,
-    best_child: Tensor,
-    winner: Tensor,
-    advance: Tensor,
-    used: Tensor,
-) -> None:
-    from flowfast.kernels.rollover import rollover as launch
-
-    _rollover.check(rewards, live, next_quota, quota, threshold, best_child, winner, advance, used)
-    launch(rewards, live, next_quota, carry, quota, threshold, best_child, winner, advance, used)
-
-
 def normalize_log_weights(log_weights: Tensor, weights: Tensor, ess: Tensor, log_normalizer: Tensor) -> None:
     from flowfast.kernels.normalize_log_weights import normalize_log_weights as launch
 
@@ -142,23 +114,44 @@ def assign_lanes(*operands: Any) -> None:
     launch(*operands)
 
 
-def decide(*operands: Any) -> None:
+def decide(
+    rewards: Tensor,
+    temperature: float,
+    bias: Tensor | None,
+    ints: Tensor,
+    floats: Tensor,
+    flags: Tensor,
+    x_lane: Tensor,
+    u_lane: Tensor,
+    x0_lane: Tensor,
+    x: Tensor,
+    u: Tensor,
+    top_x: Tensor,
+    top_x0: Tensor,
+    slots: int,
+    lanes: int,
+    transitions: int,
+    margin: float,
+    carry: bool,
+    next_width: int,
+) -> None:
     """float64 latents, too: they are only moved."""
     from flowfast.kernels.decide import decide as launch
 
-    _decide.check(dict(zip(_DECIDE, operands, strict=True)))
-    launch(*operands)
+    latents = {"x_lane": x_lane, "u_lane": u_lane, "x0_lane": x0_lane, "x": x, "u": u, "top_x": top_x, "top_x0": top_x0}
+    _decide.check(rewards, bias, ints, floats, flags, latents, slots, lanes, transitions, next_width)
+    launch(
+        rewards, temperature, bias, ints, floats, flags, x_lane, u_lane, x0_lane, x, u, top_x, top_x0, slots, lanes,
+        transitions, margin, carry, next_width,
+    )  # fmt: skip
 
 
-_DECIDE = tuple(inspect.signature(_decide.reference).parameters)
 _ALL = (
     normal_,
     uniform_,
     branch_step,
     posterior_mean,
     gather_ancestors_,
-    promote_,
-    rollover,
     normalize_log_weights,
     resample,
     assign_lanes,

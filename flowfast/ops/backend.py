@@ -1,6 +1,6 @@
 """Which kernel stands behind each op of `torch.ops.flowfast`, and how to change it.
 
-Every op has a *reference* in plain PyTorch, which runs on any device. Two compiled libraries (`csrc/`, `_library.py`)
+Every op has a *reference* in plain PyTorch, which runs on any device. Two compiled libraries (`csrc/`, `library.py`)
 add kernels: one for the CPU ("cpp"), which also has the schemas, the other, built with nvcc, for CUDA ("cuda"). Without
 the first the same schemas are defined from Python, so that `torch.ops.flowfast.<op>(...)` works in eager and scripted
 code either way and gives the same bits. Where a CUDA or ROCm device and triton are there, the Triton kernels of
@@ -17,37 +17,25 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from flowfast.errors import OptionError
-from flowfast.ops import _library
-from flowfast.ops._library import Library
+from flowfast.ops import library as _library
+from flowfast.ops.library import Library
+from flowfast.ops.registry import OPS
 
 NAMESPACE = "flowfast"
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 
-class Op(NamedTuple):
-    """One op: its schema (the same text as in csrc/ops.cpp) and the reference kernel, which writes into its outputs."""
-
-    schema: str
-    reference: Callable[..., None]
-
-
-OPS: dict[str, Op] = {}
 _registrations: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
 _overrides: list[torch.library.Library] = []  # what stands before the kernels of the compiled library
 _forced = ""  # the backend that was asked for by name
 _cpu: Library  # the compiled libraries, once `load` was called
 _cuda: Library
 _functions: ctypes.CDLL | None = None  # of the CPU's library; None without it
-
-
-def register(schema: str, reference: Callable[..., None]) -> None:
-    """Adds an op. Called once by each module of `flowfast.ops`, before `load`."""
-    OPS[schema.split("(", 1)[0]] = Op(schema, reference)
 
 
 def load() -> None:
@@ -105,9 +93,9 @@ def _triton_keys() -> tuple[str, ...]:
 
 
 def _triton_kernels() -> dict[str, Callable[..., None]]:
-    from flowfast.ops import _triton  # imports the ops' modules, which import this one
+    from flowfast.ops.triton import KERNELS
 
-    return _triton.KERNELS
+    return KERNELS
 
 
 def _obstacle(backend: str) -> str:

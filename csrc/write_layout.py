@@ -1,0 +1,102 @@
+"""Writes where the numbers of a search lie (flowfast/ops/layout.py) for C++ and CUDA, and for Triton.
+
+python csrc/write_layout.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from flowfast.ops import layout  # noqa: E402
+from flowfast.ops.layout import ALIGNMENT, BUFFERS, Field  # noqa: E402
+
+GENERATED = "Written by csrc/write_layout.py; flowfast/ops/layout.py says what each field is. Do not edit."
+ENUMS = {
+    "chain": "ChainRow",
+    "score": "ScoreRow",
+    "slot": "SlotRow",
+    "slot_real": "SlotRealRow",
+    "lane": "LaneRow",
+    "lane_real": "LaneRealRow",
+}
+CPP = {"ints": "int64_t", "floats": "float", "flags": "bool"}
+
+
+def cpp() -> str:
+    """csrc/core/layout.h."""
+    lines = [f"// {GENERATED}", "#pragma once", "", "#include <cstdint>", "", "namespace flowfast {", ""]
+    for field in layout.FIELDS:
+        if field.rows:
+            names = [f"k{_camel(row)}" for row in (*field.rows, f"{field.name}_rows")]
+            lines.append(f"enum {ENUMS[field.name]} {{ {', '.join(names)} }};")
+    lines += ["", "struct Sizes {", "  int64_t slots, chains, lanes, transitions, widest, top;", "};", ""]
+    lines += ["// Elements of the buffers.", "struct Extents {", "  int64_t ints, floats, flags;", "};", ""]
+    lines += ["struct Fields {"]
+    for field in layout.FIELDS:
+        shape = ", ".join(((f"k{_camel(field.name)}Rows",) if field.rows else ()) + field.shape)
+        member = f"  {'' if field.written else 'const '}{CPP[field.buffer]}* {field.name};"
+        lines.append(f"{member:<36}// ({shape})")
+    lines += ["};", "", "// Points at the fields of packed buffers, which may be null where only the extents matter."]
+    lines += ["inline Extents lay_out(const Sizes& sizes, int64_t* ints, float* floats, bool* flags, Fields& fields) {"]
+    lines += ["  const int64_t S = sizes.slots, B = S * sizes.chains, K = sizes.lanes, T = sizes.transitions;"]
+    lines += ["  const int64_t N = sizes.widest, top = sizes.top;", "  Extents end{0, 0, 0};"]
+    lines += ["  const auto from = [](auto* buffer, int64_t at) { return buffer ? buffer + at : nullptr; };"]
+    for field in layout.FIELDS:
+        step = ALIGNMENT // BUFFERS[field.buffer].itemsize
+        count = _product(field, "B", "k{}Rows")
+        lines.append(f"  fields.{field.name} = from({field.buffer}, end.{field.buffer});")
+        lines.append(f"  end.{field.buffer} += ({count} + {step - 1}) / {step} * {step};")
+    lines += ["  return end;", "}", "", "}  // namespace flowfast", ""]
+    return "\n".join(lines)
+
+
+def triton() -> str:
+    """kernels/_layout.py."""
+    lines = [f'"""{GENERATED}"""', "", "import triton", "import triton.language as tl", ""]
+    for field in layout.FIELDS:
+        lines += [f"{row.upper()}: tl.constexpr = tl.constexpr({i})" for i, row in enumerate(field.rows)]
+    for buffer, kind in BUFFERS.items():
+        fields = [field for field in layout.FIELDS if field.buffer == buffer]
+        step = ALIGNMENT // kind.itemsize
+        lines += ["", "", "@triton.jit", f"def {buffer}_of(at, S, B, K, N, T, top):"]
+        lines += ['    """Pointers to the fields, in their order."""']
+        lines += ["    S, B, K = S.to(tl.int64), B.to(tl.int64), K.to(tl.int64)"]
+        lines += ["    N, T, top = N.to(tl.int64), T.to(tl.int64), top.to(tl.int64)"]
+        for field in fields:
+            count = _product(field, "B", str(len(field.rows)))
+            lines.append(f"    {field.name} = at")
+            if field is not fields[-1]:
+                lines.append(f"    at += ({count} + {step - 1}) // {step} * {step}")
+        names = f"    return {', '.join(field.name for field in fields)}"
+        lines += [names] if len(names) <= 120 else _one_a_line("    return", fields)
+    return "\n".join(lines) + "\n"
+
+
+def _one_a_line(start: str, fields: list[Field]) -> list[str]:
+    return [f"{start} (", *(f"        {field.name}," for field in fields), "    )"]
+
+
+def _product(field: Field, batch: str, rows: str) -> str:
+    names = {"2B": f"2 * {batch}", "T+1": "T + 1"}
+    first = [rows.format(_camel(field.name))] if field.rows else []
+    return " * ".join(first + [names.get(name, name) for name in field.shape])
+
+
+def _camel(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+WRITTEN = {"csrc/core/layout.h": cpp, "kernels/_layout.py": triton}
+
+
+def main() -> None:
+    for name, text in WRITTEN.items():
+        (ROOT / name).write_text(text())
+
+
+if __name__ == "__main__":
+    main()
