@@ -18,6 +18,7 @@ from flowfast import secrets
 from flowfast.errors import BudgetError, FlowfastError, OptionError
 from flowfast.prompts.fields import MOST_DIGITS, show
 
+_FAR = 1e15
 MOST_ROWS = 65_536
 """Slots, chains, lanes, rows of a micro-batch, samples kept: more of any is a slip of the keyboard."""
 
@@ -55,8 +56,18 @@ class Whole:
         return Within(float("-inf"), float("inf")).__get_pydantic_core_schema__(source, handler)
 
 
+def ends(bounds: Within) -> str:
+    """ "1 .. 65,536", "above 0, at most 100"; an end so far out that nobody meets it is left out."""
+    low, high = (_plain(end) if abs(end) < _FAR else "" for end in (bounds.low, bounds.high))
+    if low and high and not bounds.above:
+        return f"{low} .. {high}"
+    return ", ".join(
+        [f"{'above' if bounds.above else 'at least'} {low}"] * bool(low) + [f"at most {high}"] * bool(high)
+    )
+
+
 def _plain(bound: float) -> str:
-    return f"{bound:,.0f}" if abs(bound) < 1e15 and bound == int(bound) else f"{bound:g}"
+    return f"{bound:,.0f}" if abs(bound) < _FAR and bound == int(bound) else f"{bound:g}"
 
 
 def refused(error: ValidationError, what: str = "option") -> FlowfastError:

@@ -21,49 +21,70 @@ Rounds = Annotated[int, Within(0, 2**63 - 1)]
 
 class SearchConfig(BaseModel):
     """Everything that a search depends on beside model weights, reward weights and prompts. None: the default of the
-    method, else of the model."""
+    method, else of the model. The command line makes its options of the fields, and their help of the first paragraph
+    under each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
 
     model: str = "scenes"
+    """See `flowfast models`."""
     model_options: dict[str, Any] = {}
     """For a diffusers pipeline: options of `flowfast.from_diffusers` (height, width, steps, dtype, ...)."""
     reward: str = "scenes"
+    """See `flowfast rewards`; sums: scenes*0.7+sharpness*0.3."""
     method: str = "rbf"
+    """See `flowfast methods`."""
     method_options: dict[str, Any] = {}
+    """The method's own, by name."""
     preset: str | None = None
-    """Named settings of path, noise and grid: "paper" (arXiv 2503.19385), "linear", "vp"; single options override
-    it."""
+    """Named settings of path, noise and grid, e.g. paper.
+
+    "paper" (arXiv 2503.19385), "paper-linear"; single options override it."""
     budget: Annotated[int | None, Within(1, MOST_NFE)] = None
-    """Model evaluations x passes (NFE) a prompt."""
+    """NFE a prompt: model evaluations x passes."""
     seconds: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
-    """Wall-clock a prompt, instead of a budget in NFE."""
+    """Seconds a prompt, instead of a budget."""
     steps: Annotated[int | None, Within(1, MOST_STEPS)] = None
+    """Steps from noise to data."""
     interpolant: str | None = None
+    """Path of the SDE: linear, vp, ..."""
     diffusion: str | None = None
+    """Its noise: zero, sigma:1, square:3, ..."""
     integrator: str | None = None
+    """euler-maruyama, exponential, ..."""
     grid: str | None = None
+    """Where the steps stand: uniform, paper, ..."""
     tail: Annotated[int | None, Within(0, MOST_STEPS)] = None
+    """Noise-free steps that finish a sample."""
     shift: Annotated[float | None, Within(-20, 20)] = None
+    """Of grid "shift": its mu, instead of the model's."""
     guidance: Annotated[float | None, Within(0, 1000)] = None
-    """Scale of classifier-free guidance, in two passes: u = u_null + scale (u - u_null). Up to 1 it is off, one pass.
-    What a distilled model takes as an input (FLUX dev) is another scale, at one pass: `distilled_guidance` of
-    `flowfast.from_diffusers`; so is what Z-Image's pipeline calls guidance, its `guidance` there."""
+    """Scale of classifier-free guidance; up to 1: off.
+
+    It takes two passes: u = u_null + scale (u - u_null); off, it takes one. What a distilled model takes as an input
+    (FLUX dev) is another scale, at one pass: `distilled_guidance` of `flowfast.from_diffusers`; so is what Z-Image's
+    pipeline calls guidance, its `guidance` there."""
     gradient: str | None = None
-    """Gradient guidance, "dps:0.5": the reward's gradient steers every step (flowfast/flow/gradient.py). An evaluation
-    then costs a backward pass on top, which NFE do not count. On CUDA some backward passes add in any order: last bits
-    may differ from run to run."""
+    """Gradient guidance, "dps:0.5": the reward's gradient steers every step (flowfast/flow/gradient.py).
+
+    An evaluation then costs a backward pass on top, which NFE do not count. On CUDA some backward passes add in any
+    order: last bits may differ from run to run."""
     negative_prompt: str = ""
+    """What guidance leads away from."""
     chains: Annotated[int | None, Within(1, MOST_ROWS)] = None
+    """Particles that go on from step to step."""
     lanes: Annotated[int | None, Within(1, MOST_ROWS)] = None
-    """Candidates of a chain evaluated at once. Any number makes the same decisions up to where the budget ends: what
-    lanes behind an acceptor cost (`nfe_speculative`) is missing there."""
+    """Candidates of a chain evaluated at once; same decisions until the budget ends.
+
+    What lanes behind an acceptor cost (`nfe_speculative`) is missing there."""
     seed: Annotated[int, Whole()] = 0
-    """Any whole number."""
+    """Names the noise: any whole number."""
     repeat: Annotated[int, Within(0, 2**63 - 1)] = 0
-    """Which sample of the same prompt and seed: another repeat, another noise."""
+    """Another sample of the same prompt and seed: another repeat, another noise."""
     micro_batch: Annotated[int | None, Within(1, MOST_ROWS)] = None
-    """Rows a model call; results are bit-identical at equal micro-batch, threads and machine class."""
+    """Rows in one model call.
+
+    Results are bit-identical at equal micro-batch, threads and machine class."""
     splits: tuple[tuple[Rounds, Annotated[int, Within(1, MOST_ROWS)]], ...] = ()
     """(rounds, rows): until the call had run so many rounds a model call had so many rows, then the device ran out of
     memory; its rerun repeats it. After the last of them, and in a replay, it has `micro_batch` rows."""
@@ -74,18 +95,27 @@ class SearchConfig(BaseModel):
     cuda_graphs: bool = True
     """On CUDA: replay rounds from a graph; results are the same without."""
     compile: bool = False
-    """Run model and decoder through torch.compile: faster after a first call of up to minutes; last bits may differ."""
+    """Run model and decoder through torch.compile.
+
+    Faster after a first call of up to minutes; last bits may differ."""
     overlap: bool = True
-    """With a reward on the host: two groups of slots take turns, so that the host scores one while the device runs the
-    other; at equal micro-batch results are the same without."""
+    """With a reward on the host: two groups of slots take turns, the host scores one while the device runs the other.
+
+    At equal micro-batch results are the same without."""
     top_k: Annotated[int, Within(1, MOST_ROWS)] = 1
+    """How many of the best samples to keep."""
     finalists: Annotated[int | None, Within(1, MOST_ROWS)] = None
-    """With a preview decoder: how many of the best samples by the preview are decoded in full, scored again and ranked
-    anew; default: 4, or top_k where that is more. `until` looks at previews."""
+    """With a preview decoder: samples to decode in full and score again; default 4, or top_k where that is more.
+
+    They are the best by the preview, and ranked anew. `until` looks at previews."""
     until: Annotated[float | None, Within(-LARGEST, math.inf)] = None
-    """Stop a prompt as soon as a finished sample has this reward."""
+    """Stop a prompt at this reward.
+
+    As soon as a finished sample has it."""
     reward_deadline: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
-    """Seconds that one call of a host reward may take; it has at most 64 images (flowfast/rewards/host.py)."""
+    """Seconds that one call of a reward on the host may take.
+
+    It has at most 64 images (flowfast/rewards/host.py)."""
 
     @model_validator(mode="before")
     @classmethod

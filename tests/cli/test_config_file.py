@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from flowfast import api
+from flowfast.cli.config_file import parse_options, parse_yaml, read_config
 from flowfast.config import make_config
 from flowfast.errors import FlowfastError, OptionError
 from flowfast.prompts import field_of
-from flowfast.report.config_file import parse_options, parse_yaml, read_config
 from flowfast.report.write import write_yaml
 from flowfast.resolve import Setup
 from tests.cli.conftest import PROMPTS, Run
@@ -91,7 +91,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     code = """if 1:
         import resource, sys
         from pathlib import Path
-        from flowfast.report.config_file import read_config
+        from flowfast.cli.config_file import read_config
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30),) * 2)
         for place in sys.argv[1:]:

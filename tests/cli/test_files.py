@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from flowfast import cli, rewards
+from flowfast import api, cli, rewards
 from flowfast.comparison import results as result_files
 from flowfast.comparison import run as comparing
 from flowfast.engine import driver
@@ -243,7 +243,7 @@ def test_what_is_in_the_way_is_named_before_anything_runs(
     path = tmp_path / place
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if folder else path.write_text("mine")
-    monkeypatch.setattr(cli.engine, "search", lambda *a, **k: pytest.fail("searched"))
+    monkeypatch.setattr(api, "search", lambda *a, **k: pytest.fail("searched"))
     before = files_of(tmp_path)
     assert str(path) in run.refused(*CALL, "--out", tmp_path)
     assert files_of(tmp_path) == before

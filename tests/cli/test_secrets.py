@@ -15,7 +15,8 @@ import torch
 import yaml
 
 import flowfast
-from flowfast import api, cli, secrets
+from flowfast import api, secrets
+from flowfast.cli.config_file import parse_options
 from flowfast.comparison.design import Comparison
 from flowfast.config import SearchConfig, make_config
 from flowfast.engine import driver
@@ -306,8 +307,8 @@ def test_what_stands_in_the_wrong_place_is_not_shown(options: dict[str, Any], sa
 
 @pytest.mark.parametrize("secret", ["@[s3same", "'s3same", "00123", "1e5", "*s3same", "a: {b", "s3same #x"])
 def test_a_secret_is_no_yaml(secret: str) -> None:
-    assert cli.parse_options([f"token={secret}"]) == {"token": secret}
-    assert cli.parse_options(["token=true"]) == {"token": True}
+    assert parse_options([f"token={secret}"]) == {"token": secret}
+    assert parse_options(["token=true"]) == {"token": True}
 
 
 def test_errors_of_a_model_do_not_show_its_token(run: Run, tmp_path: Path) -> None:

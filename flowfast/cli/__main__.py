@@ -1,0 +1,7 @@
+"""`python -m flowfast.cli`."""
+
+import sys
+
+from flowfast.cli import main
+
+sys.exit(main())
