@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flowfast.archive.load import load_archive
     from flowfast.config import SearchConfig
     from flowfast.models.diffusers import from_diffusers
-    from flowfast.types import Candidate, Sample, SearchResult, Winner
+    from flowfast.types import Candidate, FlowDefaults, Sample, SearchResult, Winner
 
 _HOMES = {
     "SearchConfig": "flowfast.config",
@@ -25,6 +25,7 @@ _HOMES = {
     "replay": "flowfast.api",
     "search": "flowfast.api",
     "Candidate": "flowfast.types",
+    "FlowDefaults": "flowfast.types",
     "Sample": "flowfast.types",
     "SearchResult": "flowfast.types",
     "Winner": "flowfast.types",
@@ -42,6 +43,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Candidate",
+    "FlowDefaults",
     "Sample",
     "SearchConfig",
     "SearchResult",

@@ -21,6 +21,7 @@ from flowfast.engine.driver import Driver, OtherBatch
 from flowfast.engine.replay import replay
 from flowfast.errors import OptionError
 from flowfast.files import locked_file
+from flowfast.models.answers import defaults_of
 from flowfast.models.function import FunctionFlow, flow_from
 from flowfast.prompts import check_each, check_prompts
 from flowfast.prompts.fields import show
@@ -104,7 +105,7 @@ def search(
     setup = Setup(flow, make_config(options))
     chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
     scorer = rewards.load(chosen, flow, setup.config.reward_deadline)
-    prompts = check_prompts(prompts, empty=isinstance(flow, FunctionFlow) and not flow.reads_prompts)
+    prompts = check_prompts(prompts, empty=not defaults_of(flow).reads_prompts)
     if rewards.on_host(scorer):
         check_each(prompts, scorer.check)
     named = chosen if isinstance(chosen, str) else None

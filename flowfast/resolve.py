@@ -18,14 +18,12 @@ from flowfast.memory import size_of
 from flowfast.methods import make_method
 from flowfast.methods.base import PAPER, Method
 from flowfast.methods.plan import Plan
-from flowfast.models.answers import asked, latent_shape, unusual
-from flowfast.models.compiled import preview_of
+from flowfast.models.answers import asked, defaults_of, latent_shape, unusual
 from flowfast.prompts.fields import show
 from flowfast.rounds.batch import Search
 from flowfast.rounds.steered import Steered
-from flowfast.types import Conditions, Flow
+from flowfast.types import PATH_OPTIONS, Conditions, Flow, FlowDefaults
 
-PATH_OPTIONS = ("interpolant", "diffusion", "integrator", "grid", "steps", "tail", "shift")
 FALLBACK: dict[str, Any] = {
     "interpolant": "linear",
     "diffusion": None,
@@ -45,7 +43,7 @@ class Setup:
     """What a configuration means for one flow: schedule, method, passes, plan."""
 
     def __init__(self, flow: Flow, config: SearchConfig):
-        preferred = getattr(flow, "method_defaults", {}).get(config.method, {})
+        preferred = defaults_of(flow).method_defaults.get(config.method, {})
         self.method: Method = make_method(config.method, {**preferred, **config.method_options})
         latent_shape(asked("the model's shape", lambda: flow.shape))
         path = resolve_path(flow, config, self.method)
@@ -166,7 +164,7 @@ def _guidance(flow: Flow, config: SearchConfig) -> float:
 
 def _finalists(flow: Flow, config: SearchConfig) -> int | None:
     """How many samples are decoded in full and scored again; None: the search sees full images all along."""
-    if preview_of(flow) is None:
+    if defaults_of(flow).preview is None:
         if config.finalists is not None:
             raise OptionError("finalists are for a model with a preview decoder: give it preview_decoder, or leave it")
         return None
@@ -179,12 +177,13 @@ def _finalists(flow: Flow, config: SearchConfig) -> int | None:
 def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, Any]:
     """Values of PATH_OPTIONS, all filled in. Raises OptionError for an unknown preset.
 
-    A method may prefer a path of its own (best-of-n: the plain ODE); a model may carry `path_defaults`.
+    A method may prefer a path of its own (best-of-n: the plain ODE); a model may have `path_defaults`.
     """
+    known = defaults_of(flow)
     chosen = {name: getattr(config, name) for name in PATH_OPTIONS if getattr(config, name) is not None}
-    defaults = {**FALLBACK, **getattr(flow, "path_defaults", {})}
+    defaults = {**FALLBACK, **known.path_defaults}
     defaults.update(method.path)
-    if hasattr(flow, "own_times") and method.path.get("diffusion") == "zero":  # the model's own path: its own times
+    if known.own_times and method.path.get("diffusion") == "zero":  # the model's own path: its own times
         defaults.update(grid="model", steps=None)
     if config.preset is not None:
         if config.preset not in PRESETS:
@@ -197,14 +196,14 @@ def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, 
         defaults["diffusion"] = None
     if "grid" in chosen and "steps" not in chosen and chosen["grid"].startswith(("times:", "linear-times:")):
         defaults["steps"] = None  # as many as the times that were named
-    return _own_times(flow, {**defaults, **chosen})
+    return _own_times(known, {**defaults, **chosen})
 
 
-def _own_times(flow: Flow, values: dict[str, Any]) -> dict[str, Any]:
+def _own_times(known: FlowDefaults, values: dict[str, Any]) -> dict[str, Any]:
     """Grid "model" spelled out: the times at which the model's own sampler of so many steps evaluates it."""
     if values["grid"] != "model":
         return values
-    if not hasattr(flow, "own_times"):
+    if known.own_times is None:
         raise OptionError('grid "model" needs a model that has a sampler of its own; choose another grid')
-    times = flow.own_times(values["steps"] or flow.own_steps)  # type: ignore[attr-defined]
-    return {**values, "grid": "linear-times:" + ",".join(map(repr, times)), "steps": None}
+    times = asked("the model's own_times", known.own_times, values["steps"])
+    return {**values, "grid": "linear-times:" + ",".join(repr(float(time)) for time in times), "steps": None}

@@ -6,19 +6,73 @@ Notation (docs/design.md): t = 1 is noise, t = 0 is data, x_t = alpha_t x0 + sig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from flowfast.errors import OptionError
+
 Conditions = dict[str, Tensor]
 """What a model or reward knows of N prompts: named tensors, each (N, ...)."""
 
 
+PATH_OPTIONS = ("interpolant", "diffusion", "integrator", "grid", "steps", "tail", "shift")
+"""The options of a search that say which way it goes through time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowDefaults:
+    """What a flow may tell a search beside the members of `Flow`, as its member `defaults`: none of it is needed.
+
+    Raises OptionError, which names what has a wrong type.
+    """
+
+    path_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Interpolant, diffusion, integrator, grid, steps, tail and shift that suit it."""
+    method_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options of methods that suit it, by the name of the method."""
+    own_times: Callable[[int | None], Sequence[float]] | None = None
+    """Linear times at which its own sampler evaluates it, for grid "model", in so many steps; None: in its own
+    number."""
+    fps: float | None = None
+    """Frames a second of its videos."""
+    waits_because: str = ""
+    """Why its velocity makes the host wait, so that no CUDA graph is tried."""
+    preview: Callable[[Tensor], Tensor] | None = None
+    """`decode` with a cheaper decoder: a search looks through that, and decodes only its finalists in full."""
+    reads_prompts: bool = True
+    """False: any prompt will do, the empty one too, for it only names the noise."""
+
+    def __post_init__(self) -> None:
+        options, fps = self.method_defaults, self.fps
+        number = isinstance(fps, int | float) and not isinstance(fps, bool) and 0 < fps < math.inf
+        right = {
+            "path_defaults": (
+                isinstance(self.path_defaults, Mapping) and set(self.path_defaults) <= set(PATH_OPTIONS),
+                f"a dict of some of {', '.join(PATH_OPTIONS)}",
+            ),
+            "method_defaults": (
+                isinstance(options, Mapping) and all(isinstance(each, Mapping) for each in options.values()),
+                "a dict of a dict of options for each method's name",
+            ),
+            "own_times": (self.own_times is None or callable(self.own_times), "a function of a number of steps"),
+            "fps": (fps is None or number, "a positive number"),
+            "waits_because": (isinstance(self.waits_because, str), "a text"),
+            "preview": (self.preview is None or callable(self.preview), "a function of latents"),
+            "reads_prompts": (isinstance(self.reads_prompts, bool), "True or False"),
+        }
+        for name, (fits, expected) in right.items():
+            if not fits:
+                raise OptionError(f"expected {name} of FlowDefaults to be {expected}, got {getattr(self, name)!r:.80}")
+
+
 @runtime_checkable
 class Flow(Protocol):
-    """A pretrained flow model. A `torch.nn.Module` with these members can also be scripted for C++."""
+    """A pretrained flow model. A `torch.nn.Module` with these members can also be scripted for C++. One that has more
+    to tell (what suits it, a cheaper decoder, ...) has a member `defaults`, a `FlowDefaults`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,9 +97,7 @@ class Flow(Protocol):
         """u_t (N, *shape) at x_t (N, *shape) and model times t (N,)."""
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] of latents x0 (N, *shape). A flow may also have `preview`, the same with a
-        cheaper decoder: a search then looks through that, and decodes only its finalists in full; and `waits_because`,
-        why its velocity makes the host wait, so that no CUDA graph is tried."""
+        """Images (N, 3, H, W) in [0, 1] of latents x0 (N, *shape)."""
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import ModelError, OptionError, RewardError
 from flowfast.files import locked_file, replacing, write_bytes
 from flowfast.methods.plan import Plan
-from flowfast.models.answers import CheckedFlow, conditions_of
+from flowfast.models.answers import CheckedFlow, conditions_of, defaults_of
 from flowfast.ops.noise import STREAM_VERSION
 from flowfast.prompts import encoded
 from flowfast.resolve import Setup, fitting_rows
@@ -127,7 +127,7 @@ def _module(
     parts, plans, host = parts_of(flow, reward, cond, asked, M), all_plans(setup, plan), isinstance(reward, Outside)
     manifest = _manifest(setup, plan, plans, flow.shape) | _size(parts["decode"])
     manifest |= {"host_reward": str(int(host)), "scripted_encode": str(int(not prompts))}
-    manifest |= {"reads_prompts": str(int(getattr(flow, "reads_prompts", True)))}
+    manifest |= {"reads_prompts": str(int(defaults_of(flow).reads_prompts))}
     packages: dict[str, bytes] = {}
     if stem is None:
         flow, reward = torchscript(flow, reward, parts, null, M)

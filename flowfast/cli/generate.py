@@ -18,6 +18,7 @@ from flowfast.config import SearchConfig, make_config
 from flowfast.errors import OptionError, PromptError
 from flowfast.files import locked_file, locked_folder
 from flowfast.flow.gradient import parse_guidance
+from flowfast.models.answers import defaults_of
 from flowfast.prompts import check_each, check_no_lists, fault_of, faults_of, few_of, read_lists
 from flowfast.types import Flow, SearchResult
 
@@ -70,7 +71,7 @@ def command(
         print(f"flowfast: {few_of(refused)}; left out, the others are drawn", file=sys.stderr)
     flow = api.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
-    files = GenerateFiles(out, texts, resolved, getattr(flow, "fps", FPS), resume is not None, layout)
+    files = GenerateFiles(out, texts, resolved, defaults_of(flow).fps or FPS, resume is not None, layout)
     files.start()
     with numbered(texts, flow, scorer):
         result = searched(flow, scorer, resolved, files, profile)

@@ -31,7 +31,7 @@ from flowfast.engine.transfer import Letter, Mailbox
 from flowfast.errors import BudgetError, ModelError, OptionError, RewardError
 from flowfast.files import plain
 from flowfast.methods.plan import Plan
-from flowfast.models.answers import CheckedFlow, asked, conditions_of
+from flowfast.models.answers import CheckedFlow, asked, conditions_of, defaults_of
 from flowfast.models.compiled import PreviewFlow, compiled
 from flowfast.ops.noise import noise_key
 from flowfast.prompts import encoded, fields_of
@@ -171,7 +171,7 @@ class Driver:
             self._choose_sizes(self.plan)
         self.cuts: list[tuple[int, int, int]] = list(config.cuts)
         recorder = recorder_for(self.device, config.cuda_graphs)  # one pool of memory
-        waits = getattr(flow, "waits_because", "")
+        waits = defaults_of(flow).waits_because
         if recorder and waits:
             log.warning("runs without CUDA graphs, more slowly, because %s", waits)
             recorder = None

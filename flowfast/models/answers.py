@@ -18,6 +18,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from flowfast.errors import FlowfastError, ModelError, OptionError
-from flowfast.types import Conditions
+from flowfast.types import Conditions, FlowDefaults
 
 
 def asked(what: str, function: Callable[..., Any], *given: Any, kind: type[FlowfastError] = ModelError) -> Any:
@@ -49,6 +50,26 @@ def latent_shape(shape: Any) -> tuple[int, ...]:
     if not sizes or min(sizes) < 1 or any(isinstance(size, bool) for size in shape):
         raise OptionError(f"expected shape to be the positive sizes of one latent, such as (4, 64, 64), got {shape!r}")
     return sizes
+
+
+def defaults_of(flow: Any) -> FlowDefaults:
+    """What a flow tells a search beside its protocol. Raises ModelError where that is no FlowDefaults, or where it
+    lies in members of the flow itself, in which nobody looks."""
+    found = asked("the model's defaults", getattr, flow, "defaults", None)
+    if found is None:
+        loose = [each.name for each in fields(FlowDefaults) if getattr(flow, each.name, None) is not None]
+        if loose:
+            raise ModelError(
+                f"the model has {', '.join(loose)} as members of its own, in which nobody looks: give it "
+                f"defaults=flowfast.FlowDefaults({', '.join(f'{name}=...' for name in loose)})"
+            )
+        return FlowDefaults()
+    if not isinstance(found, FlowDefaults):
+        raise ModelError(
+            f"expected defaults of the model to be a flowfast.FlowDefaults, got {type(found).__name__}: see "
+            "flowfast.FlowDefaults for what may stand there"
+        )
+    return found
 
 
 def velocity_of(answer: Any, x_t: Tensor, what: str = "velocity") -> Tensor:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from flowfast.models.answers import defaults_of
 from flowfast.types import Flow
-
-
-def preview_of(flow: Flow) -> Callable[[Tensor], Tensor] | None:
-    """Its cheap decoder, where it has one."""
-    return getattr(flow, "preview", None)
 
 
 class PreviewFlow:
@@ -22,7 +16,7 @@ class PreviewFlow:
 
     def __init__(self, flow: Flow):
         self._flow = flow
-        self.decode = preview_of(flow) or flow.decode
+        self.decode = defaults_of(flow).preview or flow.decode
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._flow, name)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowfast.errors import OptionError
 from flowfast.models import answers
-from flowfast.types import Flow
+from flowfast.types import Flow, FlowDefaults
 
 
 class FunctionFlow:
@@ -22,13 +22,11 @@ class FunctionFlow:
         self.interpolant: str = facts["interpolant"]
         self.t_finish: float = facts["t_finish"]
         self.guidance: float = facts["guidance"]
-        self.preview: Callable[[Tensor], Tensor] | None = facts["preview"]
-        self._velocity, self._decode, self._encode = velocity, decode, encode
+        self._velocity, self._decode, self._encode, self._preview = velocity, decode, encode, facts["preview"]
 
     @property
-    def reads_prompts(self) -> bool:
-        """Without an own encode any prompt will do, the empty one too: it only names the noise."""
-        return self._encode is not None
+    def defaults(self) -> FlowDefaults:
+        return FlowDefaults(preview=self._preview, reads_prompts=self._encode is not None)
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         return self._encode(prompts) if self._encode else answers.nothing(len(prompts))

@@ -464,7 +464,7 @@ def test_exports_that_cannot_work_are_refused(options: Any, kind: Any, match: st
 
 def test_an_archive_decodes_in_full_where_python_has_a_preview(tmp_path: Path) -> None:
     flow = GaussianFlow()
-    flow.preview = flow.decode  # type: ignore[assignment]
+    flow.defaults = flowfast.FlowDefaults(preview=flow.decode)
     with pytest.raises(OptionError, match="no finalists"):
         flowfast.export(flow, tmp_path / "a.pt", reward=NearTarget(), prompts=["a"], finalists=2)
     assert flowfast.export(flow, tmp_path / "a.pt", reward=NearTarget(), prompts=["a"], budget=40)["top"] == "1"

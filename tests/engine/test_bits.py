@@ -34,7 +34,7 @@ class Polynomial(nn.Module):
     def __init__(self, preview: bool = False, life: int = 1 << 30) -> None:
         super().__init__()
         self.shape, self.interpolant, self.t_finish, self.guidance = (4,), "linear", 0.1, 1.0
-        self.preview = self.rough if preview else None
+        self.defaults = flowfast.FlowDefaults(preview=self.rough if preview else None)
         self.life = life
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def test_a_flow_that_waits_is_not_captured_and_says_why(
     recorder: CpuRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Waits(GaussianFlow):
-        waits_because = "it reads the weather"
+        defaults = flowfast.FlowDefaults(waits_because="it reads the weather")
 
     options = {"reward": NearTarget(), "budget": 60, "steps": 6, "micro_batch": 16, "method": "rbf"}
     found = [flowfast.search(flow, ["a", "bb"], **options) for flow in (Waits(), GaussianFlow())]

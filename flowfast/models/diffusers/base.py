@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowfast.errors import ModelError, OptionError, PromptError
 from flowfast.models.diffusers.samplers import own_sampler, sampler_times
-from flowfast.types import Conditions
+from flowfast.types import Conditions, FlowDefaults
 
 
 class DiffusersFlow:
@@ -41,7 +41,6 @@ class DiffusersFlow:
 
     pipelines: tuple[str, ...] = ()
     interpolant = "linear"
-    path_defaults: dict[str, Any] = {"grid": "model", "steps": None}
     tiny_decoder: str | None = None
     """The `AutoencoderTiny` that was made for this family's latents; None: none that is known here."""
     spare: tuple[str, ...] = ()
@@ -74,7 +73,7 @@ class DiffusersFlow:
         self.latent_shape()  # a wrong size is known now
         for text, given in self.embeds.items():
             self._given(text, given)
-        self.own_times(self.own_steps)  # a sampler that cannot be used is known now
+        self.own_times()  # a sampler that cannot be used is known now
         self.preview_decoder = preview_decoder
         self.preview = None if preview_decoder is None else self._checked_preview()
 
@@ -103,9 +102,19 @@ class DiffusersFlow:
         return self.default_steps() if self._steps is None else self._steps
 
     @property
+    def defaults(self) -> FlowDefaults:
+        return FlowDefaults(
+            path_defaults={"grid": "model", "steps": None},
+            own_times=self.own_times,
+            fps=self.fps,
+            waits_because=self.waits_because,
+            preview=self.preview,
+        )
+
+    @property
     def t_finish(self) -> float:
         """The model's own sampler ends at its last time: what it hands out there is a finished sample."""
-        return min(1.0, max(0.1, self.own_times(self.own_steps)[-1] + 1e-6))
+        return min(1.0, max(0.1, self.own_times()[-1] + 1e-6))
 
     def kept(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
         """Small tensors that every call of the model reads: made once for a key, which names what they depend on."""
@@ -120,6 +129,11 @@ class DiffusersFlow:
     def waits_because(self) -> str:
         """What makes the host wait in each call of the model, which then cannot run from a CUDA graph; "": nothing."""
         return ""
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second that a video is made for; None: not known."""
+        return None
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -270,11 +284,11 @@ class DiffusersFlow:
         """Storage type of the transformer's inputs."""
         return self.transformer.dtype
 
-    def own_times(self, steps: int) -> list[float]:
+    def own_times(self, steps: int | None = None) -> list[float]:
         """Linear times at which the pipeline's own sampler evaluates the model, for grid "model". Each search asks for
         them first. Raises ModelError."""
         self._check_parts()
-        return sampler_times(own_sampler(self.pipe.scheduler), **self.sampler_arguments(steps))
+        return sampler_times(own_sampler(self.pipe.scheduler), **self.sampler_arguments(steps or self.own_steps))
 
     def to_images(self, latents: Tensor, vae: Any = None) -> Tensor:
         """(N, 3, H, W) in [0, 1], float32, of latents as the autoencoder (default: the pipeline's) takes them."""

@@ -38,6 +38,10 @@ class LTXFlow(VideoFlow):
         self.decode_noise_scale = decode_timestep if decode_noise_scale is None else decode_noise_scale
         super().__init__(pipe, **options)
 
+    @property
+    def fps(self) -> float:
+        return self.frame_rate
+
     def latent_shape(self) -> tuple[int, ...]:
         frames, rows, columns = self.grid()
         return frames * rows * columns, self.transformer.config.in_channels

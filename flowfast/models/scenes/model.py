@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowfast.models.scenes.data import BACKGROUND, TOKEN_SIZES
 from flowfast.models.scenes.grammar import Grammar
+from flowfast.types import FlowDefaults
 
 PIXEL_SCALE = 3.0  # x0 = (image - background) * PIXEL_SCALE: the background is 0
 DATA_STD = 0.62  # of x0, over all pixels
@@ -59,8 +60,12 @@ class SceneModel(nn.Module):
     # at linear-equivalent t = .71; uniform steps on the VP path go on to .25. Posterior means gain reward along t by
     # themselves: without a margin RBF takes half to two thirds of all first children at once and spends a third to over
     # half of its evaluations at its last noisy step.
-    path_defaults = {"interpolant": "vp", "integrator": "coefficient-preserving:0.5", "grid": "uniform", "steps": 10}
-    method_defaults = {"rbf": {"margin": 1.0}}
+    defaults = FlowDefaults(
+        path_defaults={
+            "interpolant": "vp", "integrator": "coefficient-preserving:0.5", "grid": "uniform", "steps": 10
+        },
+        method_defaults={"rbf": {"margin": 1.0}},
+    )  # fmt: skip
 
     def __init__(self, dim: int = 96, depth: int = 6, head: int = 32, mlp: int = 3, channels: int = 24) -> None:
         super().__init__()
