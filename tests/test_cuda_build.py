@@ -1,4 +1,5 @@
-"""The CUDA kernels compile for every architecture, and what came out keeps its bounds; nothing here needs a GPU.
+"""The CUDA kernels compile for every architecture (`make slow`; `make test` takes sm_90), and what came out keeps its
+bounds; nothing here needs a GPU.
 
 What the kernels compute is tested on the CPU: csrc/tests/test_cuda_*.cpp run their threads (`make sanitize`).
 """
@@ -24,19 +25,27 @@ SHARED = {"normalize_log_weights_kernel", "resample_kernel", "assign_lanes_kerne
 INSTRUCTIONS = {80: 46, 90: 46, 100: 37}  # a latent element of the 16-bit step
 
 
+ALL = pytest.param(cuda_objects.ARCHS, marks=pytest.mark.slow, id="all")  # two minutes of nvcc
+
+
+@pytest.fixture(scope="module", params=[ALL, pytest.param((90,), id="sm_90")])
+def archs(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def out():
+def out(archs):
     """Kept between runs: only what changed is compiled again."""
     try:
         cuda_objects.find_nvcc()
     except cuda_objects.ToolMissing as error:
         pytest.skip(str(error))
-    return cuda_objects.BUILD / "cuda"
+    return cuda_objects.BUILD / ("cuda" if archs == cuda_objects.ARCHS else f"cuda-sm_{archs[0]}")
 
 
 @pytest.fixture(scope="module")
-def kernels(out):
-    return cuda_objects.build(out)
+def kernels(out, archs):
+    return cuda_objects.build(out, archs)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +56,9 @@ def disassembler(kernels):
         pytest.skip(str(error))
 
 
-def test_every_file_has_kernels_for_every_architecture(kernels):
+def test_every_file_has_kernels_for_every_architecture(kernels, archs):
     found = {(kernel.source, kernel.arch) for kernel in kernels}
-    assert found == {(source.stem, arch) for source in cuda_objects.sources() for arch in cuda_objects.ARCHS}
+    assert found == {(source.stem, arch) for source in cuda_objects.sources() for arch in archs}
     names = {kernel.name for kernel in kernels}
     for storage, width in (("float", 4), ("BFloat16", 8), ("Half", 8)):
         for vector in (width, 1):
@@ -67,7 +76,7 @@ def test_registers_spills_shared_memory_and_barriers(kernels):
 
 
 @pytest.mark.parametrize("op", ["branch_step", "noise", "posterior_mean", "gather_ancestors"])
-def test_latents_move_in_128_bits(out, disassembler, op):
+def test_latents_move_in_128_bits(out, archs, disassembler, op):
     seen = 0
     for (_, symbol), body in cuda_objects.disassemble(out / f"{op}.o").items():
         name = cuda_objects.kernel_name(symbol)
@@ -85,7 +94,7 @@ def test_latents_move_in_128_bits(out, disassembler, op):
         assert widths.get("LDG.32", 0) <= 9, (name, widths)
         if op != "noise":
             assert widths["LDG.128"] >= 2, (name, widths)
-    assert seen >= len(cuda_objects.ARCHS)
+    assert seen >= len(archs)
 
 
 def test_decide_moves_rows_in_128_bits(out, disassembler):
@@ -97,9 +106,9 @@ def test_decide_moves_rows_in_128_bits(out, disassembler):
 
 
 @pytest.mark.parametrize("storage", ["BFloat16", "Half"])
-def test_instructions_of_the_step(out, disassembler, storage):
+def test_instructions_of_the_step(out, archs, disassembler, storage):
     evidence = {step.arch: step for step in cuda_objects.step_evidence(out, storage)}
-    assert set(evidence) == set(cuda_objects.ARCHS)
+    assert set(evidence) == set(archs)
     for arch, step in evidence.items():
         assert step.plain <= INSTRUCTIONS[arch], step
         assert step.plain < step.longest <= 1.3 * INSTRUCTIONS[arch], step

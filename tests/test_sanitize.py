@@ -95,7 +95,13 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+# Each compiles a file of the tests again, all together more than a minute; what they guard, the checks and the
+# sanitizers, runs in every `make test`.
+QUICK = ("a row that ends with its block", "a first round without the candidate", "a product of more than 63 bits")
+PARAMS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MUTANTS]
+
+
+@pytest.mark.parametrize("mutant", PARAMS)
 def test_a_mutant_is_killed(build, tmp_path, mutant):
     header, right, wrong, source, part, said = MUTANTS[mutant]
     if "avx2" in source and "AVX" not in torch.backends.cpu.get_cpu_capability():
