@@ -54,7 +54,7 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Before each commit: what most changes break first. CI runs `make test`.
 CHECK := tests/flow tests/ops tests/rounds/test_batch.py tests/test_imports.py tests/test_prompts.py tests/test_install.py
@@ -82,7 +82,7 @@ server: cpp
 	cmake -S examples/cpp/server -B build/server -G Ninja -DCMAKE_PREFIX_PATH="$(CURDIR)/build/prefix;$(CURDIR)/build/deps/usr"
 	cmake --build build/server
 
-# The torch-free maths under ASan and UBSan; the CUDA kernels compiled for sm_80, sm_90 and sm_100. Part of `make test`, too.
+# The torch-free maths under ASan and UBSan. Part of `make test`, too, with some of its mutants; `make slow` has all.
 sanitize: .venv/.installed
 	cmake -S . -B build/sanitize -G Ninja -DFLOWFAST_SANITIZE=ON
 	cmake --build build/sanitize
@@ -92,6 +92,7 @@ sanitize: .venv/.installed
 sanitize-cpp: setup
 	$(BIN)/python -m pytest -q -m slow tests/runner/test_sanitized.py
 
+# The CUDA kernels compiled for sm_80, sm_90 and sm_100; `make test` compiles and checks them for sm_90, `make slow` for all.
 # With TORCH=2.11.0 against that version's headers, too, which are fetched once (a gigabyte) and kept in build/.
 cuda: setup
 	$(BIN)/python -m bench.cuda_objects $(if $(TORCH),--torch $(TORCH))

@@ -1,5 +1,8 @@
 """One thread unless a test asks for more: small tensors gain nothing from a second one, and two threads on a busy
-core wait for each other."""
+core wait for each other.
+
+Files that compile or take long come first, the builds before what measures time: `make test` hands files to its two
+workers in this order, so that both end at about the same time."""
 
 from __future__ import annotations
 
@@ -12,6 +15,21 @@ import torch
 from tests import cpp
 
 torch.set_num_threads(1)
+
+
+TESTS = Path(__file__).resolve().parent
+FIRST = (
+    "runner/test_flowfast_run.py", "test_cuda_build.py", "test_sanitize.py", "ops/test_triton.py",
+    "runner/test_server.py", "test_evidence.py", "cli/test_generate.py", "archive/test_archive.py", "test_bench.py",
+    "models/test_diffusers.py", "cli/test_files.py", "cli/test_cookbook.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {TESTS / name: i for i, name in enumerate(FIRST)}
+    if missing := [str(path) for path in place if not path.exists()]:
+        raise pytest.UsageError(f"tests/conftest.py: FIRST names what is not there: {', '.join(missing)}")
+    items.sort(key=lambda item: place.get(item.path, len(place)))  # stable
 
 
 def pytest_collection_finish() -> None:
