@@ -628,12 +628,12 @@ def time_rounds(run: Run) -> None:
                 return
             flow = NullFlow(run.latent, 2, dtype, device=run.device)
             search = NullSearch(flow, budget=100, dtype=dtype, scripted=scripted, device=run.device)
-            schedule: Schedule = search.setup.schedule
+            schedule: Schedule = search.resolved.schedule
             seconds: dict[str, list[float]] = {"ours": [], "eager": []}
 
             def eager(flow: NullFlow = flow, search: NullSearch = search, dtype: torch.dtype = dtype) -> object:
                 return eager_rbf(
-                    lambda x, t: flow.zeros, first_number, search.setup.schedule, search.plan, run.latent, dtype,
+                    lambda x, t: flow.zeros, first_number, search.resolved.schedule, search.plan, run.latent, dtype,
                     device=run.device,
                 )  # fmt: skip
 

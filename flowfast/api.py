@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowfast import rewards, secrets
-from flowfast.config import SearchConfig, checked_config, make_config
+from flowfast.config import SearchConfig, make_config, options_over
 from flowfast.engine import clock
 from flowfast.engine.checkpoint import Checkpoint, Held
 from flowfast.engine.driver import Driver, OtherBatch
@@ -25,7 +26,7 @@ from flowfast.models.answers import defaults_of
 from flowfast.models.function import FunctionFlow, flow_from
 from flowfast.prompts import check_each, check_prompts
 from flowfast.prompts.fields import show
-from flowfast.resolve import Setup
+from flowfast.resolve import resolve
 from flowfast.surroundings import evaluating, own_ground, plain_defaults
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 
@@ -90,44 +91,51 @@ def search(
     Raises OptionError, BudgetError, PromptError, RewardError, ModelError: all are FlowfastError.
     """
     started = clock.now()
-    seconds = checkpoint_seconds
-    if seconds is not None and not (isinstance(seconds, Real) and not isinstance(seconds, bool) and seconds >= 0):
-        raise OptionError(f"checkpoint_seconds must be a number, at least 0, got {show(seconds)}")
-    for name, function in {"on_round": on_round, "on_sample": on_sample, "on_progress": on_progress}.items():
-        if function is not None and not callable(function):
-            raise OptionError(f"expected {name} to be a function, got {type(function).__name__}")
-    if checkpoint is not None and (not isinstance(checkpoint, str | os.PathLike) or "\0" in str(checkpoint)):
-        raise OptionError(f"expected checkpoint to be the path of a file, got {show(checkpoint)}")
-    if config is not None:
-        options = {**checked_config(config).model_dump(), **options}
-    if isinstance(reward, str):
-        options["reward"] = reward
-    setup = Setup(flow, make_config(options))
-    chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
-    scorer = rewards.load(chosen, flow, setup.config.reward_deadline)
+    told: dict[str, Any] = {"on_round": on_round, "on_sample": on_sample, "on_progress": on_progress}
+    _check_call(told, checkpoint, checkpoint_seconds)
+    config = make_config(options_over(config, options, reward))
+    resolved = resolve(flow, config.params)
+    chosen = config.reward if reward is None or isinstance(reward, str) else reward
+    scorer = rewards.load(chosen, flow, config.reward_deadline)
     prompts = check_prompts(prompts, empty=not defaults_of(flow).reads_prompts)
     if rewards.on_host(scorer):
         check_each(prompts, scorer.check)
     named = chosen if isinstance(chosen, str) else None
     path = None if checkpoint is None else Path(os.path.realpath(checkpoint))  # a file has one lock, whatever its names
-    held, file = None, None
     with evaluating(flow, scorer), contextlib.nullcontext() if path is None else locked_file(path):
-        if path is not None:
-            file = Checkpoint(path)
-            held = file.read(prompts)
-            setup.config = _as_it_was(setup.config, file, held) if held else setup.config
-        while True:
-            try:
-                return Driver(
-                    flow, prompts, scorer, setup, latents, named, on_round, on_sample, on_progress, file,
-                    checkpoint_seconds, held,
-                ).run(started)  # fmt: skip
-            except OtherBatch as other:
-                setup.config, held = other.config, other.held
-                started = started if held else clock.now()  # nothing but the measuring of a round had begun
-            gc.collect()  # now that no frame of the failed round is left
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        file = None if path is None else Checkpoint(path)
+        driver = partial(
+            Driver, flow, prompts, scorer, resolved, latents, named, **told, checkpoint=file,
+            checkpoint_seconds=checkpoint_seconds, asked_micro_batch=config.micro_batch,
+        )  # fmt: skip
+        held = None if file is None else file.read(prompts)
+        config = config.with_params(resolved.params)
+        return _run(driver, _as_it_was(config, file, held) if file and held else config, held, started)
+
+
+def _check_call(functions: dict[str, Any], checkpoint: Any, seconds: Any) -> None:
+    """What a call takes beside options. Raises OptionError."""
+    number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and float(seconds) >= 0):
+        raise OptionError(f"checkpoint_seconds must be a number, at least 0, got {show(seconds)}")
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise OptionError(f"expected {name} to be a function, got {type(function).__name__}")
+    if checkpoint is not None and (not isinstance(checkpoint, str | os.PathLike) or "\0" in str(checkpoint)):
+        raise OptionError(f"expected checkpoint to be the path of a file, got {show(checkpoint)}")
+
+
+def _run(driver: Callable[..., Driver], config: SearchConfig, held: Held | None, started: float) -> SearchResult:
+    """The search, with as many drivers as it needs sizes of the micro-batch."""
+    while True:
+        try:
+            return driver(config=config, held=held).run(started)
+        except OtherBatch as other:
+            config, held = other.config, other.held
+            started = started if held else clock.now()  # nothing but the measuring of a round had begun
+        gc.collect()  # now that no frame of the failed round is left
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _as_it_was(config: SearchConfig, file: Checkpoint, held: Held) -> SearchConfig:

@@ -1,9 +1,10 @@
-"""The one configuration object of a search: typed, frozen, unknown options rejected."""
+"""Configurations: of an engine, of what a request asks for, and of what happened to it."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -19,12 +20,15 @@ LARGEST = 3.4028234663852886e38
 Rounds = Annotated[int, Within(0, 2**63 - 1)]
 
 
-class SearchConfig(BaseModel):
-    """Everything that a search depends on beside model weights, reward weights and prompts. None: the default of the
-    method, else of the model. The command line makes its options of the fields, and their help of the first paragraph
-    under each."""
+class Config(BaseModel):
+    """Frozen; unknown names are refused. The command line makes its options of the fields, and their help of the first
+    paragraph under each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+
+class EngineConfig(Config):
+    """What an engine is: its model and reward, and how it runs them."""
 
     model: str = "scenes"
     """See `flowfast models`."""
@@ -32,6 +36,43 @@ class SearchConfig(BaseModel):
     """For a diffusers pipeline: options of `flowfast.from_diffusers` (height, width, steps, dtype, ...)."""
     reward: str = "scenes"
     """See `flowfast rewards`; sums: scenes*0.7+sharpness*0.3."""
+    slots: Annotated[int | None, Within(1, MOST_ROWS)] = None
+    """Prompts in one batch."""
+    micro_batch: Annotated[int | None, Within(1, MOST_ROWS)] = None
+    """Rows in one model call.
+
+    Results are bit-identical at equal micro-batch, threads and machine class."""
+    cuda_graphs: bool = True
+    """On CUDA: replay rounds from a graph; results are the same without."""
+    compile: bool = False
+    """Run model and decoder through torch.compile.
+
+    Faster after a first call of up to minutes; last bits may differ."""
+    overlap: bool = True
+    """With a reward on the host: two groups of slots take turns, the host scores one while the device runs the other.
+
+    At equal micro-batch results are the same without."""
+    reward_deadline: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
+    """Seconds that one call of a reward on the host may take.
+
+    It has at most 64 images (flowfast/rewards/host.py)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_secrets(cls, options: Any) -> Any:
+        """Names of variables for the secrets in options (flowfast/secrets.py), before anything can show them."""
+        if not isinstance(options, dict):
+            return options
+        found = {**options, "model_options": secrets.sealed_options(options.get("model_options", {}))}
+        for name, kind in (("model", "MODEL"), ("reward", "REWARD")):
+            if isinstance(found.get(name), str):
+                found[name] = secrets.sealed(found[name], kind)
+        return found
+
+
+class SearchParams(Config):
+    """What a request asks for. None: the default of the method, else of the model."""
+
     method: str = "rbf"
     """See `flowfast methods`."""
     method_options: dict[str, Any] = {}
@@ -81,27 +122,6 @@ class SearchConfig(BaseModel):
     """Names the noise: any whole number."""
     repeat: Annotated[int, Within(0, 2**63 - 1)] = 0
     """Another sample of the same prompt and seed: another repeat, another noise."""
-    micro_batch: Annotated[int | None, Within(1, MOST_ROWS)] = None
-    """Rows in one model call.
-
-    Results are bit-identical at equal micro-batch, threads and machine class."""
-    splits: tuple[tuple[Rounds, Annotated[int, Within(1, MOST_ROWS)]], ...] = ()
-    """(rounds, rows): until the call had run so many rounds a model call had so many rows, then the device ran out of
-    memory; its rerun repeats it. After the last of them, and in a replay, it has `micro_batch` rows."""
-    slots: Annotated[int | None, Within(1, MOST_ROWS)] = None
-    """Prompts in one batch."""
-    cuts: tuple[tuple[Rounds, Rounds, Rounds], ...] = ()
-    """(prompt, round, evaluations left): what a budget in seconds took away for lack of time; its rerun repeats it."""
-    cuda_graphs: bool = True
-    """On CUDA: replay rounds from a graph; results are the same without."""
-    compile: bool = False
-    """Run model and decoder through torch.compile.
-
-    Faster after a first call of up to minutes; last bits may differ."""
-    overlap: bool = True
-    """With a reward on the host: two groups of slots take turns, the host scores one while the device runs the other.
-
-    At equal micro-batch results are the same without."""
     top_k: Annotated[int, Within(1, MOST_ROWS)] = 1
     """How many of the best samples to keep."""
     finalists: Annotated[int | None, Within(1, MOST_ROWS)] = None
@@ -112,34 +132,57 @@ class SearchConfig(BaseModel):
     """Stop a prompt at this reward.
 
     As soon as a finished sample has it."""
-    reward_deadline: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
-    """Seconds that one call of a reward on the host may take.
-
-    It has at most 64 images (flowfast/rewards/host.py)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_secrets(cls, options: Any) -> Any:
-        """Names of variables for the secrets in options (flowfast/secrets.py), before anything can show them."""
-        if not isinstance(options, dict):
-            return options
-        found = {**options, "model_options": secrets.sealed_options(options.get("model_options", {}))}
-        for name, kind in (("model", "MODEL"), ("reward", "REWARD")):
-            if isinstance(found.get(name), str):
-                found[name] = secrets.sealed(found[name], kind)
-        return found
 
 
-def make_config(options: dict[str, Any]) -> SearchConfig:
-    """The configuration from options; OptionError names what is unknown or wrong, and the valid names."""
-    unknown = sorted(set(options) - set(SearchConfig.model_fields))
+class Rerun(Config):
+    """What happened to a search that no one asked for, so that a rerun repeats it."""
+
+    splits: tuple[tuple[Rounds, Annotated[int, Within(1, MOST_ROWS)]], ...] = ()
+    """(rounds, rows): until the call had run so many rounds a model call had so many rows, then the device ran out of
+    memory; its rerun repeats it. After the last of them, and in a replay, it has `micro_batch` rows."""
+    cuts: tuple[tuple[Rounds, Rounds, Rounds], ...] = ()
+    """(prompt, round, evaluations left): what a budget in seconds took away for lack of time; its rerun repeats it."""
+
+
+class SearchConfig(Rerun, EngineConfig, SearchParams):
+    """Everything that a search depends on beside model weights, reward weights and prompts: the fields of all three in
+    one, as keyword arguments, config.yaml and the command line have them."""
+
+    @property
+    def params(self) -> SearchParams:
+        """What was asked for, alone."""
+        return SearchParams.model_construct(**{name: getattr(self, name) for name in SearchParams.model_fields})
+
+    def with_params(self, params: SearchParams) -> SearchConfig:
+        """The same engine, asked for something else."""
+        return self.model_copy(update={name: getattr(params, name) for name in SearchParams.model_fields})
+
+
+C = TypeVar("C", bound=Config)
+
+
+def make(kind: type[C], options: Mapping[str, Any]) -> C:
+    """A configuration of this kind; OptionError names what is unknown or wrong, and the valid names."""
+    unknown = sorted(set(options) - set(kind.model_fields))
     if unknown:
         name = secrets.without_login(repr(unknown[0]))
-        raise OptionError(f"unknown option {name}: choose of {', '.join(sorted(SearchConfig.model_fields))}")
+        raise OptionError(f"unknown option {name}: choose of {', '.join(sorted(kind.model_fields))}")
     try:
-        return SearchConfig(**options)
+        return kind(**options)
     except ValidationError as error:
         raise refused(error) from None
+
+
+def make_config(options: Mapping[str, Any]) -> SearchConfig:
+    """The whole configuration of a search from options, as `make`."""
+    return make(SearchConfig, options)
+
+
+def options_over(config: Any, options: Mapping[str, Any], reward: Any = None) -> dict[str, Any]:
+    """Options of a call, over those of a whole `config` where there is one; `reward` is one of them where it is a
+    name. Raises OptionError."""
+    whole = {} if config is None else checked_config(config).model_dump()
+    return {**whole, **options, **({"reward": reward} if isinstance(reward, str) else {})}
 
 
 def checked_config(config: Any) -> SearchConfig:

@@ -1,26 +1,26 @@
-"""What a configuration means for one flow: its schedule, method, passes and plan, and the batch of slots that runs
-it."""
+"""What params mean on one flow: method, schedule, passes and plan, and the batch of slots that runs them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowfast.config import SearchConfig
-from flowfast.errors import OptionError
+from flowfast.config import SearchParams, make
+from flowfast.errors import ModelError, OptionError
 from flowfast.flow import ScheduleSpec
 from flowfast.flow.gradient import parse_gradient
 from flowfast.flow.schedule import Schedule
-from flowfast.memory import size_of
 from flowfast.methods import make_method
 from flowfast.methods.base import PAPER, Method
 from flowfast.methods.plan import Plan
 from flowfast.models.answers import asked, defaults_of, latent_shape, unusual
 from flowfast.prompts.fields import show
 from flowfast.rounds.batch import Search
+from flowfast.rounds.room import check_room
 from flowfast.rounds.steered import Steered
 from flowfast.types import PATH_OPTIONS, Conditions, Flow, FlowDefaults
 
@@ -39,53 +39,51 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Setup:
-    """What a configuration means for one flow: schedule, method, passes, plan."""
+@dataclass(frozen=True)
+class Resolved:
+    """What the params of a request mean on one flow."""
 
-    def __init__(self, flow: Flow, config: SearchConfig):
-        preferred = defaults_of(flow).method_defaults.get(config.method, {})
-        self.method: Method = make_method(config.method, {**preferred, **config.method_options})
-        latent_shape(asked("the model's shape", lambda: flow.shape))
-        path = resolve_path(flow, config, self.method)
-        self.guidance = _guidance(flow, config)
-        finalists = _finalists(flow, config)
-        self.config = config.model_copy(update={**path, "guidance": self.guidance, "finalists": finalists})
-        self.asked_micro_batch = config.micro_batch
-        strength = 0.0 if config.gradient is None else parse_gradient(config.gradient).strength
-        self.t_finish = _number(flow.t_finish, "t_finish")
-        spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=self.t_finish, strength=strength, **path)
-        self.schedule: Schedule = self.method.schedule(spec)
-        self.passes = 1 if self.guidance == 1.0 else 2
+    params: SearchParams
+    """With path, guidance and finalists filled in."""
+    method: Method
+    schedule: Schedule
+    guidance: float
+    t_finish: float
+
+    @property
+    def passes(self) -> int:
+        """NFE of one evaluation."""
+        return 1 if self.guidance == 1.0 else 2
 
     def plan(self, budget: int) -> Plan:
-        plan = self.method.plan(self.schedule, budget // self.passes, self.config.chains, self.config.lanes)
+        """The plan of a budget in NFE. Raises BudgetError, OptionError."""
+        params = self.params
+        plan = self.method.plan(self.schedule, budget // self.passes, params.chains, params.lanes)
         if not (any(plan.finished) or bool(self.schedule.finished.any())):
             last = float(self.schedule.linear_time[-1])
             raise OptionError(
-                f"with tail={self.config.tail} a trajectory ends at t = {last:.3g}, and no sample is finished above "
+                f"with tail={params.tail} a trajectory ends at t = {last:.3g}, and no sample is finished above "
                 f"t = {self.t_finish:g}: leave tail out, or raise it"
             )
         return plan
 
-    def engine(
+    def batch(
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
         reward_cond: Conditions, device: torch.device, dtype: torch.dtype = torch.float32,
         null_cond: Conditions | None = None,
     ) -> Search:  # fmt: skip
         """A batch of slots. cond, reward_cond: of one prompt; null_cond: where it is not like cond. Raises OptionError
         where it could not fit the device."""
-        self._check_room(math.prod(flow.shape) * dtype.itemsize, plan, slots, micro_batch, device)
-        kind = Search if self.config.gradient is None else Steered
-        return kind(
+        sizes = {"slots": slots, "chains": plan.chains, "lanes": plan.lanes, "micro_batch": micro_batch}
+        top = self.params.finalists or self.params.top_k
+        check_room(math.prod(flow.shape) * dtype.itemsize, self.schedule.rows, top, device, **sizes)
+        return (Search if self.params.gradient is None else Steered)(
             flow,
             reward,
             self.method.module(plan, slots),
             self.schedule,
-            slots=slots,
-            chains=plan.chains,
-            lanes=plan.lanes,
+            **sizes,
             passes=self.passes,
-            micro_batch=micro_batch,
             accept=torch.tensor(plan.accept, device="cpu"),
             margin=plan.margin,
             carry=plan.carry,
@@ -93,36 +91,41 @@ class Setup:
             cond=cond,
             null_cond=(cond if null_cond is None else null_cond) if self.passes == 2 else {},
             reward_cond=reward_cond,
-            top=self.config.finalists or self.config.top_k,
+            top=top,
             dtype=dtype,
             device=device,
         ).to(device)
 
-    def _check_room(self, latent: int, plan: Plan, slots: int, micro_batch: int, device: torch.device) -> None:
-        """What the state of a batch takes (flowfast/rounds), latents of `latent` bytes: a slip such as
-        slots=60000 is an error before memory is taken, not a killed process."""
-        chains, kept = slots * plan.chains, slots * (self.config.finalists or self.config.top_k)
-        lanes = -(-chains * plan.lanes // micro_batch) * micro_batch
-        bytes_needed = latent * (4 * chains + 2 * kept + 3 * lanes) + 64 * lanes
-        bytes_needed += 8 * self.schedule.rows * (3 * chains + 2 * kept)
-        if bytes_needed > size_of(device):
-            raise OptionError(
-                f"a batch of {slots} slots with {plan.chains} chains of {plan.lanes} lanes and micro-batches of "
-                f"{micro_batch} needs {bytes_needed / 1e9:,.0f} GB, but {device} has {size_of(device) / 1e9:,.0f} GB: "
-                "lower slots, chains, lanes, top_k or micro_batch, or the budget"
-            )
+
+def resolve(flow: Flow, params: SearchParams) -> Resolved:
+    """Raises OptionError, ModelError: what is asked for does not exist, or does not go with this flow."""
+    method = chosen_method(flow, params)
+    latent_shape(asked("the model's shape", lambda: flow.shape))
+    path, guidance = resolve_path(flow, params, method), _guidance(flow, params)
+    facts = {**path, "guidance": guidance, "finalists": _finalists(flow, params)}
+    t_finish = _number(flow.t_finish, "t_finish")
+    strength = 0.0 if params.gradient is None else parse_gradient(params.gradient).strength
+    spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=t_finish, strength=strength, **path)
+    return Resolved(params.model_copy(update=facts), method, method.schedule(spec), guidance, t_finish)
 
 
-def checked_latents(latents: Any, prompts: int, flow: Flow, setup: Setup, plan: Plan) -> Tensor:
+def chosen_method(flow: Flow, params: SearchParams) -> Method:
+    """With the options that the flow prefers where none were given. Raises OptionError."""
+    preferred = defaults_of(flow).method_defaults.get(params.method, {})
+    return make_method(params.method, {**preferred, **params.method_options})
+
+
+def checked_latents(latents: Any, prompts: int, flow: Flow, resolved: Resolved, plan: Plan) -> Tensor:
     """Own initial noise, float32 (prompts, *shape) or (prompts, chains, *shape). Raises OptionError."""
-    shape, method = tuple(flow.shape), setup.config.method
+    shape, method = tuple(flow.shape), resolved.params.method
     latents = real_latents(latents)
     if tuple(latents.shape) not in ((prompts, *shape), (prompts, plan.chains, *shape)):
         raise OptionError(
             f"latents must be (prompts, *shape) or (prompts, chains, *shape), prompts = {prompts}, "
             f"chains = {plan.chains}, shape = {shape}, got {tuple(latents.shape)}"
         )
-    if tuple(latents.shape) == (prompts, *shape) and plan.chains > 1 and not bool(setup.schedule.searchable[1:].any()):
+    noisy = bool(resolved.schedule.searchable[1:].any())
+    if tuple(latents.shape) == (prompts, *shape) and plan.chains > 1 and not noisy:
         raise OptionError(
             f"method {method!r} would run {plan.chains} identical chains from one own latent, for no noise follows: "
             "give latents (prompts, chains, *shape), chains=1, or a path that adds noise"
@@ -154,41 +157,45 @@ def _number(value: Any, name: str) -> float:
         raise OptionError(f"expected {name} of the model to be a number, got {show(value)}") from None
 
 
-def _guidance(flow: Flow, config: SearchConfig) -> float:
+def _guidance(flow: Flow, params: SearchParams) -> float:
     """The scale of classifier-free guidance, 1 where it is off: that is up to 1, as pipelines have it."""
-    scale = _number(flow.guidance, "guidance") if config.guidance is None else config.guidance
+    scale = _number(flow.guidance, "guidance") if params.guidance is None else params.guidance
     if not 0 <= scale < math.inf:
         raise OptionError(f"guidance must be a finite number of at least 0 (up to 1: off), got {scale}")
     return max(1.0, scale)
 
 
-def _finalists(flow: Flow, config: SearchConfig) -> int | None:
+def _finalists(flow: Flow, params: SearchParams) -> int | None:
     """How many samples are decoded in full and scored again; None: the search sees full images all along."""
     if defaults_of(flow).preview is None:
-        if config.finalists is not None:
+        if params.finalists is not None:
             raise OptionError("finalists are for a model with a preview decoder: give it preview_decoder, or leave it")
         return None
-    count = max(4, config.top_k) if config.finalists is None else config.finalists
-    if count < max(1, config.top_k):
-        raise OptionError(f"finalists must be at least top_k, {config.top_k}, got {count}")
+    count = max(4, params.top_k) if params.finalists is None else params.finalists
+    if count < max(1, params.top_k):
+        raise OptionError(f"finalists must be at least top_k, {params.top_k}, got {count}")
     return count
 
 
-def resolve_path(flow: Flow, config: SearchConfig, method: Method) -> dict[str, Any]:
+def resolve_path(flow: Flow, params: SearchParams, method: Method) -> dict[str, Any]:
     """Values of PATH_OPTIONS, all filled in. Raises OptionError for an unknown preset.
 
     A method may prefer a path of its own (best-of-n: the plain ODE); a model may have `path_defaults`.
     """
     known = defaults_of(flow)
-    chosen = {name: getattr(config, name) for name in PATH_OPTIONS if getattr(config, name) is not None}
+    chosen = {name: getattr(params, name) for name in PATH_OPTIONS if getattr(params, name) is not None}
+    try:
+        make(SearchParams, known.path_defaults)
+    except OptionError as error:
+        raise ModelError(f"path_defaults of the model: {error}") from None
     defaults = {**FALLBACK, **known.path_defaults}
     defaults.update(method.path)
     if known.own_times and method.path.get("diffusion") == "zero":  # the model's own path: its own times
         defaults.update(grid="model", steps=None)
-    if config.preset is not None:
-        if config.preset not in PRESETS:
-            raise OptionError(f"unknown preset {config.preset!r}: choose one of {', '.join(PRESETS)}")
-        defaults.update(PRESETS[config.preset])
+    if params.preset is not None:
+        if params.preset not in PRESETS:
+            raise OptionError(f"unknown preset {params.preset!r}: choose one of {', '.join(PRESETS)}")
+        defaults.update(PRESETS[params.preset])
     # A default integrator that takes no diffusion coefficient must not meet one that the caller chose.
     if "diffusion" in chosen and "integrator" not in chosen:
         defaults["integrator"] = "euler-maruyama"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from flowfast.flow import ScheduleSpec
 from flowfast.flow.schedule import Schedule
 from flowfast.methods.plan import Plan
 from flowfast.ops.noise import noise_key
-from flowfast.resolve import Setup
+from flowfast.resolve import resolve
 
 CPU = torch.device("cpu")
 SPEC = ScheduleSpec(steps=6, integrator="coefficient-preserving:0.5")
@@ -208,17 +208,18 @@ def build(
     """options: fields of SearchConfig (budget 40 and steps 6 unless given). module: in place of the method's own."""
     flow = (flow or GaussianFlow()).to(device)
     reward = (reward or NearTarget()).to(device)
-    setup = Setup(flow, make_config({"method": method, "budget": 40, "steps": 6, "top_k": top, **options}))
+    config = make_config({"method": method, "budget": 40, "steps": 6, "top_k": top, **options})
+    resolved = resolve(flow, config.params)
     if schedule is not None:
-        setup.schedule = schedule
-    schedule, plan = setup.schedule, setup.plan(setup.config.budget or 0)
+        resolved = replace(resolved, schedule=schedule)
+    schedule, plan = resolved.schedule, resolved.plan(config.budget or 0)
     conditions = flow.encode(["a"]), reward.encode(["a"])
-    engine: Any = setup.engine(flow, reward, plan, slots, micro_batch, *conditions, device, dtype)
+    engine: Any = resolved.batch(flow, reward, plan, slots, micro_batch, *conditions, device, dtype)
     if module:
         engine.method = module(plan, slots).to(device)
     if scripted:
         engine = torch.jit.script(engine)
-    return Bench(engine, plan, schedule, flow, reward, setup.guidance, device)
+    return Bench(engine, plan, schedule, flow, reward, resolved.guidance, device)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfast.config import make_config
 from flowfast.ops.noise import noise_key
-from flowfast.resolve import Setup
+from flowfast.resolve import resolve
 
 
 class NullFlow(nn.Module):
@@ -79,12 +79,11 @@ class NullSearch:
         device: torch.device | None = None,
         **options: Any,
     ):
-        self.setup = Setup(
-            flow, make_config({"method": "rbf-official", "budget": budget, "chains": 2, "steps": 10, **options})
-        )
-        self.plan, self.flow, self.slots = self.setup.plan(budget), flow, slots
+        config = make_config({"method": "rbf-official", "budget": budget, "chains": 2, "steps": 10, **options})
+        self.resolved = resolve(flow, config.params)
+        self.plan, self.flow, self.slots = self.resolved.plan(budget), flow, slots
         plan, reward = self.plan, NullReward()
-        self.engine: Any = self.setup.engine(
+        self.engine: Any = self.resolved.batch(
             flow,
             reward,
             plan,
@@ -96,7 +95,7 @@ class NullSearch:
             dtype,
         )
         start = plan.start or [True] * plan.chains
-        self.keys = [noise_key(self.setup.config.seed, str(slot)) for slot in range(slots)]
+        self.keys = [noise_key(config.seed, str(slot)) for slot in range(slots)]
         self.conditions = flow.encode(["a"]), flow.encode([""]), reward.encode(["a"])
         self.numbers = [torch.tensor(values, device=device) for values in (plan.quota, plan.left, start)]
         if scripted:

@@ -74,7 +74,7 @@ def check_same_sample(budget: int, scripted: bool) -> None:
         return noise.normals(key, at, torch.tensor(tried), torch.arange(len(row)), purpose, shape[0] * shape[1])
 
     reward, sample, nfe = eager_rbf(
-        lambda x, t: -0.5 * x, first_number, ours.setup.schedule, ours.plan, shape, noise=same_noise
+        lambda x, t: -0.5 * x, first_number, ours.resolved.schedule, ours.plan, shape, noise=same_noise
     )
     assert nfe == int(found["cost"][0]) == budget, (nfe, found["cost"], budget)
     assert sample is not None and abs(reward - float(found["reward"][0])) < 1e-4
@@ -112,7 +112,7 @@ def test_rbf_evaluation(benchmark: Any, suite: Suite, case: str) -> None:
         "scripted": NullSearch(flow, budget=budget, dtype=dtype, scripted=True),
     }
     zeros = torch.zeros(2, *shape, dtype=dtype)
-    plan, schedule = ours["python"].plan, ours["python"].setup.schedule
+    plan, schedule = ours["python"].plan, ours["python"].resolved.schedule
     eager = lambda: eager_rbf(lambda x, t: zeros, first_number, schedule, plan, shape, dtype)  # noqa: E731
     runs: dict[str, Any] = {engine: search.run for engine, search in ours.items()} | {"eager": eager}
     nfe = dict.fromkeys(runs, float(budget))

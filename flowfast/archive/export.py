@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,17 @@ from flowfast.archive.module import Archive
 from flowfast.archive.parts import Outside, Part, compiled, parts_of, torchscript
 from flowfast.archive.plans import Plans, all_plans
 from flowfast.archive.seal import FORMAT_VERSION, digest, seal_file
-from flowfast.config import SearchConfig, make_config
+from flowfast.config import SearchConfig, make_config, options_over
 from flowfast.errors import ModelError, OptionError, RewardError
 from flowfast.files import locked_file, replacing, write_bytes
 from flowfast.methods.plan import Plan
 from flowfast.models.answers import CheckedFlow, conditions_of, defaults_of
 from flowfast.ops.noise import STREAM_VERSION
 from flowfast.prompts import encoded
-from flowfast.resolve import Setup, fitting_rows
+from flowfast.resolve import Resolved, fitting_rows, resolve
 from flowfast.rounds.steered import frozen
 from flowfast.surroundings import evaluating, modules_of, own_ground
-from flowfast.types import Flow
+from flowfast.types import Conditions, Flow
 from flowfast.version import versions
 
 log = logging.getLogger("flowfast.archive")
@@ -70,28 +71,12 @@ def export(
         OptionError, BudgetError: as `flowfast.search`. ModelError: model or reward can be neither scripted nor traced,
         or do something else then. OutputError: it cannot be written.
     """
-    if config is not None:
-        options = {**config.model_dump(), **options}
-    if isinstance(reward, str):
-        options["reward"] = reward
-    given = {name: value for name, value in options.items() if value is not None}
-    setup = Setup(flow, make_config({"budget": BUDGET, "slots": SLOTS, **given}))
-    if format not in FORMATS:
-        raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
-    if setup.config.seconds is not None:
-        raise OptionError("an archive takes budgets in NFE only: leave seconds out, and give the largest budget")
-    for name in ("gradient", "finalists"):
-        if name in given:
-            raise OptionError(f"an archive has no {name}, only flowfast.search has: leave it out")
-    setup.config = setup.config.model_copy(update={"finalists": None})  # it decodes in full, with no preview
-    chosen = setup.config.reward if reward is None or isinstance(reward, str) else reward
-    scorer = Outside("give rewards to observe") if chosen == "host" else rewards.load(chosen, flow)
-    if rewards.on_host(scorer):
-        raise OptionError(
-            f"reward {scorer.name!r} runs on the host: export with reward 'host', and score in the server"
-        )
+    options = options_over(config, options, reward)
+    config, resolved = _resolved(flow, format, {name: value for name, value in options.items() if value is not None})
+    chosen = config.reward if reward is None or isinstance(reward, str) else reward
+    scorer = _device_reward(chosen, flow)
     named = chosen if isinstance(chosen, str) else str(getattr(scorer, "name", type(scorer).__name__))
-    names = {"model": given.get("model", type(flow).__name__), "reward": named}
+    config = config.model_copy(update={"model": options.get("model", type(flow).__name__), "reward": named})
     known = list({str(prompt): prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts)}.values())
     path = Path(out)
     with locked_file(path):
@@ -100,7 +85,7 @@ def export(
             frozen(*modules_of(flow), *modules_of(scorer)),
             evaluating(flow, scorer),
         ):  # only such weights can be constants of a trace
-            module, packages = _module(flow, scorer, setup, known, names, path.stem if format == "aoti" else None)
+            module, packages = _module(flow, scorer, config, resolved, known, path.stem if format == "aoti" else None)
             data = torch.jit.script(module).save_to_buffer()  # PyTorch's own writer ends the process on a full disk
         for name, package in packages.items():
             write_bytes(path.with_name(name), package)
@@ -110,47 +95,89 @@ def export(
     return module.manifest
 
 
+def _resolved(flow: Flow, format: str, given: dict[str, Any]) -> tuple[SearchConfig, Resolved]:
+    """What an archive is asked to be. Raises OptionError."""
+    config = make_config({"budget": BUDGET, "slots": SLOTS, **given})
+    resolved = resolve(flow, config.params)
+    if format not in FORMATS:
+        raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
+    if config.seconds is not None:
+        raise OptionError("an archive takes budgets in NFE only: leave seconds out, and give the largest budget")
+    for name in ("gradient", "finalists"):
+        if name in given:
+            raise OptionError(f"an archive has no {name}, only flowfast.search has: leave it out")
+    params = resolved.params.model_copy(update={"finalists": None})  # it decodes in full, with no preview
+    return config.with_params(params), replace(resolved, params=params)
+
+
+def _device_reward(chosen: Any, flow: Flow) -> Any:
+    """The reward as a module. Raises OptionError where it runs on the host."""
+    scorer = Outside("give rewards to observe") if chosen == "host" else rewards.load(chosen, flow)
+    if rewards.on_host(scorer):
+        raise OptionError(
+            f"reward {scorer.name!r} runs on the host: export with reward 'host', and score in the server"
+        )
+    return scorer
+
+
 def _module(
-    flow: Any, reward: Any, setup: Setup, prompts: list[str], names: dict[str, str], stem: str | None
+    flow: Any, reward: Any, config: SearchConfig, resolved: Resolved, prompts: list[str], stem: str | None
 ) -> tuple[Archive, dict[str, bytes]]:
     """The archive, still in Python, and the packages beside it. stem: how their names begin; None: there are none."""
-    plan, slots = setup.plan(setup.config.budget or 0), setup.config.slots or SLOTS
-    M = setup.config.micro_batch or fitting_rows(slots, plan)
-    setup.config = setup.config.model_copy(update={"micro_batch": M, **names})
-    known, encode = prompts or [""], CheckedFlow(flow).encode
-    cond, null = encoded(encode, known), encode([setup.config.negative_prompt]) if setup.passes == 2 else {}
-    asked = conditions_of(encoded(reward.encode, known), len(known), "the reward's encode", RewardError)
-    shapes = [{name: list(value.shape[1:]) for name, value in of.items()} for of in (cond, null)]
-    if stem is not None and null and shapes[0] != shapes[1]:
-        raise ModelError(f"packages take prompts of one shape, but the null prompt has {shapes[1]}, others {shapes[0]}")
+    budget, slots = config.budget or 0, config.slots or SLOTS
+    plan = resolved.plan(budget)
+    M = config.micro_batch or fitting_rows(slots, plan)
+    cond, null, asked = _conditions(flow, reward, resolved, prompts or [""], packed=stem is not None)
     encoder = table_of(prompts, cond, asked) if prompts else scripted_encoder(flow, reward)
-    parts, plans, host = parts_of(flow, reward, cond, asked, M), all_plans(setup, plan), isinstance(reward, Outside)
-    manifest = _manifest(setup, plan, plans, flow.shape) | _size(parts["decode"])
-    manifest |= {"host_reward": str(int(host)), "scripted_encode": str(int(not prompts))}
+    parts, plans = parts_of(flow, reward, cond, asked, M), all_plans(resolved, budget, plan)
+    manifest = _manifest(config.model_copy(update={"micro_batch": M}), resolved, plan, plans, flow.shape)
+    manifest |= _size(parts["decode"])
+    manifest |= {"host_reward": str(int(isinstance(reward, Outside))), "scripted_encode": str(int(not prompts))}
     manifest |= {"reads_prompts": str(int(defaults_of(flow).reads_prompts))}
     packages: dict[str, bytes] = {}
     if stem is None:
         flow, reward = torchscript(flow, reward, parts, null, M)
     else:
-        made = {name: compiled(part, M) for name, part in parts.items()}
-        packages = {f"{stem}.{name}.pt2": data for name, data in made.items()}
-        manifest |= {"loader": "aoti", "packages": ",".join(made)}
-        for name, data in made.items():
-            manifest |= {f"{name}_file": f"{stem}.{name}.pt2", f"{name}_hash": digest(io.BytesIO(data), len(data))}
-        flow, reward = Outside(COMPILED, flow.shape), reward if host else Outside(COMPILED)
+        packages, facts = _packages(parts, stem, M)
+        manifest |= facts
+        flow, reward = Outside(COMPILED, flow.shape), reward if isinstance(reward, Outside) else Outside(COMPILED)
     one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
     device = next(iter(cond.values())).device
-    engine = setup.engine(flow, reward, plan, slots, M, one, asked_one, device, null_cond=null)
+    batch = resolved.batch(flow, reward, plan, slots, M, one, asked_one, device, null_cond=null)
     quota, left, start = (torch.tensor(values, device="cpu") for values in (plans.quota, plans.left, plans.start))
-    module = Archive(
-        engine, encoder, manifest, (quota, left, start), plans.rounds, plans.of, null, hollow=stem is not None
-    )
+    limits = quota, left, start
+    module = Archive(batch, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=stem is not None)
     return module, packages
 
 
-def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> dict[str, str]:
+def _conditions(
+    flow: Any, reward: Any, resolved: Resolved, prompts: list[str], packed: bool
+) -> tuple[Conditions, Conditions, Conditions]:
+    """The model's of the prompts, of the null prompt ({} with one pass), and the reward's. Raises ModelError where
+    packages could not take them."""
+    encode = CheckedFlow(flow).encode
+    cond = encoded(encode, prompts)
+    null = encode([resolved.params.negative_prompt]) if resolved.passes == 2 else {}
+    asked = conditions_of(encoded(reward.encode, prompts), len(prompts), "the reward's encode", RewardError)
+    shapes = [{name: list(value.shape[1:]) for name, value in of.items()} for of in (cond, null)]
+    if packed and null and shapes[0] != shapes[1]:
+        raise ModelError(f"packages take prompts of one shape, but the null prompt has {shapes[1]}, others {shapes[0]}")
+    return cond, null, asked
+
+
+def _packages(parts: dict[str, Part], stem: str, M: int) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Compiled parts by the names of their files, and what the manifest says of them."""
+    made = {name: compiled(part, M) for name, part in parts.items()}
+    facts = {"loader": "aoti", "packages": ",".join(made)}
+    for name, data in made.items():
+        facts |= {f"{name}_file": f"{stem}.{name}.pt2", f"{name}_hash": digest(io.BytesIO(data), len(data))}
+    return {f"{stem}.{name}.pt2": data for name, data in made.items()}, facts
+
+
+def _manifest(
+    config: SearchConfig, resolved: Resolved, plan: Plan, plans: Plans, shape: Sequence[int]
+) -> dict[str, str]:
     """Facts of an archive, for `info`."""
-    config = setup.config
     facts = {
         "format": "flowfast-archive",
         "format_version": FORMAT_VERSION,
@@ -163,12 +190,12 @@ def _manifest(setup: Setup, plan: Plan, plans: Plans, shape: Sequence[int]) -> d
         "slots": config.slots,
         "chains": plan.chains,
         "lanes": plan.lanes,
-        "rows": setup.schedule.rows,
+        "rows": resolved.schedule.rows,
         "micro_batch": config.micro_batch,
-        "passes": setup.passes,
-        "guidance": setup.guidance,
+        "passes": resolved.passes,
+        "guidance": resolved.guidance,
         "top": config.top_k,
-        "budget_min": next(e for e, found in enumerate(plans.of) if found >= 0) * setup.passes,
+        "budget_min": next(e for e, found in enumerate(plans.of) if found >= 0) * resolved.passes,
         "budget_max": config.budget,
         "config": config.model_dump_json(),
     }

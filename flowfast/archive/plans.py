@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flowfast.errors import FlowfastError
 from flowfast.methods.plan import Plan
-from flowfast.resolve import Setup
+from flowfast.resolve import Resolved
 
 
 class Plans(NamedTuple):
@@ -20,12 +20,12 @@ class Plans(NamedTuple):
     of: list[int]
 
 
-def all_plans(setup: Setup, largest: Plan) -> Plans:
-    """Chains that a smaller plan does not have never start."""
+def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
+    """Those of all budgets up to `budget`, in NFE; chains that a smaller plan does not have never start."""
     plans, seen, T = Plans([], [], [], [], []), dict[str, int](), len(largest.accept)
-    for evaluations in range((setup.config.budget or 0) // setup.passes + 1):
+    for evaluations in range(budget // resolved.passes + 1):
         try:
-            plan = setup.plan(evaluations * setup.passes)
+            plan = resolved.plan(evaluations * resolved.passes)
         except FlowfastError:  # below what the method needs
             plans.of.append(-1)
             continue

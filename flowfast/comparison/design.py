@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowfast import resolve, rewards, secrets
+from flowfast import rewards, secrets
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import FlowfastError, OptionError
 from flowfast.prompts import check_each, encoded
 from flowfast.report.pictures import base_of
+from flowfast.resolve import PRESETS, resolve
 from flowfast.types import Flow
 
 PICTURES = 8  # prompts on the contact sheet
@@ -74,7 +75,7 @@ class Comparison:
     def config(self, arm: Arm, seed: int) -> SearchConfig:
         """The search of one arm. Raises OptionError."""
         method, steered, gradient = arm.method.partition("+")
-        path = {"preset" if arm.interpolant in resolve.PRESETS else "interpolant": arm.interpolant}
+        path = {"preset" if arm.interpolant in PRESETS else "interpolant": arm.interpolant}
         return make_config(
             {
                 "model": self.model,
@@ -124,8 +125,8 @@ def check(comparison: Comparison, flow: Flow) -> None:
         check_each(comparison.prompts, reward.check)
     for arm in comparison.arms():
         try:
-            setup = resolve.Setup(flow, comparison.config(arm, 0))
+            resolved = resolve(flow, comparison.config(arm, 0).params)
             if arm.budget is not None:
-                setup.plan(arm.budget)
+                resolved.plan(arm.budget)
         except FlowfastError as error:
             raise type(error)(f"{arm.method} on {arm.interpolant} at {arm.amount}: {error}") from None

@@ -12,7 +12,7 @@ import torch
 
 from flowfast.engine import clock
 from flowfast.errors import BudgetError
-from flowfast.resolve import Setup
+from flowfast.resolve import Resolved
 
 _PACES: MutableMapping[Any, dict[Any, deque[float]]] = WeakKeyDictionary()
 
@@ -32,25 +32,27 @@ def count_batches(widths: list[int], prompts: int, micro_batch: int) -> int:
     return sum(-(-prompts * width // micro_batch) for width in widths)
 
 
-def largest_budget(setup: Setup, seconds: float, pace: float, *, prompts: int, slots: int, micro_batch: int) -> int:
+def largest_budget(
+    resolved: Resolved, seconds: float, pace: float, *, prompts: int, slots: int, micro_batch: int
+) -> int:
     """The largest budget, in NFE a prompt, whose rounds fit into `seconds` a prompt where a micro-batch takes `pace`
     seconds. BudgetError where that is too short for the method."""
     waves = [slots] * (prompts // slots) + [prompts % slots]
 
     def fits(budget: int) -> bool:
         try:
-            widths = setup.plan(budget).widths()
+            widths = resolved.plan(budget).widths()
         except BudgetError:  # below what the method needs
             return False
         return sum(count_batches(widths, wave, micro_batch) for wave in waves) * pace <= seconds * prompts
 
     # Not by halving: more budget may take less time, where it pays for a second chain that fills the batch.
-    low = setup.passes
-    high = 2 + 2 * int(seconds / pace * micro_batch) * setup.passes
+    low = resolved.passes
+    high = 2 + 2 * int(seconds / pace * micro_batch) * resolved.passes
     for step in (max(1, high // 64), max(1, high // 2048)):
         low = max([low, *(budget for budget in range(low, min(high, low + 65 * step), step) if fits(budget))])
     try:
-        setup.plan(low)
+        resolved.plan(low)
     except BudgetError as error:
         raise BudgetError(
             f"{seconds:g} s a prompt are too short here, where {micro_batch} rows take {pace:.3g} s: {error}"

@@ -35,7 +35,7 @@ from flowfast.models.answers import CheckedFlow, asked, conditions_of, defaults_
 from flowfast.models.compiled import PreviewFlow, compiled
 from flowfast.ops.noise import noise_key
 from flowfast.prompts import encoded, fields_of
-from flowfast.resolve import Setup, checked_latents, fitting_rows
+from flowfast.resolve import Resolved, checked_latents, fitting_rows
 from flowfast.rewards.worker import Worker
 from flowfast.rounds.batch import Search
 from flowfast.rounds.state import slice_of
@@ -109,7 +109,7 @@ class Driver:
         flow: Flow,
         prompts: list[str],
         scorer: Any,
-        setup: Setup,
+        resolved: Resolved,
         latents: Tensor | None,
         pace_name: str | None,
         on_round: Callable[[list[Candidate]], None] | None,
@@ -117,10 +117,14 @@ class Driver:
         on_progress: Callable[[int, int], None] | None,
         checkpoint: checkpoints.Checkpoint | None = None,
         checkpoint_seconds: float | None = None,
+        *,
+        config: SearchConfig,
         held: checkpoints.Held | None = None,
+        asked_micro_batch: int | None = None,
     ):
-        config, self.prompts, self.scorer, self.setup = setup.config, prompts, scorer, setup
+        self.config, self.resolved, self.prompts, self.scorer = config, resolved, prompts, scorer
         self.original, self.previews = flow, config.finalists is not None
+        self.asked_micro_batch = asked_micro_batch
         seen = compiled(cast(Any, flow)) if config.compile else PreviewFlow(flow) if self.previews else flow
         checked = CheckedFlow(seen, "preview" if self.previews else "decode")
         self.flow = cast(Flow, checked)
@@ -136,7 +140,7 @@ class Driver:
         if self.steered:
             rewards.check_gradient(scorer)
         self.cond = encoded(self.flow.encode, prompts)
-        self.null_cond = self.flow.encode([config.negative_prompt]) if setup.passes == 2 else {}
+        self.null_cond = self.flow.encode([config.negative_prompt]) if resolved.passes == 2 else {}
         self.device = next(iter(self.cond.values())).device
         if isinstance(scorer, nn.Module):
             scorer.to(self.device)
@@ -164,9 +168,9 @@ class Driver:
             self.budget = held.facts["budget"] if held else self._budget_of(config.seconds, pace_name)
         if self.budget < 1:
             raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
-        self.plan = setup.plan(self.budget)
+        self.plan = resolved.plan(self.budget)
         if latents is not None:
-            self.latents = checked_latents(latents, len(prompts), flow, setup, self.plan)
+            self.latents = checked_latents(latents, len(prompts), flow, resolved, self.plan)
         if self.deadline is None or held:
             self._choose_sizes(self.plan)
         self.cuts: list[tuple[int, int, int]] = list(config.cuts)
@@ -176,9 +180,10 @@ class Driver:
             log.warning("runs without CUDA graphs, more slowly, because %s", waits)
             recorder = None
         self.groups = [self._group(self.plan, recorder) for _ in range(self.group_count)]
-        checked.keeps_velocity = setup.passes == 2 or (self.group_count > 1 and self.groups[0].engine.direct)
+        checked.keeps_velocity = resolved.passes == 2 or (self.group_count > 1 and self.groups[0].engine.direct)
         self.limits = self._limits(self.plan)
-        self.linear_time, self.finished = setup.schedule.linear_time.tolist(), self.groups[0].engine.finished.tolist()
+        self.linear_time = resolved.schedule.linear_time.tolist()
+        self.finished = self.groups[0].engine.finished.tolist()
         self.rows_seen = self.nan_rewards = 0
         self.spent = [0] * len(prompts)
         self.samples: list[Sample | None] = [None] * len(prompts)
@@ -190,7 +195,7 @@ class Driver:
     def _choose_sizes(self, plan: Plan) -> None:
         """Slots and micro-batch: as configured, else 16 prompts and as many rows as a round of a group fills, at most
         32."""
-        config = self.setup.config
+        config = self.config
         slots = config.slots or min(len(self.prompts), 16)
         self.group_count = 2 if self.host_reward and config.overlap and slots > 1 else 1
         self.slots = -(-slots // self.group_count)  # of a group
@@ -204,8 +209,8 @@ class Driver:
         if not seconds > 0:
             raise BudgetError(f"seconds must be positive, got {seconds}: raise it")
         before = clock.now()
-        setup, count = self.setup, len(self.prompts)
-        probe = setup.plan(16 * setup.schedule.rows * setup.passes)
+        resolved, count = self.resolved, len(self.prompts)
+        probe = resolved.plan(16 * resolved.schedule.rows * resolved.passes)
         self._choose_sizes(probe)
         try:
             with frozen(*self.steered):
@@ -213,7 +218,7 @@ class Driver:
         except torch.OutOfMemoryError as error:
             raise self._half(error, None) from None
         budget = deadline.largest_budget(
-            setup, seconds, self.deadline.pace, prompts=count, slots=self.slots, micro_batch=self.micro_batch
+            resolved, seconds, self.deadline.pace, prompts=count, slots=self.slots, micro_batch=self.micro_batch
         )
         self.measuring = clock.now() - before
         return budget
@@ -224,7 +229,7 @@ class Driver:
         a few rounds."""
         if pace_name is not None:
             unimportant = {"seed", "repeat", "seconds", "until", "top_k", "negative_prompt", "cuts"}
-            facts = self.setup.config.model_dump_json(exclude=unimportant)
+            facts = self.config.model_dump_json(exclude=unimportant)
             self.pace_key = (pace_name, facts, self.slots, self.micro_batch, torch.get_num_threads())
             known = deadline.known_pace(self.original, self.pace_key)
             if known is not None:
@@ -278,7 +283,7 @@ class Driver:
 
     def _group(self, plan: Plan, recorder: Recorder | None = None) -> Group:
         reward = nn.Identity() if self.host_reward else self.scorer
-        engine = self.setup.engine(
+        engine = self.resolved.batch(
             self.flow,
             rewards.graded(reward) if self.steered else reward,
             plan,
@@ -298,7 +303,7 @@ class Driver:
         return [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]
 
     def _admit(self, group: Group, plan: Plan, slot: int, index: int) -> None:
-        config, setup = self.setup.config, self.setup
+        config, resolved = self.config, self.resolved
         given = None
         if self.latents is not None:
             given = self.latents[index].reshape(-1, group.engine.numel).to(self.device).expand(plan.chains, -1)
@@ -313,13 +318,13 @@ class Driver:
             left,
             start,
             plan.widths(),
-            setup.guidance,
+            resolved.guidance,
             math.inf if config.until is None else config.until,
             given,
         )
 
     def _noise_key(self, index: int) -> int:
-        prompt, config = self.prompts[index], self.setup.config
+        prompt, config = self.prompts[index], self.config
         return noise_key(fields_of(prompt).get("seed", config.seed), prompt, config.repeat)
 
     # ---- one round of a group ----
@@ -437,9 +442,9 @@ class Driver:
                 "model, decoder and reward at float32"
             )
         seconds = {"total": clock.now() - started - self.measuring, **self.clock.read()}
-        config = self.setup.config
+        config = self.config
         if self.deadline and self.pace_key and not config.splits:
-            pace = seconds["total"] * self.micro_batch * self.setup.passes / self.rows_seen
+            pace = seconds["total"] * self.micro_batch * self.resolved.passes / self.rows_seen
             deadline.learn_pace(self.original, self.pace_key, pace)
         slots = self.slots * len(self.groups)
         return SearchResult(
@@ -468,8 +473,8 @@ class Driver:
                     self._after_round(group)
                     if self.checkpoint and clock.now() - self.saved >= self.checkpoint_seconds:
                         self._save()
-                    if self.rounds in dict(self.setup.config.splits):
-                        raise OtherBatch(self.setup.config, self._hold_all())
+                    if self.rounds in dict(self.config.splits):
+                        raise OtherBatch(self.config, self._hold_all())
                     self._fill_and_start(group)
         if self.checkpoint:
             self._save()
@@ -488,13 +493,13 @@ class Driver:
         """What must be equal for a search to go on where another one stopped."""
         latents, apart = self.latents, {"micro_batch", "splits", "slots", "budget", "seconds", "cuts"}
         # As it will be read again: tuples are lists there, and what JSON does not know is a text.
-        config = json.loads(json.dumps(plain(self.setup.config.model_dump(exclude=apart)), default=repr))
+        config = json.loads(json.dumps(plain(self.config.model_dump(exclude=apart)), default=repr))
         options = config["model_options"].items()
         config["model_options"] = {
             name: value for name, value in options if name not in MEMORY_OPTIONS and not secrets.is_secret(name)
         }
         config["reward"] = secrets.without_login(config["reward"])
-        schedule = self.setup.schedule
+        schedule = self.resolved.schedule
         times = torch.cat([schedule.table, schedule.time[:, None], schedule.linear_time[:, None]], 1)
         return {
             "prompts": checkpoints.digest_of_prompts(self.prompts),
@@ -528,7 +533,7 @@ class Driver:
         samples = {index: sample for index, sample in enumerate(self.samples) if sample}
         counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards")}
         facts = {**self.identity, "budget": self.budget, "micro_batch": self.last_micro_batch, "seconds": self.seconds}
-        facts |= {"asked_micro_batch": self.setup.asked_micro_batch, "splits": self.setup.config.splits}
+        facts |= {"asked_micro_batch": self.asked_micro_batch, "splits": self.config.splits}
         facts |= {"groups": groups, "counts": counts, "waiting": len(self.waiting)}
         tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         clocks = (self.clock, self.deadline, self.measuring)
@@ -547,10 +552,10 @@ class Driver:
             ) from error
         log.warning("out of memory with micro-batches of %d: trying %d", rows, rows // 2)
         BATCH_CAPS[self.original] = rows // 2
-        splits = [split for split in self.setup.config.splits if split[0] <= self.rounds]
+        splits = [split for split in self.config.splits if split[0] <= self.rounds]
         if self.rounds > max((rounds for rounds, _ in splits), default=0):
             splits.append((self.rounds, rows))
-        config = self.setup.config.model_copy(update={"micro_batch": rows // 2, "splits": tuple(splits)})
+        config = self.config.model_copy(update={"micro_batch": rows // 2, "splits": tuple(splits)})
         if self.deadline:
             self.deadline.restart()
         return OtherBatch(config, held and replace(held, most_images=rows // 2))
@@ -572,7 +577,7 @@ class Driver:
                 raise self.checkpoint.refused(str(error)) if self.checkpoint else error from None
             group.engine.plans, group.engine.rounds, group.over = found["plans"], found["rounds"], set(found["over"])
         waiting = range(len(self.prompts) - facts["waiting"], len(self.prompts))
-        self.cuts = held.cuts + [cut for cut in self.setup.config.cuts if cut[0] in waiting and cut not in held.cuts]
+        self.cuts = held.cuts + [cut for cut in self.config.cuts if cut[0] in waiting and cut not in held.cuts]
         for index, sample in held.samples.items():
             self.samples[index], self.spent[index] = sample, sample.nfe
         for name, value in facts["counts"].items():
@@ -585,7 +590,7 @@ class Driver:
         """Records, the deadline, and the prompts that are done: these are on disk before the decoder runs."""
         engine, state = group.engine, group.engine.state
         self.rounds += 1
-        self.rows_seen += engine.padded * self.setup.passes
+        self.rows_seen += engine.padded * self.resolved.passes
         if self.polls:
             records = [engine.dense, engine.status, *group.seen] if self.on_round else []
             letter = group.mail.send([state.alive, state.nfe, *records])
@@ -653,7 +658,7 @@ class Driver:
 
     def _sample(self, group: Group, index: int, found: dict[str, Tensor]) -> Sample | None:
         """What a prompt got; the only wait of a request."""
-        config, prompt, shape = self.setup.config, self.prompts[index], tuple(self.flow.shape)
+        config, prompt, shape = self.config, self.prompts[index], tuple(self.flow.shape)
         x0, x = (found[name].view(-1, *shape) for name in ("x0", "x"))
         t = group.engine.linear_time.index_select(0, found["row"])
         self.clock.mark()
@@ -696,7 +701,7 @@ class Driver:
             budget_nfe=self.budget,
             nfe=nfe,
             nfe_speculative=speculative,
-            evaluations=nfe // self.setup.passes,
+            evaluations=nfe // self.resolved.passes,
             reward_calls=calls,
             unspent=self.budget - nfe,
         )

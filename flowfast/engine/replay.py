@@ -12,7 +12,7 @@ from flowfast import rewards
 from flowfast.config import SearchConfig, checked_config
 from flowfast.errors import OptionError
 from flowfast.models import answers
-from flowfast.resolve import Setup, real_latents
+from flowfast.resolve import real_latents, resolve
 from flowfast.rounds.steered import evaluate, frozen
 from flowfast.surroundings import evaluating, own_ground
 from flowfast.types import Flow, Sample
@@ -31,12 +31,12 @@ def replay(
     latents (*shape): the initial noise, where it was given. reward: the one that steered (`gradient`); default: the
     configuration's.
     """
-    setup, own, flow = Setup(flow, checked_config(config)), flow, answers.CheckedFlow(flow)
-    M, schedule, winner = config.micro_batch or 1, setup.schedule, sample.winner
+    resolved, own, flow = resolve(flow, checked_config(config).params), flow, answers.CheckedFlow(flow)
+    M, schedule, winner = config.micro_batch or 1, resolved.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
-    conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: setup.passes]]
+    conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: resolved.passes]]
     device = next(iter(conds[0].values())).device
-    guidance = torch.full((M,), setup.guidance, dtype=torch.float32, device=device) if setup.passes == 2 else None
+    guidance = torch.full((M,), resolved.guidance, dtype=torch.float32, device=device) if resolved.passes == 2 else None
     x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), dtype=torch.float32, device=device) for _ in range(4))
     latents = None if latents is None else real_latents(latents)
     if latents is not None and tuple(latents.shape) != tuple(flow.shape):

@@ -17,7 +17,7 @@ from flowfast.config import make_config
 from flowfast.errors import FlowfastError, OptionError
 from flowfast.prompts import field_of
 from flowfast.report.write import write_yaml
-from flowfast.resolve import Setup
+from flowfast.resolve import resolve
 from tests.cli.conftest import PROMPTS, Run
 from tests.cli.test_generate import FAST, folders
 from tests.engine.test_checkpoint_files import mutants
@@ -180,7 +180,7 @@ def test_500_mutants_of_a_config(run: Run, tmp_path: Path) -> None:
             asked = read_config(path)
             same += asked == right
             asked.pop("prompts")
-            Setup(flow, make_config(asked))
+            resolve(flow, make_config(asked).params)
         except FlowfastError as error:
             refused += 1
             assert len(" ".join(str(error).split())) < 1500
