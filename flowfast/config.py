@@ -132,6 +132,10 @@ class SearchParams(Config):
     """Stop a prompt at this reward.
 
     As soon as a finished sample has it."""
+    score_all: bool = False
+    """Score every child, also where no decision reads it: for the curve of a reward along t.
+
+    Decisions are the same without."""
 
 
 class Rerun(Config):

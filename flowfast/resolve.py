@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ class Resolved:
                 f"with tail={params.tail} a trajectory ends at t = {last:.3g}, and no sample is finished above "
                 f"t = {self.t_finish:g}: leave tail out, or raise it"
             )
-        return plan
+        everywhere = params.score_all or params.gradient is not None  # a gradient scores every child anyway
+        return plan if everywhere else replace(plan, scored=plan.read(self.schedule.finished.tolist()))
 
     def batch(
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
@@ -87,6 +88,7 @@ class Resolved:
             accept=torch.tensor(plan.accept, device="cpu"),
             margin=plan.margin,
             carry=plan.carry,
+            scored=torch.tensor(plan.scored or [True] * self.schedule.rows, device="cpu"),
             finished=torch.tensor(plan.finished, device="cpu") if plan.finished else self.schedule.finished,
             cond=cond,
             null_cond=(cond if null_cond is None else null_cond) if self.passes == 2 else {},

@@ -128,7 +128,8 @@ class Candidate(NamedTuple):
     row: int
     candidate: int
     t: float
-    reward: float
+    reward: float | None
+    """None where no decision reads it, so that nothing was scored (`score_all` scores everything)."""
     finished: bool
     status: str
     """"" seen, "best" best child so far of its step, "accepted" took the chain on, "discarded" a speculative lane

@@ -159,6 +159,7 @@ class Bench:
         self, slot: int, prompt: str, seed: int = 0, latents: Tensor | None = None, until: float = math.inf
     ) -> None:
         plan, device = self.plan, self.device
+        forecast = plan.forecast()
         self.engine.admit(
             slot,
             on(self.flow.encode([prompt]), device),
@@ -168,7 +169,8 @@ class Bench:
             torch.tensor(plan.quota, device=device),
             torch.tensor(plan.left, device=device),
             torch.tensor(plan.start or [True] * plan.chains, device=device),
-            plan.widths(),
+            forecast.widths,
+            forecast.scored,
             self.guidance,
             until,
             latents,

@@ -59,7 +59,7 @@ class NullReward(nn.Module):
 
 def first_number(images: Tensor) -> Tensor:
     """(N,) float32 of images (N, ...)."""
-    return images.flatten(1)[:, 0].float().contiguous()
+    return images.flatten(1)[:, 0].float().contiguous() if len(images) else images.new_zeros([0])
 
 
 class NullSearch:
@@ -104,7 +104,8 @@ class NullSearch:
     def admit(self) -> None:
         """A request into every slot."""
         for slot, key in enumerate(self.keys):
-            self.engine.admit(slot, *self.conditions, key, *self.numbers, self.plan.widths(), 1.0, float("inf"), None)
+            widths, scored = self.plan.forecast()[:2]
+            self.engine.admit(slot, *self.conditions, key, *self.numbers, widths, scored, 1.0, float("inf"), None)
 
     def round(self) -> None:
         self.engine.observe(first_number(self.engine.propose()))

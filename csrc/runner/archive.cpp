@@ -80,7 +80,7 @@ template <class E>
 class Scripted : public Archive {
  public:
   Scripted(torch::jit::Module module, Info info, const Options& options)
-      : module_(std::move(module)), info_(std::move(info)), device_(options.device), threads_(options.threads) {}
+      : module_(std::move(module)), device_(options.device), info_(std::move(info)), threads_(options.threads) {}
 
   const Info& info() const override { return info_; }
 
@@ -166,8 +166,7 @@ class Scripted : public Archive {
     }
   }
 
-  bool has(const char* method) const { return module_.find_method(method).has_value(); }
-
+  const at::Device device_;
   Tensor images_, rewards_;  // (N, 3, H, W) and (N,) of the round that is under way
 
  private:
@@ -175,7 +174,6 @@ class Scripted : public Archive {
 
   torch::jit::Module module_;
   const Info info_;
-  const at::Device device_;
   const int threads_;
   Tensor live_;  // which lanes of the round are, by their index
 };
@@ -198,10 +196,12 @@ class Compiled final : public Scripted {
       const Tensor u = run(velocity_, "velocity", with(x_t, given, "cond/"));
       const bool guided = info().at("passes") == "2";
       call("mean", i, u, guided ? IValue(run(velocity_, "velocity", with(x_t, given, "null/"))) : IValue());
-      parts_.push_back(run(decode_, "decoder", {call("latents", i).toTensor()}));
-      if (looks_) call("look", i, parts_.back());
     }
-    images_ = at::cat(parts_);
+    for (int64_t i = 0, parts = call("scored_parts").toInt(); i < parts; ++i) {
+      parts_.push_back(run(decode_, "decoder", {call("latents", i).toTensor()}));
+      call("look", i, parts_.back());
+    }
+    images_ = parts_.empty() ? at::zeros({0, 3, 0, 0}, device_) : at::cat(parts_);
   }
 
   using Scripted::score;
@@ -211,7 +211,7 @@ class Compiled final : public Scripted {
       const Named given = named(call("reward_inputs", static_cast<int64_t>(i)));
       rewards.push_back(run(reward_, "reward", with({parts_[i], given.at("t")}, given, "reward/")));
     }
-    rewards_ = at::cat(rewards);
+    rewards_ = rewards.empty() ? at::zeros({0}, device_) : at::cat(rewards);
   }
 
  protected:
@@ -249,7 +249,6 @@ class Compiled final : public Scripted {
     return tensors;
   }
 
-  const bool looks_ = has("look");  // an older archive does not ask whether images are finite
   const int64_t micro_batch_;
   const Package velocity_, decode_, reward_;
   std::vector<Tensor> parts_;  // images, a micro-batch each

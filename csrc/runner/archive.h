@@ -43,11 +43,11 @@ class Archive {
 
   // A round: propose, read what is wanted, score, observe.
   virtual void propose() = 0;
-  virtual std::vector<Lane> lanes() = 0;    // the live ones
+  virtual std::vector<Lane> lanes() = 0;    // the live ones whose score decides anything; in many rounds none
   virtual std::vector<Image> images() = 0;  // theirs, posterior means
   virtual void score() = 0;                 // by the archive's own reward
-  virtual void score(const std::vector<float>& rewards) = 0;  // of the live lanes
-  virtual std::vector<float> rewards() = 0;                   // of the live lanes, once scored
+  virtual void score(const std::vector<float>& rewards) = 0;  // of these lanes
+  virtual std::vector<float> rewards() = 0;                   // of these lanes, once scored
   virtual void observe() = 0;
 
   virtual bool done(int64_t slot) = 0;

@@ -98,17 +98,18 @@ class Packages:
             x, t, null = given["x"], given["t"], in_order(given, "null/")
             u = self.part["velocity"](x, t, *in_order(given, "cond/"))
             archive.mean(i, u, self.part["velocity"](x, t, *null) if archive.passes == 2 else None)
+        for i in range(archive.scored_parts()):
             images.append(self.part["decode"](archive.latents(i)))
             archive.look(i, images[-1])
-        return torch.cat(images)
+        return torch.cat(images) if images else torch.zeros(0)
 
     def score(self, images: Tensor) -> Tensor:
         """Their rewards."""
         found = []
-        for i, part in enumerate(images.split(self.archive.micro_batch)):
+        for i, part in enumerate(images.split(self.archive.micro_batch) if len(images) else ()):
             asked = self.archive.reward_inputs(i)
             found.append(self.part["reward"](part, asked["t"], *in_order(asked, "reward/")))
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.zeros(0)
 
 
 def in_order(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:

@@ -14,8 +14,10 @@ lies in packages of its own, the driver makes a round's calls of it:
     archive.lay(); archive.branch()
     for i in range(archive.parts()):
         archive.mean(i, velocity of archive.inputs(i), the same with its null conditions or None)
-    images = cat of decode(archive.latents(i)), each i; each one also shown to archive.look(i, images of part i)
-    archive.observe(cat of reward(images of part i, archive.reward_inputs(i)), each i)
+    for i in range(archive.scored_parts()):     # those whose score decides anything; there may be none
+        images[i] = decode(archive.latents(i)); archive.look(i, images[i])
+        rewards[i] = reward(images[i], archive.reward_inputs(i))
+    archive.observe(cat of rewards)
 
 One thread at a time; without gradients (torch.no_grad, InferenceMode).
 """
@@ -49,8 +51,8 @@ class Archive(nn.Module):
         hollow: bool = False,
     ):
         """limits: quota (P, C, T), left and start (P, C) of the distinct plans of all budgets; rounds[p]: their widths
-        as [lanes, rounds, lanes, rounds, ...]; plan_of[evaluations]: the plan, -1: none. null_cond: of the negative
-        prompt, {} with one pass. hollow: the model lies outside."""
+        as [lanes, lanes that are scored, rounds, ...]; plan_of[evaluations]: the plan, -1: none. null_cond: of the
+        negative prompt, {} with one pass. hollow: the model lies outside."""
         super().__init__()
         self.engine, self.encoder, self.manifest = engine, encoder, manifest
         self.quota, self.left, self.start = limits
@@ -99,9 +101,11 @@ class Archive(nn.Module):
                 "guidance " + str(guidance) + ": this archive was exported without guidance; give 1 or export it again"
             )
         widths: list[int] = []
+        scored: list[int] = []
         rounds = self.rounds[plan]
-        for i in range(0, len(rounds), 2):
-            widths += [rounds[i]] * rounds[i + 1]
+        for i in range(0, len(rounds), 3):
+            widths += [rounds[i]] * rounds[i + 2]
+            scored += [rounds[i + 1]] * rounds[i + 2]
         self.engine.admit(
             slot,
             self.named("cond/", cond, self.engine.cond),
@@ -112,6 +116,7 @@ class Archive(nn.Module):
             self.left[plan],
             self.start[plan],
             widths,
+            scored,
             max(guidance, 1.0),
             until,
             None,
@@ -163,8 +168,8 @@ class Archive(nn.Module):
 
     @torch.jit.export
     def propose(self) -> Tensor:
-        """Evaluates the next children of all slots: images (N, 3, H, W) of their posterior means. Raises OptionError
-        where no slot has anything left to do."""
+        """Evaluates the next children of all slots: images (N, 3, H, W) of the posterior means of those whose score
+        decides anything, N = 0 where there is none. Raises OptionError where no slot has anything left to do."""
         if self.engine.width() == 0:
             raise OptionError("no slot has anything left to do: admit a request first")
         return self.engine.propose()
@@ -178,21 +183,24 @@ class Archive(nn.Module):
     def observe(self, rewards: Tensor) -> None:
         """Rewards (N,) decide how the chains go on; those of lanes that are not live do not matter, NaN never wins.
         Raises RewardError."""
-        if list(rewards.shape) != [self.engine.padded]:
+        if list(rewards.shape) != [self.engine.scored_padded]:
             raise RewardError(
-                "expected " + str(self.engine.padded) + " rewards, one an image, got the shape " + str(rewards.shape)
+                "expected "
+                + str(self.engine.scored_padded)
+                + " rewards, one an image, got the shape "
+                + str(rewards.shape)
             )
         self.engine.observe(rewards)
 
     @torch.jit.export
     def lanes(self) -> dict[str, Tensor]:
         """Whose the images just proposed are, (N,) each: live, slot, t (linear time), row, candidate, chain."""
-        e, n = self.engine, self.engine.padded
+        e, n = self.engine, self.engine.scored_padded
         return {
-            "live": e.lane_live[:n].clone(),
+            "live": torch.logical_and(e.lane_live[:n], e.scored.index_select(0, e.lane_transition[:n])),
             "slot": e.lane_slot[:n].clone(),
             "t": e.lane_real[1, :n].clone(),
-            "row": e.lane_row[:n].clone(),
+            "row": e.lane_transition[:n].clone(),
             "candidate": e.lane_candidate[:n].clone(),
             "chain": e.lane_chain[:n].clone(),
         }
@@ -218,6 +226,11 @@ class Archive(nn.Module):
     def parts(self) -> int:
         """Micro-batches of this round."""
         return int(self.engine.padded // self.micro_batch)
+
+    @torch.jit.export
+    def scored_parts(self) -> int:
+        """Micro-batches of this round that are decoded and scored: the first ones."""
+        return int(self.engine.scored_padded // self.micro_batch)
 
     @torch.jit.export
     def inputs(self, i: int) -> dict[str, Tensor]:

@@ -39,7 +39,9 @@ def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
             plans.quota.append(plan.quota + [[0] * T] * missing)
             plans.left.append(plan.left + [0] * missing)
             plans.start.append(start + [False] * missing)
-            plans.rounds.append([n for width, same in groupby(plan.widths()) for n in (width, len(list(same)))])
+            forecast = plan.forecast()
+            pairs = groupby(zip(forecast.widths, forecast.scored, strict=True))
+            plans.rounds.append([n for pair, same in pairs for n in (*pair, len(list(same)))])
         plans.of.append(seen[key])
     return plans
 
@@ -49,7 +51,7 @@ def _runs_on(plan: Plan, largest: Plan) -> bool:
 
     Not where chains are regrouped and there are fewer of them: which ones go on depends on their number.
     """
-    names = ("accept", "margin", "carry", "regroup", "groups", "finished")
+    names = ("accept", "margin", "carry", "regroup", "groups", "finished", "scored")
     alike = all(getattr(plan, name) == getattr(largest, name) for name in names)
     chains = plan.chains == largest.chains or (plan.chains < largest.chains and not plan.regroup)
     lanes = plan.lanes == largest.lanes or max(map(max, plan.quota)) <= plan.lanes <= largest.lanes

@@ -97,6 +97,11 @@ class Group:
         self.scores = host.pin_memory() if pinned else host
         self.rewards = torch.empty_like(self.scores, device=e.lane.device)
 
+    def rest(self, plans: list[list[int]]) -> list[int]:
+        """Rows of the rounds to come by these plans, all slots together."""
+        of_slots = [plans[slot][self.engine.rounds[slot] :] for slot in self.index_of]
+        return [sum(column) for column in zip_longest(*of_slots, fillvalue=0)]
+
     def is_done(self, slot: int) -> bool:
         return self.engine.rounds[slot] >= len(self.engine.plans[slot]) or slot in self.over
 
@@ -214,7 +219,7 @@ class Driver:
         self._choose_sizes(probe)
         try:
             with frozen(*self.steered):
-                self.deadline = deadline.Deadline(seconds * count, self._batch_seconds(probe, pace_name))
+                self.deadline = deadline.Deadline(seconds * count, self._pace(probe, pace_name))
         except torch.OutOfMemoryError as error:
             raise self._half(error, None) from None
         budget = deadline.largest_budget(
@@ -224,9 +229,9 @@ class Driver:
         return budget
 
     @torch.no_grad()
-    def _batch_seconds(self, plan: Plan, pace_name: str | None) -> float:
-        """Seconds of one micro-batch with all that goes with it: of the last such searches in this process, else of
-        a few rounds."""
+    def _pace(self, plan: Plan, pace_name: str | None) -> deadline.Pace:
+        """What a micro-batch takes with all that goes with it: in the last such searches of this process, else in a few
+        rounds, of which the first half is decoded and scored."""
         if pace_name is not None:
             unimportant = {"seed", "repeat", "seconds", "until", "top_k", "negative_prompt", "cuts"}
             facts = self.config.model_dump_json(exclude=unimportant)
@@ -234,11 +239,16 @@ class Driver:
             known = deadline.known_pace(self.original, self.pace_key)
             if known is not None:
                 return known
-        group, times = self._group(plan), []
+        everywhere = replace(plan, scored=[])
+        group, times = self._group(everywhere), list[float]()
         self.limits = self._limits(plan)
         for slot in range(self.slots):
-            self._admit(group, plan, slot, 0)
-        for _ in range(min(8, len(plan.widths()))):
+            self._admit(group, everywhere, slot, 0)
+        rounds = min(8, len(plan.widths()))
+        half = rounds if all(plan.scored) else (rounds + 1) // 2
+        for each in range(rounds):
+            if each == half:
+                group.engine.scored_plans = [[] for _ in range(self.slots)]
             start = clock.now()
             self._start(group)
             self._finish(group)
@@ -246,7 +256,8 @@ class Driver:
                 torch.cuda.synchronize()
             times.append((clock.now() - start) / (group.engine.padded // self.micro_batch))
         self.clock = clock.Clock(self.device)
-        return min(times)  # warm and undisturbed; `_hold` looks after the rest
+        scored, plain = min(times[:half]), min(times[half:], default=math.inf)  # warm and undisturbed
+        return deadline.Pace(plain, max(0.0, scored / plain - 1)) if plain < scored else deadline.Pace(scored, 0.0)
 
     def _hold(self, group: Group, waiting: int) -> None:
         """Keeps to the deadline: where the rounds that are planned would end late, prompts of this group get less. Also
@@ -258,14 +269,12 @@ class Driver:
                 if cuts and cuts[-1][1] == engine.rounds[slot]:
                     self._cut(group, slot, cuts)
             return
-        self.deadline.tick(engine.padded // self.micro_batch)
-        batches = waiting * deadline.count_batches(self.plan.widths(), self.slots, self.micro_batch) / self.slots
+        pace, M = self.deadline.pace, self.micro_batch
+        self.deadline.tick(pace.work([engine.padded], [engine.scored_padded], 1, M))
+        work = waiting * pace.work(*self.plan.forecast()[:2], self.slots, M) / self.slots
         for each in self.groups:
-            rest = [each.engine.plans[slot][each.engine.rounds[slot] :] for slot in each.index_of]
-            batches += deadline.count_batches(
-                [sum(column) for column in zip_longest(*rest, fillvalue=0)], 1, self.micro_batch
-            )
-        share = self.deadline.share(batches)
+            work += pace.work(each.rest(each.engine.plans), each.rest(each.engine.scored_plans), 1, M)
+        share = self.deadline.share(work)
         if share == 1.0:
             return
         for slot, index in group.index_of.items():
@@ -277,7 +286,7 @@ class Driver:
     def _cut(self, group: Group, slot: int, cuts: list[tuple[int, int, int]]) -> None:
         forecast = self.plan.forecast([cut[1:] for cut in cuts])
         quota, left = (torch.tensor(values, device="cpu") for values in (forecast.quota, forecast.left))
-        group.engine.limit(slot, quota, left, forecast.widths)
+        group.engine.limit(slot, quota, left, forecast.widths, forecast.scored)
 
     # ---- groups ----
 
@@ -308,6 +317,7 @@ class Driver:
         if self.latents is not None:
             given = self.latents[index].reshape(-1, group.engine.numel).to(self.device).expand(plan.chains, -1)
         quota, left, start = self.limits
+        forecast = plan.forecast()
         group.engine.admit(
             slot,
             {k: v[index : index + 1] for k, v in self.cond.items()},
@@ -317,7 +327,8 @@ class Driver:
             quota,
             left,
             start,
-            plan.widths(),
+            forecast.widths,
+            forecast.scored,
             resolved.guidance,
             math.inf if config.until is None else config.until,
             given,
@@ -336,7 +347,7 @@ class Driver:
         engine.lay()
         if group.whole.recorder and not self.host_reward and not group.whole.eager_because:
             with spans.VELOCITY:  # all of the round
-                group.whole.run(engine.padded, partial(self._device_round, group), group.static)
+                group.whole.run(engine.size(), partial(self._device_round, group), group.static)
             engine.turn()
             self.clock.mark("model")
             return
@@ -345,7 +356,7 @@ class Driver:
         self.clock.mark("search")
         if group.forward.recorder:
             with spans.VELOCITY:  # decoder included
-                images = group.forward.run(engine.padded, partial(self._forward, engine), group.static)
+                images = group.forward.run(engine.size(), partial(self._forward, engine), group.static)
             self.clock.mark("model")
         else:
             with spans.VELOCITY:
@@ -361,7 +372,11 @@ class Driver:
             self._decide(group, found)
             return
         n = images.shape[0]
-        lanes = (engine.lane_live[:n], engine.lane_slot[:n], engine.lane_real[1, :n], engine.image_sum[:n])
+        if n == 0:  # nobody reads a score of this round; its turn to be decided comes all the same
+            group.scored = _done(lambda: group.scores[:0])
+            return
+        read = engine.scored.index_select(0, engine.lane_transition[:n]).logical_and_(engine.lane_live[:n])
+        lanes = (read, engine.lane_slot[:n], engine.lane_real[1, :n], engine.image_sum[:n])
         letter = group.mail.send([images, *lanes])
         texts = [self.prompts[group.index_of.get(slot, 0)] for slot in range(self.slots)]
         work = partial(self._host_rewards, group, letter, texts)
@@ -404,11 +419,13 @@ class Driver:
             group.seen[1].copy_(group.engine.lane_live)
 
     def _device_rewards(self, engine: Search, images: Tensor) -> Tensor:
+        if engine.scored_padded == 0:
+            return engine.score(images)
         return rewards.score(self.scorer, lambda: engine.score(images), images)
 
     @torch.no_grad()
     def _host_rewards(self, group: Group, letter: Letter, texts: list[str]) -> Tensor:
-        """Rewards (N,) of a round's images on the host; the reward sees finite images of live lanes only."""
+        """Rewards (N,) of a round's images on the host; the reward sees finite images of lanes whose score is read."""
         images, on, slot, t, image_sum = letter.read()
         live = on.logical_and(image_sum.isfinite()).nonzero().flatten()
         scores = group.scores[: len(on)].fill_(-math.inf)
@@ -444,7 +461,7 @@ class Driver:
         seconds = {"total": clock.now() - started - self.measuring, **self.clock.read()}
         config = self.config
         if self.deadline and self.pace_key and not config.splits:
-            pace = seconds["total"] * self.micro_batch * self.resolved.passes / self.rows_seen
+            pace = self.deadline.pace._replace(seconds=seconds["total"] / self.deadline.worked)
             deadline.learn_pace(self.original, self.pace_key, pace)
         slots = self.slots * len(self.groups)
         return SearchResult(
@@ -528,8 +545,9 @@ class Driver:
             self._read_reports(group, all_of_them=True)
             tensors |= {f"group{g}.{name}": tensor for name, tensor in checkpoints.state_of(group.engine).items()}
             index_of = {str(slot): index for slot, index in group.index_of.items()}
-            host = {"plans": group.engine.plans, "rounds": group.engine.rounds, "over": sorted(group.over)}
-            groups.append({**host, "index_of": index_of})
+            plans = {"plans": group.engine.plans, "scored": group.engine.scored_plans}
+            host = {"rounds": group.engine.rounds, "over": sorted(group.over)}
+            groups.append({**plans, **host, "index_of": index_of})
         samples = {index: sample for index, sample in enumerate(self.samples) if sample}
         counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards")}
         facts = {**self.identity, "budget": self.budget, "micro_batch": self.last_micro_batch, "seconds": self.seconds}
@@ -575,7 +593,8 @@ class Driver:
                 checkpoints.load_into(group.engine, held.tensors, f"group{g}.")
             except ValueError as error:
                 raise self.checkpoint.refused(str(error)) if self.checkpoint else error from None
-            group.engine.plans, group.engine.rounds, group.over = found["plans"], found["rounds"], set(found["over"])
+            group.engine.plans, group.engine.scored_plans = found["plans"], found["scored"]
+            group.engine.rounds, group.over = found["rounds"], set(found["over"])
         waiting = range(len(self.prompts) - facts["waiting"], len(self.prompts))
         self.cuts = held.cuts + [cut for cut in self.config.cuts if cut[0] in waiting and cut not in held.cuts]
         for index, sample in held.samples.items():
@@ -648,7 +667,7 @@ class Driver:
                         row=row,
                         candidate=candidate,
                         t=self.linear_time[row],
-                        reward=reward[cell],
+                        reward=None if math.isnan(reward[cell]) else reward[cell],
                         finished=self.finished[row],
                         status=STATUS[status[cell]],
                         nfe=nfe[slot],

@@ -35,6 +35,9 @@ class Plan:
     finished: list[bool] = field(default_factory=list)
     """(rows,): overrides the schedule's rule of which x0_hat is a finished sample; empty: as the schedule says."""
 
+    scored: list[bool] = field(default_factory=list)
+    """(rows,): where a decision reads the score of a child; empty: everywhere. Nothing else is decoded or scored."""
+
     keep: list[int] = field(default_factory=list)
     """Chains in the order in which they are kept when time runs short; empty: as they stand."""
 
@@ -44,6 +47,16 @@ class Plan:
                 f"this budget would make {self.chains:,} chains of a prompt, at most {MOST_ROWS:,} run: lower it, or "
                 "take a method that spends it on fewer chains"
             )
+
+    def read(self, finished: list[bool]) -> list[bool]:
+        """(rows,): where a decision reads a child's score: at a finished sample, before a regrouping, and where
+        children of one parent compete. Where better children are taken early: everywhere, for then nobody knows
+        before a round where its children will stand."""
+        if any(self.accept):
+            return [True] * len(self.accept)
+        compete = [max(of_chain[row] for of_chain in self.quota) > 1 for row in range(len(finished))]
+        regroup = self.regroup or [False] * len(finished)
+        return [any(each) for each in zip(self.finished or finished, compete, regroup, strict=True)]
 
     def widths(self) -> list[int]:
         """Live lanes of each round, at most: exact without early acceptance, an upper bound with it."""
@@ -59,6 +72,7 @@ class Plan:
 
     def _in_step(self, cuts: Sequence[tuple[int, int]]) -> "Forecast":
         rows, widths, table = len(self.accept), list[int](), [list(q) for q in self.quota]
+        scored, read = list[int](), self.scored or [True] * rows
         starts = self.start or [True] * self.chains
         row = [0 if on else rows for on in starts]
         quota, left = [q[0] for q in self.quota], list(self.left)
@@ -71,8 +85,9 @@ class Plan:
             quota = [min(quota[c], left[c] - (rows - 1 - row[c])) for c in range(self.chains)]  # as the loop does
             lanes = [min(self.lanes, quota[c]) if row[c] < rows and not stopped[c] else 0 for c in range(self.chains)]
             if not any(lanes):
-                return Forecast(widths, table, allowed)
+                return Forecast(widths, scored, table, allowed)
             widths.append(sum(lanes))
+            scored.append(sum(lanes[c] for c in range(self.chains) if row[c] < rows and read[row[c]]))
             for c in range(self.chains):
                 quota[c] -= lanes[c]
                 left[c] -= lanes[c]
@@ -93,7 +108,8 @@ class Plan:
             widths += self._rounds(left, not widths)[:rounds]
             left = [max(0, amount - rounds) for amount in left]
             table, left = self._cut(table, left, [min(amount, len(self.accept)) for amount in left], evaluations)
-        return Forecast(widths + self._rounds(left, not widths), table, left)
+        widths += self._rounds(left, not widths)
+        return Forecast(widths, widths, table, left)
 
     def _rounds(self, left: list[int], first: bool) -> list[int]:
         """Widths of all rounds in which chains may spend `left`: fewer than `lanes` once a transition at most."""
@@ -107,6 +123,8 @@ class Plan:
     ) -> tuple[list[list[int]], list[int]]:
         """Quota and left of the chains within `evaluations`: smaller quotas, or fewer chains where quotas are 1."""
         total = sum(left)
+        if total == 0:
+            return table, left
         if max(max(q) for q in table) > 1:
             share = [max(n, amount * evaluations // total) for n, amount in zip(need, left, strict=True)]
             scaled = [[q and max(1, q * evaluations // total) for q in of_chain] for of_chain in table]
@@ -119,9 +137,11 @@ class Plan:
 
 
 class Forecast(NamedTuple):
-    """Live lanes of each round, at most, and the quota (chains, rows) and left (chains,) after the last cut."""
+    """Live lanes of each round, at most, and those of them whose score is read; the quota (chains, rows) and left
+    (chains,) after the last cut."""
 
     widths: list[int]
+    scored: list[int]
     quota: list[list[int]]
     left: list[int]
 

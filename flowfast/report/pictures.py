@@ -47,18 +47,22 @@ def search_picture(
         _show(axes, _array(image))
         axes.set_title(f"t = {t:.2f}", fontsize=9)
     axes = figure.add_subplot(grid[1, :])
-    finite = [c for c in candidates if math.isfinite(c.reward)]
+    scored = [(c, c.reward) for c in candidates if c.reward is not None and math.isfinite(c.reward)]
     kinds = (
-        ([c for c in finite if not c.finished], "posterior mean on the way", "#9db7d5", 10),
-        ([c for c in finite if c.finished], "finished sample", "#d62728", 18),
+        ([each for each in scored if not each[0].finished], "posterior mean on the way", "#9db7d5", 10),
+        ([each for each in scored if each[0].finished], "finished sample", "#d62728", 18),
     )
     for of_kind, label, colour, size in kinds:
         if of_kind:
-            axes.scatter([c.nfe for c in of_kind], [c.reward for c in of_kind], s=size, c=colour, label=label, lw=0)
-    best = np.maximum.accumulate([c.reward if c.finished else -np.inf for c in finite]) if finite else np.zeros(0)
+            axes.scatter([c.nfe for c, _ in of_kind], [r for _, r in of_kind], s=size, c=colour, label=label, lw=0)
+    best = np.maximum.accumulate([r if c.finished else -np.inf for c, r in scored]) if scored else np.zeros(0)
     if np.isfinite(best).any():
         axes.step(
-            [c.nfe for c in finite], np.where(np.isfinite(best), best, np.nan), "k", where="post", label="best so far"
+            [c.nfe for c, _ in scored],
+            np.where(np.isfinite(best), best, np.nan),
+            "k",
+            where="post",
+            label="best so far",
         )
     axes.set_xlabel("NFE (model evaluations x passes)")
     axes.set_ylabel("reward" if sample.top[0].preview_reward is None else "reward of previews")

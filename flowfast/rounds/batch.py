@@ -18,8 +18,8 @@ from flowfast.ops.layout import Sizes, make_buffers, views
 from flowfast.rounds.state import State, slice_of
 
 SEEN_FIELDS = (
-    "time", "linear_time", "finished", "lane", "lane_real", "lane_live", "broken", "image_sum", "dense", "status",
-    "advance", "store_source",
+    "time", "linear_time", "finished", "scored", "lane", "lane_real", "lane_live", "broken", "image_sum", "dense",
+    "status", "advance", "store_source",
 )  # fmt: skip
 """Fields of the packed buffers that are known here by name."""
 
@@ -40,6 +40,7 @@ class Search(nn.Module):
     time: Tensor
     linear_time: Tensor
     finished: Tensor
+    scored: Tensor
     chain_index: Tensor
     side: Tensor
     lane: Tensor
@@ -55,6 +56,7 @@ class Search(nn.Module):
     u_lane: Tensor
     x0_lane: Tensor
     plans: list[list[int]]
+    scored_plans: list[list[int]]
     rounds: list[int]
     shape: list[int]
     cond: dict[str, Tensor]
@@ -76,6 +78,7 @@ class Search(nn.Module):
         accept: Tensor,
         margin: float,
         carry: bool,
+        scored: Tensor,
         finished: Tensor,
         cond: dict[str, Tensor],
         null_cond: dict[str, Tensor],
@@ -84,9 +87,9 @@ class Search(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ):
-        """accept, finished (T,) bool: may the first child that beats the best reward by margin be taken here; is its
-        x0_hat a finished sample. cond, null_cond, reward_cond: one prompt's conditions (1, ...), as examples of shape
-        and type; those of the null prompt may have others ({} with one pass)."""
+        """accept, scored, finished (T,) bool: may the first child that beats the best reward by margin be taken here;
+        is a child's score read; is its x0_hat a finished sample. cond, null_cond, reward_cond: one prompt's conditions
+        (1, ...), as examples of shape and type; those of the null prompt may have others ({} with one pass)."""
         super().__init__()
         device = device or torch.device("cpu")
         transitions, numel = schedule.table.shape[0], 1
@@ -113,7 +116,7 @@ class Search(nn.Module):
         fields["accept"].copy_(accept)
         fields["finished"].copy_(finished)
         fields["passes"].fill_(passes)
-        fields["scored"].fill_(True)
+        fields["scored"].copy_(scored)
         for name in SEEN_FIELDS:
             setattr(self, name, fields[name])  # plain, as in State
         self.state = State(fields, sizes, numel, dtype, device)
@@ -121,7 +124,7 @@ class Search(nn.Module):
         self.direct = passes == 1 and widest == M
         for name, rows in (("x_lane", widest), ("u_lane", 0 if self.direct else widest), ("x0_lane", widest)):
             setattr(self, name, torch.zeros([rows, numel], dtype=dtype, device=device))
-        self.lane_slot, self.lane_row, self.lane_candidate = self.lane[1], self.lane[2], self.lane[3]
+        self.lane_slot, self.lane_transition, self.lane_candidate = self.lane[1], self.lane[2], self.lane[3]
         self.lane_chain, self.lane_key, self.kernel_row, self.parent = self.lane[4:].unbind(0)
         # Micro-batches are views made once: a round makes none.
         self.x_part, self.u_part, self.x0_part = (list(t.split(M)) for t in (self.x_lane, self.u_lane, self.x0_lane))
@@ -130,7 +133,7 @@ class Search(nn.Module):
         self.slot_part, self.row_part = list(self.lane_slot.split(M)), list(self.kernel_row.split(M))
         self.broken_part, self.image_sum_part = list(self.broken.split(M)), list(self.image_sum.split(M))
         self.t_part, self.linear_t_part, self.guidance_part = (list(t.split(M)) for t in self.lane_real)
-        self.padded, self.next_width, self.assigned = 0, -1, False
+        self.padded, self.scored_padded, self.next_width, self.assigned = 0, 0, -1, False
         self.ahead = True  # `decide` lays the next lanes, too; not in a CUDA graph, which would replay their number
         # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
         rows = M if slots == 1 else slots
@@ -139,6 +142,7 @@ class Search(nn.Module):
             for like in (cond, null_cond, reward_cond)
         )
         self.plans: list[list[int]] = [[0][:0] for _ in range(slots)]
+        self.scored_plans: list[list[int]] = [[0][:0] for _ in range(slots)]
         self.rounds: list[int] = [0 for _ in range(slots)]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -166,12 +170,13 @@ class Search(nn.Module):
         left: Tensor,
         start: Tensor,
         plan: list[int],
+        scored: list[int],
         guidance: float,
         until: float,
         latents: Optional[Tensor],
     ) -> None:
         """Puts a request into a slot without touching its neighbours. plan[r]: lanes it has at most in its r-th
-        round. latents (C, n) or None."""
+        round; scored[r]: those of them whose score is read. latents (C, n) or None."""
         self.learn(slot, "prompt", self.cond, cond)
         if self.passes == 2:
             self.learn(slot, "null prompt", self.null_cond, null_cond)
@@ -184,7 +189,7 @@ class Search(nn.Module):
         if latents is not None:
             slice_of(self.state.x, slot, 2 * self.chains).copy_(latents.repeat_interleave(2, dim=0))
             self.state.given[slot] = True
-        self.plans[slot] = plan
+        self.plans[slot], self.scored_plans[slot] = plan, scored
         self.rounds[slot] = 0
         self.assigned = False
 
@@ -204,7 +209,7 @@ class Search(nn.Module):
             buffer.narrow(0, slot, rows).copy_(value)
 
     @torch.jit.export
-    def limit(self, slot: int, quota: Tensor, left: Tensor, plan: list[int]) -> None:
+    def limit(self, slot: int, quota: Tensor, left: Tensor, plan: list[int], scored: list[int]) -> None:
         """Cuts what the chains of a slot may still try and spend (Plan.forecast): quota (C, T), left (C,), 0 stops a
         chain. Those that go on keep enough to finish."""
         s = self.state
@@ -214,7 +219,7 @@ class Search(nn.Module):
         slice_of(s.quota_table, slot, self.chains).copy_(quota)
         slice_of(s.stopped, slot, self.chains).logical_or_(stopped)
         slice_of(s.alive, slot, self.chains).logical_and_(torch.logical_not(stopped))
-        self.plans[slot] = plan
+        self.plans[slot], self.scored_plans[slot] = plan, scored
         self.assigned = False
 
     @torch.jit.export
@@ -245,17 +250,35 @@ class Search(nn.Module):
         return lanes
 
     @torch.jit.export
+    def scored_width(self) -> int:
+        """Lanes of the next round, at most, whose score is read: the first ones."""
+        lanes = 0
+        for slot in range(self.slots):
+            if self.rounds[slot] < len(self.scored_plans[slot]):
+                lanes += self.scored_plans[slot][self.rounds[slot]]
+        return lanes
+
+    @torch.jit.export
     def search(self) -> None:
         """Runs every admitted request to its end."""
         while self.width() > 0:
-            self.observe(self.score(self.propose()))
+            self.round()
 
     # ---- one round ----
 
     @torch.jit.export
+    def round(self) -> None:
+        """Children, their posterior means, the images and rewards of those whose score is read, and what these
+        decide."""
+        self.lay()
+        self.branch()
+        self.evaluate()
+        self.observe(self.score(self.decode()))
+
+    @torch.jit.export
     def propose(self) -> Tensor:
-        """Branches every live chain and evaluates its children: images (N, 3, H, W) of their posterior means, N a
-        multiple of the micro-batch."""
+        """Branches every live chain and evaluates its children: images (N, 3, H, W) of the posterior means of the lanes
+        whose score is read, N a multiple of the micro-batch, 0 where there is none."""
         self.lay()
         self.branch()
         self.evaluate()
@@ -263,12 +286,18 @@ class Search(nn.Module):
 
     @torch.jit.export
     def lay(self) -> None:
-        """How many lanes this round has at most, rows of padding included; lays them where the round before could not
-        know them."""
-        width = self.width()
-        self.padded = (width + self.micro_batch - 1) // self.micro_batch * self.micro_batch
+        """How many lanes this round has at most, and how many of them are scored, rows of padding included; lays them
+        where the round before could not know them."""
+        width, M = self.width(), self.micro_batch
+        self.padded = (width + M - 1) // M * M
+        self.scored_padded = (self.scored_width() + M - 1) // M * M
         if not self.assigned:
             self.assign(width)
+
+    @torch.jit.unused
+    def size(self) -> tuple[int, int]:
+        """Of the round that was laid: rows of its model calls, rows that are decoded and scored."""
+        return self.padded, self.scored_padded
 
     @torch.jit.export
     def branch(self) -> None:
@@ -330,10 +359,13 @@ class Search(nn.Module):
 
     @torch.jit.export
     def decode(self) -> Tensor:
+        """Images of the lanes whose score is read, which come first."""
         parts: list[Tensor] = []
-        for i in range(self.padded // self.micro_batch):
+        for i in range(self.scored_padded // self.micro_batch):
             parts.append(self.flow.decode(self.x0_shaped[i]))
             self.look(i, parts[i])
+        if len(parts) == 0:
+            return self.x0_lane.new_zeros([0, 3, 0, 0])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @torch.jit.export
@@ -357,12 +389,14 @@ class Search(nn.Module):
             )
             for i in range(images.size(0) // M)
         ]
+        if len(parts) == 0:
+            return self.image_sum[:0]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @torch.jit.export
     def observe(self, rewards: Tensor) -> None:
-        """Rewards (N,) of this round decide: accept, keep the best child, roll quota over, take the step, regroup the
-        chains."""
+        """Rewards (N,) of the first lanes of this round decide: accept, keep the best child, roll quota over, take the
+        step, regroup the chains."""
         self.turn()
         self.decide(rewards)
 
@@ -388,7 +422,9 @@ class Search(nn.Module):
         rewards = rewards.to(torch.float32)
         if self.method.draws:
             n = rewards.size(0)
-            bias = self.method.bias(self.lane_key[:n], self.lane_row[:n], self.lane_candidate[:n], self.lane_chain[:n])
+            bias = self.method.bias(
+                self.lane_key[:n], self.lane_transition[:n], self.lane_candidate[:n], self.lane_chain[:n]
+            )
         torch.ops.flowfast.decide(
             rewards,
             self.method.temperature,
@@ -439,11 +475,12 @@ class Search(nn.Module):
         """Lets the method say which chain each chain goes on from, or that it ends; survivors keep their place, only
         the others are written."""
         s, S, C = self.state, self.slots, self.chains
-        moved = stepped.view(S, C).any(1)
-        at = (s.transition * stepped).view(S, C).amax(1) - 1  # that was just taken; chains of such a method go in step
+        # The transition that was just taken; chains of such a method go in step. Where no score is read, none is there.
+        at = ((s.transition * stepped).view(S, C).amax(1) - 1).clamp(min=0)
+        moved = torch.logical_and(stepped.view(S, C).any(1), self.scored.index_select(0, at))
         alive = torch.logical_or(s.alive, torch.logical_and(stepped, s.transition >= self.rows)).view(S, C)
         reward = torch.where(alive, s.reward.view(S, C), -torch.inf)
-        ancestors = self.method.regroup(reward, at.clamp(min=0), moved, s.key)
+        ancestors = self.method.regroup(reward, at, moved, s.key)
         shift = torch.arange(S, device=at.device).unsqueeze(1) * C
         chain = torch.where(ancestors < 0, self.chain_index.view(S, C), ancestors + shift).flatten()
         here = self.side.unsqueeze(0) == s.active.unsqueeze(1)  # of the two rows of each chain: the parent

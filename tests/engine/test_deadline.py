@@ -35,7 +35,9 @@ def test_rounds_after_cuts_are_as_forecast_and_end_finished(method, budget, lane
         if len(live) in shares:
             made.append((len(live), int(shares.pop(len(live)) * sum(bench.engine.plans[0][len(live) :]))))
             forecast = plan.forecast(made)
-            bench.engine.limit(0, torch.tensor(forecast.quota), torch.tensor(forecast.left), forecast.widths)
+            bench.engine.limit(
+                0, torch.tensor(forecast.quota), torch.tensor(forecast.left), forecast.widths, forecast.scored
+            )
             if bench.engine.width() == 0:
                 break
         before = int(bench.engine.state.nfe[0])

@@ -113,12 +113,13 @@ def test_host_rewards_are_not_captured(recorder: CpuRecorder) -> None:
     assert len(calls) == result.rounds and sum(calls) == result.samples[0].reward_calls
 
 
-@pytest.mark.parametrize("method", ["rbf", "smc"])
-def test_after_its_warm_up_a_whole_round_is_one_replay(recorder: CpuRecorder, method: str) -> None:
-    """Nothing of a round but the laying of its lanes goes past the graph."""
+@pytest.mark.parametrize(("method", "sizes"), [("rbf", 1), ("smc", 2), ("bon", 2)])
+def test_after_its_warm_up_a_whole_round_is_one_replay(recorder: CpuRecorder, method: str, sizes: int) -> None:
+    """Nothing of a round but the laying of its lanes goes past the graph. A round that is scored and one that is not
+    are two sizes."""
     result = search(method, micro_batch=16)
-    assert recorder.captures == 1  # one size of a round
-    assert recorder.replays == result.rounds - 1
+    assert recorder.captures == sizes
+    assert recorder.replays == result.rounds - sizes
 
 
 def test_a_reward_that_cannot_be_captured_leaves_model_and_decoder_in_the_graph(

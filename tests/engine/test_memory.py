@@ -89,12 +89,13 @@ def test_it_goes_on_to_the_same_result(method: str, where: str, host: bool) -> N
     plain_told: list[Any] = []
     plain = Memory()
     flow, reward = parts(where, plain, host)
-    expected = flowfast.search(flow, PROMPTS, reward=reward, method=method, on_round=plain_told.extend, **OPTIONS)
+    options = {**OPTIONS, "method": method, "score_all": where != "velocity"}  # decoder and reward in every round
+    expected = flowfast.search(flow, PROMPTS, reward=reward, on_round=plain_told.extend, **options)
     for share in (0.0, 0.6):
         told: list[Any] = []
         memory = Memory(most=3, after=int(share * plain.calls))
         flow, reward = parts(where, memory, host)
-        found = flowfast.search(flow, PROMPTS, reward=reward, method=method, on_round=told.extend, **OPTIONS)
+        found = flowfast.search(flow, PROMPTS, reward=reward, on_round=told.extend, **options)
         assert_same(found, expected)
         costs = [
             [(sample.nfe, sample.reward_calls, sample.unspent) for sample in result.samples]

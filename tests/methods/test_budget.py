@@ -60,7 +60,7 @@ def test_spent_is_within_budget_and_every_row_is_accounted_for(
     for sample in result.samples:
         assert 0 < sample.nfe <= budget == sample.nfe + sample.unspent
         assert sample.nfe == passes * sample.evaluations
-        assert sample.reward_calls == sample.evaluations
+        assert 0 < sample.reward_calls <= sample.evaluations
         assert 0 <= sample.nfe_speculative < sample.nfe
         if until is None and sample.nfe_speculative == 0 and method in EXACT:
             assert sample.unspent == budget % passes

@@ -168,7 +168,9 @@ def test_rbf_lanes_change_no_bit_while_evaluations_last(lanes, margin):
         bench.plan.left[:] = [10_000] * bench.plan.chains
         for slot, prompt in enumerate(["a", "bb"]):
             bench.admit(slot, prompt)
-            bench.engine.plans[slot] = [bench.plan.chains * count] * 100  # a round is never wider
+            bench.engine.plans[slot] = bench.engine.scored_plans[slot] = [
+                bench.plan.chains * count
+            ] * 100  # never wider
         bench.run()
         runs.append([bench.engine.release(slot) for slot in (0, 1)])
         costs = [release.pop("cost") for release in runs[-1]]

@@ -97,12 +97,12 @@ def test_every_parent_carries_its_own_gradient_after_every_round(method: str, op
     while engine.width() > 0:
         bench.round()
         parents = 2 * torch.arange(len(state.alive)) + state.active
-        for chain in torch.nonzero(state.alive & (state.row > 0)).flatten().tolist():
+        for chain in torch.nonzero(state.alive & (state.transition > 0)).flatten().tolist():
             mean, null = (float(bench.flow.encode([text])["mean"]) for text in (prompts[chain // engine.chains], ""))
             mean = null + bench.guidance * (mean - null)
             target = float(bench.reward.encode([prompts[chain // engine.chains]])["target"])
             parent = parents[chain : chain + 1]
-            t = bench.schedule.time[state.row[chain : chain + 1] - 1]
+            t = bench.schedule.time[state.transition[chain : chain + 1] - 1]
             expected = grad_of(bench.flow, state.x[parent], t, mean, target)
             torch.testing.assert_close(engine.grad[parent].double(), expected, rtol=1e-4, atol=1e-4)
             seen += 1
@@ -246,7 +246,7 @@ def test_strength_0_is_the_search_without_steering(method: str, options: dict[st
     """To the bit: x, u, x0_hat and rewards come from the same ops on the same numbers."""
     found = []
     for gradient in (None, "dps:0"):
-        bench = build(method, gradient=gradient, **options)
+        bench = build(method, gradient=gradient, score_all=True, **options)
         bench.admit(0, "a")
         bench.admit(1, "bb")
         bench.run()
@@ -538,7 +538,7 @@ def test_a_child_whose_gradient_is_not_finite_never_goes_on(method: str) -> None
     while bench.engine.width() > 0:
         bench.round()
         parents = 2 * torch.arange(len(state.alive)) + state.active
-        used = state.alive & (bench.engine.table[state.row, 3] != 0)  # not before search over paths goes up in t
+        used = state.alive & (bench.engine.table[state.transition, 3] != 0)  # not before search over paths goes up in t
         assert bool(bench.engine.grad[parents[used]].isfinite().all())
     assert int(state.nan_rewards.sum()) > 0
 

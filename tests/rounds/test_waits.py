@@ -43,7 +43,7 @@ def test_a_round_is_three_launches_beside_model_and_reward(method, scripted):
     finite; the first round has to lay its lanes itself."""
     flow, reward = GaussianFlow(), NearTarget()
     with FakeDevice() as device:
-        _, rounds = rounds_on(device, method, scripted=scripted, flow=flow, reward=reward)
+        _, rounds = rounds_on(device, method, scripted=scripted, flow=flow, reward=reward, score_all=True)
         ours = {name: count for name, count in device.launches.items() if name in OURS}
         whole = sum(device.launches.values())
         device.clear()
@@ -193,7 +193,7 @@ MUTANTS = [Item, Truth, Mask, NonZero, ToHost, FromList, RepeatByTensor]
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_reward_that_waits_is_seen_in_every_round(mutant: Callable[[], nn.Module], scripted):
     with FakeDevice() as device:
-        _, rounds = rounds_on(device, "svdd", reward=mutant(), scripted=scripted)
+        _, rounds = rounds_on(device, "svdd", reward=mutant(), scripted=scripted, score_all=True)
     assert sum(device.waits.values()) >= rounds
 
 
