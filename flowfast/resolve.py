@@ -19,7 +19,8 @@ from flowfast.methods.base import PAPER, Method
 from flowfast.methods.plan import Plan
 from flowfast.models.answers import asked, defaults_of, latent_shape, unusual
 from flowfast.prompts.fields import show
-from flowfast.rounds.batch import Search
+from flowfast.rounds.batch import SlotBatch
+from flowfast.rounds.lanes import Examples, Rules
 from flowfast.rounds.room import check_room
 from flowfast.rounds.steered import Steered
 from flowfast.types import PATH_OPTIONS, Conditions, Flow, FlowDefaults
@@ -72,30 +73,25 @@ class Resolved:
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
         reward_cond: Conditions, device: torch.device, dtype: torch.dtype = torch.float32,
         null_cond: Conditions | None = None,
-    ) -> Search:  # fmt: skip
+    ) -> SlotBatch:  # fmt: skip
         """A batch of slots. cond, reward_cond: of one prompt; null_cond: where it is not like cond. Raises OptionError
         where it could not fit the device."""
         sizes = {"slots": slots, "chains": plan.chains, "lanes": plan.lanes, "micro_batch": micro_batch}
         top = self.params.finalists or self.params.top_k
         check_room(math.prod(flow.shape) * dtype.itemsize, self.schedule.rows, top, device, **sizes)
-        return (Search if self.params.gradient is None else Steered)(
-            flow,
-            reward,
-            self.method.module(plan, slots),
-            self.schedule,
-            **sizes,
+        rules = Rules(
             passes=self.passes,
             accept=torch.tensor(plan.accept, device="cpu"),
-            margin=plan.margin,
-            carry=plan.carry,
             scored=torch.tensor(plan.scored or [True] * self.schedule.rows, device="cpu"),
             finished=torch.tensor(plan.finished, device="cpu") if plan.finished else self.schedule.finished,
-            cond=cond,
-            null_cond=(cond if null_cond is None else null_cond) if self.passes == 2 else {},
-            reward_cond=reward_cond,
-            top=top,
-            dtype=dtype,
-            device=device,
+            margin=plan.margin,
+            carry=plan.carry,
+        )
+        null = (cond if null_cond is None else null_cond) if self.passes == 2 else {}
+        kind = SlotBatch if self.params.gradient is None else Steered
+        method, examples = self.method.module(plan, slots), Examples(cond, null, reward_cond)
+        return kind(
+            flow, reward, method, self.schedule, rules, examples, **sizes, top=top, dtype=dtype, device=device
         ).to(device)
 
 

@@ -169,7 +169,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("flowfast.rounds.state", "from flowfast.rounds.batch import Search"),  # in one package
+        ("flowfast.rounds.state", "from flowfast.rounds.batch import SlotBatch"),  # in one package
         ("flowfast.methods.plan", "from flowfast import methods"),  # the package itself, which imports its modules
         ("flowfast.errors", "from flowfast.resolve import resolve"),  # far round
     ],

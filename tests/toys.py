@@ -15,6 +15,7 @@ from flowfast.flow.schedule import Schedule
 from flowfast.methods.plan import Plan
 from flowfast.ops.noise import noise_key
 from flowfast.resolve import resolve
+from flowfast.rounds.batch import Limits
 
 CPU = torch.device("cpu")
 SPEC = ScheduleSpec(steps=6, integrator="coefficient-preserving:0.5")
@@ -166,11 +167,13 @@ class Bench:
             on(self.flow.encode([""]), device),
             on(self.reward.encode([prompt]), device),
             noise_key(seed, prompt),
-            torch.tensor(plan.quota, device=device),
-            torch.tensor(plan.left, device=device),
-            torch.tensor(plan.start or [True] * plan.chains, device=device),
-            forecast.widths,
-            forecast.scored,
+            Limits(
+                torch.tensor(plan.quota, device=device),
+                torch.tensor(plan.left, device=device),
+                torch.tensor(plan.start or [True] * plan.chains, device=device),
+                forecast.widths,
+                forecast.scored,
+            ),
             self.guidance,
             until,
             latents,

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowfast.config import make_config
 from flowfast.ops.noise import noise_key
 from flowfast.resolve import resolve
+from flowfast.rounds.batch import Limits
 
 
 class NullFlow(nn.Module):
@@ -104,8 +105,8 @@ class NullSearch:
     def admit(self) -> None:
         """A request into every slot."""
         for slot, key in enumerate(self.keys):
-            widths, scored = self.plan.forecast()[:2]
-            self.engine.admit(slot, *self.conditions, key, *self.numbers, widths, scored, 1.0, float("inf"), None)
+            limits = Limits(*self.numbers, *self.plan.forecast()[:2])
+            self.engine.admit(slot, *self.conditions, key, limits, 1.0, float("inf"), None)
 
     def round(self) -> None:
         self.engine.observe(first_number(self.engine.propose()))

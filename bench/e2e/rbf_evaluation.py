@@ -5,7 +5,7 @@
 One search of 200 evaluations with two chains, from admission to release, over the evaluations it made: ms are per
 NFE. All sides convert to the variance-preserving path, use the SDE with g = 3 t^2 and 10 steps, and spend a tenth on
 initial noises, as the public code's configuration does. Ours runs through the public methods of
-`flowfast.rounds.batch.Search`, as Python and scripted (`engine`). Peers: `eager`, the plain PyTorch loop of
+`flowfast.rounds.batch.SlotBatch`, as Python and scripted (`engine`). Peers: `eager`, the plain PyTorch loop of
 eager_rbf.py, and `public_code`, the paper's own, from a checkout (public_code.py says what is replaced there).
 `condition` (512 x 4096: a FLUX text embedding a prompt) is what the search hands to the model with each evaluation.
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfast.errors import BudgetError, OptionError, RewardError
+from flowfast.rounds.batch import Limits
 
 
 class Archive(nn.Module):
@@ -112,11 +113,7 @@ class Archive(nn.Module):
             null,
             self.named("reward/", cond, self.engine.reward_cond),
             key,
-            self.quota[plan],
-            self.left[plan],
-            self.start[plan],
-            widths,
-            scored,
+            Limits(self.quota[plan], self.left[plan], self.start[plan], widths, scored),
             max(guidance, 1.0),
             until,
             None,

@@ -26,7 +26,7 @@ from torch import Tensor
 from flowfast.errors import OptionError
 from flowfast.files import output_errors, plain, write_bytes
 from flowfast.prompts import Prompt
-from flowfast.rounds.batch import Search
+from flowfast.rounds.batch import SlotBatch
 from flowfast.rounds.state import State
 from flowfast.rounds.steered import Steered
 from flowfast.types import Ranked, Sample, Winner
@@ -177,7 +177,7 @@ def digest_of_prompts(prompts: list[str]) -> str:
     return digest_of(json.dumps(plain(entries), sort_keys=True, default=repr).encode())
 
 
-def state_of(engine: Search) -> dict[str, Tensor]:
+def state_of(engine: SlotBatch) -> dict[str, Tensor]:
     """All tensors that a round leaves to the next one, by name; they are the engine's own."""
     state = {f"state.{name}": getattr(engine.state, name) for name in State.__annotations__}
     if isinstance(engine, Steered):
@@ -185,7 +185,7 @@ def state_of(engine: Search) -> dict[str, Tensor]:
     return state | {f"method.{name}": buffer for name, buffer in engine.method.named_buffers()}
 
 
-def load_into(engine: Search, tensors: dict[str, Tensor], prefix: str) -> None:
+def load_into(engine: SlotBatch, tensors: dict[str, Tensor], prefix: str) -> None:
     """Fills an engine whose slots have been admitted. Raises ValueError where tensors are not its own."""
     for name, tensor in state_of(engine).items():
         found = tensors.get(prefix + name)

@@ -1,8 +1,8 @@
 """Runs the requests of one call through batches of slots. Clocks, callbacks and host rewards live here, outside the
 loop that scripts.
 
-A *group* is one batch of slots with a `Search` of its own. There is one; with a reward on the host there are two that
-take turns, so that the host scores the images of one while the device runs the other.
+A *group* is one batch of slots, a `SlotBatch`. There is one; with a reward on the host there are two that take turns,
+so that the host scores the images of one while the device runs the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from flowfast.ops.noise import noise_key
 from flowfast.prompts import encoded, fields_of
 from flowfast.resolve import Resolved, checked_latents, fitting_rows
 from flowfast.rewards.worker import Worker
-from flowfast.rounds.batch import Search
+from flowfast.rounds.batch import Limits, SlotBatch
 from flowfast.rounds.state import slice_of
 from flowfast.rounds.steered import frozen
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
@@ -75,7 +75,7 @@ class Report:
 class Group:
     """A batch of slots; index_of: the prompt of each slot that is taken."""
 
-    engine: Search
+    engine: SlotBatch
     whole: Graphs
     forward: Graphs
     mail: Mailbox
@@ -241,7 +241,7 @@ class Driver:
                 return known
         everywhere = replace(plan, scored=[])
         group, times = self._group(everywhere), list[float]()
-        self.limits = self._limits(plan)
+        self.limits = self._limits(everywhere)
         for slot in range(self.slots):
             self._admit(group, everywhere, slot, 0)
         rounds = min(8, len(plan.widths()))
@@ -286,7 +286,7 @@ class Driver:
     def _cut(self, group: Group, slot: int, cuts: list[tuple[int, int, int]]) -> None:
         forecast = self.plan.forecast([cut[1:] for cut in cuts])
         quota, left = (torch.tensor(values, device="cpu") for values in (forecast.quota, forecast.left))
-        group.engine.limit(slot, quota, left, forecast.widths, forecast.scored)
+        group.engine.limit(slot, Limits(quota, left, left > 0, forecast.widths, forecast.scored))
 
     # ---- groups ----
 
@@ -306,29 +306,23 @@ class Driver:
         engine.ahead = recorder is None
         return Group(engine, Graphs(recorder), Graphs(recorder), Mailbox(self.device, LAG + 1))
 
-    def _limits(self, plan: Plan) -> list[Tensor]:
-        """What a chain may try and spend, and which ones start, for `Search.admit`."""
-        start = plan.start or [True] * plan.chains
-        return [torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start)]
+    def _limits(self, plan: Plan) -> Limits:
+        start, forecast = plan.start or [True] * plan.chains, plan.forecast()
+        quota, left, begin = (torch.tensor(values, device=self.device) for values in (plan.quota, plan.left, start))
+        return Limits(quota, left, begin, forecast.widths, forecast.scored)
 
     def _admit(self, group: Group, plan: Plan, slot: int, index: int) -> None:
         config, resolved = self.config, self.resolved
         given = None
         if self.latents is not None:
             given = self.latents[index].reshape(-1, group.engine.numel).to(self.device).expand(plan.chains, -1)
-        quota, left, start = self.limits
-        forecast = plan.forecast()
         group.engine.admit(
             slot,
             {k: v[index : index + 1] for k, v in self.cond.items()},
             self.null_cond,
             {k: v[index : index + 1] for k, v in self.reward_cond.items()},
             self._noise_key(index),
-            quota,
-            left,
-            start,
-            forecast.widths,
-            forecast.scored,
+            self.limits,
             resolved.guidance,
             math.inf if config.until is None else config.until,
             given,
@@ -409,7 +403,7 @@ class Driver:
         self.stage = ""
         return found
 
-    def _forward(self, engine: Search) -> Tensor:
+    def _forward(self, engine: SlotBatch) -> Tensor:
         engine.evaluate()
         return engine.decode()
 
@@ -418,7 +412,7 @@ class Driver:
             group.seen[0].copy_(group.engine.lane[:4])
             group.seen[1].copy_(group.engine.lane_live)
 
-    def _device_rewards(self, engine: Search, images: Tensor) -> Tensor:
+    def _device_rewards(self, engine: SlotBatch, images: Tensor) -> Tensor:
         if engine.scored_padded == 0:
             return engine.score(images)
         return rewards.score(self.scorer, lambda: engine.score(images), images)

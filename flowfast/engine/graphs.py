@@ -1,6 +1,6 @@
 """CUDA graphs: a round is captured once for each number of micro-batches; with a host reward, its model and decoder.
 
-Everything a round reads and writes lies in buffers that never move (`Search` makes its views once), padding lanes are
+Everything a round reads and writes lies in buffers that never move (`Lanes` makes its views once), padding lanes are
 masked by the ops, and seeds, rows and coefficients are read from the device, so a replay works on the state of its own
 round. What cannot be captured runs eagerly, and the log says why, once.
 """

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flowfast.errors import ModelError, RewardError
 from flowfast.flow.schedule import COLUMNS
-from flowfast.rounds.batch import Search
+from flowfast.rounds.batch import SlotBatch
 
 D, E, G = COLUMNS.index("D"), COLUMNS.index("E"), COLUMNS.index("G")
 
@@ -117,7 +117,7 @@ def frozen(*parts: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class Steered(Search):
+class Steered(SlotBatch):
     """A search whose steps follow the reward's gradient; its schedule has G. Runs in Python, not in TorchScript.
 
     reward(images, t, cond) gives rewards with their graph; it runs in `evaluate`, once a round.
@@ -139,7 +139,7 @@ class Steered(Search):
     def evaluate(self) -> None:
         self.images, self.rewards = [], []
         for i in range(self.padded // self.micro_batch):
-            slot, row = self.slot_part[i], self.row_part[i]
+            slot, row = self.slot_part[i], self.table_row_part[i]
             found = evaluate(
                 self.flow,
                 self.reward,

@@ -14,6 +14,7 @@ import flowfast
 from flowfast.engine import clock as clocks
 from flowfast.engine import driver
 from flowfast.errors import BudgetError
+from flowfast.rounds.batch import Limits
 from tests.toys import METHODS, GaussianFlow, NearTarget, build
 
 SEARCHING = [method for method in METHODS if method != "ode"]
@@ -35,9 +36,8 @@ def test_rounds_after_cuts_are_as_forecast_and_end_finished(method, budget, lane
         if len(live) in shares:
             made.append((len(live), int(shares.pop(len(live)) * sum(bench.engine.plans[0][len(live) :]))))
             forecast = plan.forecast(made)
-            bench.engine.limit(
-                0, torch.tensor(forecast.quota), torch.tensor(forecast.left), forecast.widths, forecast.scored
-            )
+            quota, left = torch.tensor(forecast.quota), torch.tensor(forecast.left)
+            bench.engine.limit(0, Limits(quota, left, left > 0, forecast.widths, forecast.scored))
             if bench.engine.width() == 0:
                 break
         before = int(bench.engine.state.nfe[0])

@@ -213,7 +213,7 @@ def test_where_a_smaller_micro_batch_is_no_help_is_said_at_once(
     def decide(self: Any, rewards: Tensor) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(driver.Search, "decide", decide)
+    monkeypatch.setattr(driver.SlotBatch, "decide", decide)
     with pytest.raises(ModelError, match="after 0 rounds, as it decided on one: "):
         flowfast.search(GaussianFlow(), PROMPTS, **options)
     assert not caplog.records

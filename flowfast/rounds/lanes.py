@@ -1,0 +1,289 @@
+"""The lanes of a round: children of the chains' parents, their velocities and posterior means, the images and rewards
+of those whose score is read. Micro-batches of one padded size; views of them are made once.
+
+The class scripts with `torch.jit.script` when model and reward do.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+import flowfast.ops  # noqa: F401  (registers torch.ops.flowfast)
+from flowfast.errors import ModelError
+from flowfast.flow.schedule import Schedule
+from flowfast.ops.layout import (
+    CANDIDATE,
+    LANE_CHAIN,
+    LANE_KEY,
+    LANE_SLOT,
+    LANE_TRANSITION,
+    PARENT,
+    TABLE_ROW,
+    Sizes,
+    make_buffers,
+    views,
+)
+from flowfast.rounds.state import State
+
+SEEN_FIELDS = (
+    "time", "linear_time", "finished", "scored", "lane", "lane_real", "lane_live", "broken", "image_sum", "dense",
+    "status", "advance", "store_source",
+)  # fmt: skip
+"""Fields of the packed buffers that are known here by name."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the decisions of a batch go by, the same in all of its slots."""
+
+    passes: int
+    """NFE of an evaluation."""
+    accept: Tensor
+    """(T,) bool: may the first child that beats the best reward by `margin` be taken at once?"""
+    scored: Tensor
+    """(T,) bool: is a child's score read?"""
+    finished: Tensor
+    """(T,) bool: is its x0_hat a finished sample?"""
+    margin: float = 0.0
+    carry: bool = False
+    """Does an unused quota roll over to the next transition?"""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One prompt's conditions (1, ...), as examples of shape and type; those of the null prompt may have others ({}
+    with one pass)."""
+
+    cond: dict[str, Tensor]
+    null_cond: dict[str, Tensor]
+    reward_cond: dict[str, Tensor]
+
+
+class Lanes(nn.Module):
+    """Buffers of a batch, and what the model and the reward say of its lanes."""
+
+    if TYPE_CHECKING:  # kept from torch.jit.script, which would take these for types of attributes
+        flow: Any
+        reward: Any
+        method: Any
+        state: State
+
+    table: Tensor
+    ints: Tensor
+    floats: Tensor
+    flags: Tensor
+    time: Tensor
+    linear_time: Tensor
+    finished: Tensor
+    scored: Tensor
+    lane: Tensor
+    lane_real: Tensor
+    lane_live: Tensor
+    broken: Tensor
+    image_sum: Tensor
+    dense: Tensor
+    status: Tensor
+    advance: Tensor
+    store_source: Tensor
+    x_lane: Tensor
+    u_lane: Tensor
+    x0_lane: Tensor
+    shape: list[int]
+    cond: dict[str, Tensor]
+    null_cond: dict[str, Tensor]
+    reward_cond: dict[str, Tensor]
+
+    def __init__(
+        self,
+        flow: Any,
+        reward: Any,
+        schedule: Schedule,
+        rules: Rules,
+        examples: Examples,
+        *,
+        slots: int,
+        chains: int,
+        lanes: int,
+        micro_batch: int,
+        top: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ):
+        """slots of so many chains, each with so many lanes a round; `top` finished samples are kept of a slot."""
+        super().__init__()
+        device, M, passes = device or torch.device("cpu"), micro_batch, rules.passes
+        self.shape = [int(size) for size in flow.shape]
+        self.flow, self.reward, self.numel = flow, reward, math.prod(self.shape)
+        self.slots, self.chains, self.lanes, self.micro_batch, self.passes = slots, chains, lanes, M, passes
+        self.transitions, self.top, self.margin, self.carry = schedule.rows, top, rules.margin, rules.carry
+        # One more row of the table starts from latents that the caller gave: x' = x at the first time.
+        given = schedule.table[:1].clone()
+        given[:, :4] = given.new_tensor([1.0, 0.0, 0.0, 0.0])
+        self.table = torch.cat([schedule.table, given]).float().to(device)
+        self.widest = -(-slots * chains * lanes // M) * M
+        sizes = Sizes(slots, chains, lanes, self.transitions, self.widest, top)
+        fields = self._lay_out(sizes, schedule, rules, device)
+        self.state = State(fields, sizes, self.numel, dtype, device)
+        self._make_lanes(dtype, device)
+        self.padded, self.scored_padded = 0, 0
+        # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
+        rows = M if slots == 1 else slots
+        self.cond, self.null_cond, self.reward_cond = (
+            {name: value.new_zeros([rows, *value.shape[1:]], device=device) for name, value in like.items()}
+            for like in (examples.cond, examples.null_cond, examples.reward_cond)
+        )
+
+    @torch.jit.unused
+    def _lay_out(self, sizes: Sizes, schedule: Schedule, rules: Rules, device: torch.device) -> dict[str, Tensor]:
+        """The packed buffers (flowfast/ops/layout.py) with the constants of a batch; their fields."""
+        buffers = make_buffers(sizes, device)
+        self.ints, self.floats, self.flags = buffers["ints"], buffers["floats"], buffers["flags"]
+        fields = views(buffers, sizes)
+        fields["time"].copy_(torch.cat([schedule.time, schedule.time[:1]]))
+        fields["linear_time"].copy_(torch.cat([schedule.linear_time, schedule.linear_time[:1]]))
+        fields["passes"].fill_(rules.passes)
+        for name in ("accept", "scored", "finished"):
+            fields[name].copy_(getattr(rules, name))
+        for name in SEEN_FIELDS:
+            setattr(self, name, fields[name])  # plain, as in State
+        return fields
+
+    @torch.jit.unused
+    def _make_lanes(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Latents of the lanes, and views of micro-batches: a round makes none."""
+        M, widest = self.micro_batch, self.widest
+        # Without guidance and in one micro-batch the model's own output is u_lane: nothing copies it.
+        self.direct = self.passes == 1 and widest == M
+        for name, rows in (("x_lane", widest), ("u_lane", 0 if self.direct else widest), ("x0_lane", widest)):
+            setattr(self, name, torch.zeros([rows, self.numel], dtype=dtype, device=device))
+        self.lane_slot, self.lane_transition = self.lane[LANE_SLOT], self.lane[LANE_TRANSITION]
+        self.lane_candidate, self.lane_chain = self.lane[CANDIDATE], self.lane[LANE_CHAIN]
+        self.lane_key, self.table_row, self.parent = self.lane[LANE_KEY], self.lane[TABLE_ROW], self.lane[PARENT]
+        self.x_part, self.u_part, self.x0_part = (list(t.split(M)) for t in (self.x_lane, self.u_lane, self.x0_lane))
+        self.x_shaped = [part.view([M, *self.shape]) for part in self.x_part]
+        self.x0_shaped = [part.view([M, *self.shape]) for part in self.x0_part]
+        self.slot_part, self.table_row_part = list(self.lane_slot.split(M)), list(self.table_row.split(M))
+        self.broken_part, self.image_sum_part = list(self.broken.split(M)), list(self.image_sum.split(M))
+        self.t_part, self.linear_t_part, self.guidance_part = (list(t.split(M)) for t in self.lane_real)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module looks through parameters and modules first, a third of a round's host time where attributes are
+        # written, and keeps its modules apart, where reading one takes as long as reading twenty tensors.
+        if isinstance(value, nn.Module):
+            super().__setattr__(name, value)
+            self.__dict__[name] = value
+        elif name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    @torch.jit.unused
+    def size(self) -> tuple[int, int]:
+        """Of the round that was laid: rows of its model calls, rows that are decoded and scored."""
+        return self.padded, self.scored_padded
+
+    @torch.jit.export
+    def branch(self) -> None:
+        """Children of the parents, one fused gather + step + noise; live lanes come first."""
+        self.step(None)
+
+    def step(self, grad: Optional[Tensor]) -> None:
+        """grad (N, n): gradients of the lanes' parents, where they are steered (steered.py)."""
+        s = self.state
+        torch.ops.flowfast.branch_step(
+            s.x,
+            s.u,
+            self.parent,
+            self.table_row,
+            self.lane_key,
+            self.lane_candidate,
+            self.lane_chain,
+            self.table,
+            self.x_lane,
+            None,
+            grad,
+        )
+
+    @torch.jit.export
+    def evaluate(self) -> None:
+        """Velocity and posterior mean of every child, in micro-batches of one padded size M, each row at its own
+        time."""
+        for i in range(self.padded // self.micro_batch):
+            x, t, slot = self.x_shaped[i], self.t_part[i], self.slot_part[i]
+            u = self.flow.velocity(x, t, self.take(self.cond, slot))
+            null = torch.jit.annotate(Optional[Tensor], None)
+            if self.passes == 2:
+                null = self.flow.velocity(x, t, self.take(self.null_cond, slot))
+            self.mean(i, u, null)
+
+    @torch.jit.export
+    def mean(self, i: int, u: Tensor, null: Optional[Tensor]) -> None:
+        """Posterior mean of micro-batch i, from its velocity u (M, *shape) and, with guidance, that of the null
+        condition."""
+        u, guidance = self.flat(u), torch.jit.annotate(Optional[Tensor], None)
+        if null is not None:
+            null, guidance = self.flat(null), self.guidance_part[i]
+        u_out = None if self.direct else self.u_part[i]
+        torch.ops.flowfast.posterior_mean(
+            self.x_part[i], u, null, guidance, self.table_row_part[i], self.table, u_out, self.x0_part[i],
+            self.broken_part[i],
+        )  # fmt: skip
+        if self.direct:
+            self.u_lane = u
+
+    def flat(self, u: Tensor) -> Tensor:
+        """A velocity as (M, n) of the state's own type. Raises ModelError where it has another number of elements."""
+        if u.size(0) != self.micro_batch or u.numel() != self.micro_batch * self.numel:
+            raise ModelError(
+                "velocity must return the shape of x_t, " + str([self.micro_batch] + self.shape) + ", got "
+                + str(list(u.shape)) + ": mend the model"
+            )  # fmt: skip
+        return u.reshape(self.micro_batch, self.numel).to(self.x_lane.dtype).contiguous()
+
+    @torch.jit.export
+    def decode(self) -> Tensor:
+        """Images of the lanes whose score is read, which come first."""
+        parts: list[Tensor] = []
+        for i in range(self.scored_padded // self.micro_batch):
+            parts.append(self.flow.decode(self.x0_shaped[i]))
+            self.look(i, parts[i])
+        if len(parts) == 0:
+            return self.x0_lane.new_zeros([0, 3, 0, 0])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @torch.jit.export
+    def look(self, i: int, images: Tensor) -> None:
+        """Notes whether the images (M, ...) of micro-batch i are finite: their sums say so in one launch. Raises
+        ModelError where there are not M of them."""
+        if images.dim() < 2 or images.size(0) != self.micro_batch:
+            raise ModelError(
+                "decode must return one image a latent, " + str(self.micro_batch) + " here, got the shape "
+                + str(list(images.shape)) + ": mend the decoder"
+            )  # fmt: skip
+        torch.sum(images.flatten(1), [1], dtype=torch.float32, out=self.image_sum_part[i])
+
+    @torch.jit.export
+    def score(self, images: Tensor) -> Tensor:
+        """Rewards (N,) of the images of this round by the device-side reward."""
+        M = self.micro_batch
+        parts = [
+            self.reward(
+                images[i * M : i * M + M], self.linear_t_part[i], self.take(self.reward_cond, self.slot_part[i])
+            )
+            for i in range(images.size(0) // M)
+        ]
+        if len(parts) == 0:
+            return self.image_sum[:0]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def take(self, cond: dict[str, Tensor], slot: Tensor) -> dict[str, Tensor]:
+        """Conditions of the lanes of a micro-batch, whose slots are slot (M,)."""
+        if self.slots == 1:
+            return cond
+        rows: dict[str, Tensor] = {}
+        for name, value in cond.items():
+            rows[name] = value.index_select(0, slot)
+        return rows
