@@ -95,16 +95,22 @@ def test_the_same_bits_in_any_state(state: str, method: str, weights: Tensor) ->
         assert torch.equal(bits(one), bits(other))
 
 
+SCENE: dict[str, Any] = {"budget": 24, "steps": 5, "reward": "scenes*0.7+sharpness*0.3", "micro_batch": 4}
+
+
+@pytest.fixture(scope="module")
+def scene() -> flowfast.Sample:
+    return flowfast.search(flowfast.load("scenes"), ["a red circle"], **SCENE).samples[0]
+
+
 @pytest.mark.parametrize("state", STATES)
-def test_the_embedded_model_and_its_rewards(state: str) -> None:
+def test_the_embedded_model_and_its_rewards(state: str, scene: flowfast.Sample) -> None:
     """Loaded and run inside, too."""
-    options: dict[str, Any] = {"budget": 48, "steps": 5, "reward": "scenes*0.7+sharpness*0.3", "micro_batch": 4}
-    wanted = flowfast.search(flowfast.load("scenes"), ["a red circle"], **options).samples[0]
     with STATES[state]():
         flow = flowfast.load("scenes")
-        found = flowfast.search(flow, ["a red circle"], **options).samples[0]
+        found = flowfast.search(flow, ["a red circle"], **SCENE).samples[0]
         steered = flowfast.search(flow, ["a red circle"], reward="scenes", gradient="dps:1", budget=24, steps=5)
-    assert torch.equal(wanted.image, found.image) and wanted.reward == found.reward
+    assert torch.equal(scene.image, found.image) and scene.reward == found.reward
     assert steered.samples[0].image.isfinite().all()
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 import flowfast
 from flowfast.archive.load import Packages, load_archive
 from flowfast.archive.seal import seal
+from flowfast.errors import ArchiveError
 from flowfast.ops.noise import noise_key
 from tests.cpp import PREFIX, ROOT, TESTS, command
 from tests.rounds.test_images import EightBits, Holes
@@ -126,23 +127,6 @@ def test_a_picture_that_is_not_finite_never_wins(hole: float, tmp_path: Path) ->
     assert_same(found, facts(result.samples[0]))
 
 
-def test_a_picture_that_breaks_as_it_is_decoded_at_the_end(tmp_path: Path) -> None:
-    """Alone in its batch, in an archive of packages: the best one that is whole comes out."""
-
-    options: dict[str, Any] = {"method": "bon", "steps": 6, "micro_batch": 4, "top_k": 4, "slots": 1, "budget": 60}
-    plain = flowfast.search(GaussianFlow(SHAPE), ["bb"], reward=Mean(), **options).samples[0]
-    best = float(plain.latent[0, 0, 0])
-
-    class Alone(GaussianFlow):
-        def decode(self, x0: torch.Tensor) -> torch.Tensor:  # a batch of nothing but the best
-            return torch.where(((x0[:, :1, :1, :1] - best).abs() < 1e-5).all(), torch.nan, x0)
-
-    flowfast.export(Alone(SHAPE), tmp_path / "alone.pt", reward=Mean(), format="aoti", **options)
-    (found,) = run(tmp_path / "alone.pt", "--prompt", "bb", "--budget", 60)
-    assert found["nan_rewards"] == 1
-    assert found["path"] == [list(step) for step in plain.top[1].winner.path]
-
-
 def test_more_prompts_than_slots(scenes: Path, tmp_path: Path) -> None:
     listed = tmp_path / "prompts.txt"
     listed.write_text("\n".join(PROMPTS[1:]) + "\n\n")
@@ -179,28 +163,62 @@ class Mean(NearTarget):
         return -(images.mean([1, 2, 3]) - cond["target"][:, 0]).abs()
 
 
-def test_packages_of_aotinductor_serve_the_same_search(tmp_path: Path) -> None:
-    archive, options = tmp_path / "toy.pt", {"steps": 6, "micro_batch": 4, "guidance": 3.0}
-    flowfast.export(
-        GaussianFlow(SHAPE), archive, reward=Mean(), method="rbf", budget=84, slots=2, format="aoti", **options
-    )
+PACKED: dict[str, Any] = {
+    "method": "rbf", "steps": 6, "micro_batch": 4, "guidance": 3.0, "budget": 84, "slots": 2, "top_k": 4
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, flowfast.Sample]:
+    """An archive of packages whose decoder fails at a batch of nothing but the best sample of "bb", and that sample."""
+    best = flowfast.search(GaussianFlow(SHAPE), ["bb"], reward=Mean(), **PACKED).samples[0]
+    value = float(best.latent[0, 0, 0])
+
+    class Alone(GaussianFlow):
+        def decode(self, x0: torch.Tensor) -> torch.Tensor:
+            return torch.where(((x0[:, :1, :1, :1] - value).abs() < 1e-5).all(), torch.nan, x0)
+
+    path = tmp_path_factory.mktemp("packed") / "toy.pt"
+    flowfast.export(Alone(SHAPE), path, reward=Mean(), format="aoti", **PACKED)
+    return path, best
+
+
+def test_a_picture_that_breaks_as_it_is_decoded_at_the_end(packed: tuple[Path, flowfast.Sample]) -> None:
+    """The best one that is whole comes out."""
+    archive, best = packed
     (found,) = run(archive, "--prompt", "bb", "--budget", 84)
-    driven = load_archive(archive)
-    packages = Packages(archive, driven)
+    assert found["nan_rewards"] == 1
+    assert found["path"] == [list(step) for step in best.top[1].winner.path]
+
+
+def test_packages_of_aotinductor_serve_the_same_search(packed: tuple[Path, flowfast.Sample], tmp_path: Path) -> None:
+    (found,) = run(packed[0], "--prompt", "a", "--budget", 84)
+    driven = load_archive(packed[0])
+    packages = Packages(packed[0], driven)
+    assert list(packages.part) == ["velocity", "decode", "reward"]
     with torch.no_grad():
-        driven.admit(0, driven.encode(["bb"]), {}, noise_key(0, "bb"), 84, 3.0, float("inf"))
+        driven.admit(0, driven.encode(["a"]), {}, noise_key(0, "a"), 84, 3.0, float("inf"))
+        with pytest.raises(torch.jit.Error, match="the model lies outside of this archive: call its packages"):
+            driven.propose()
         while driven.width():
             driven.observe(packages.score(packages.propose()))
         wanted = driven.release(0)
+        assert "image" not in wanted
         image = packages.part["decode"](wanted["x0"].expand(4, -1, -1, -1).contiguous())[0]
     assert found["reward"] == float(wanted["reward"][0])
     assert found["image"]["blake2b"] == digest(image)
-    eager = flowfast.search(GaussianFlow(SHAPE), ["bb"], reward=Mean(), method="rbf", budget=84, **options)
+    eager = flowfast.search(GaussianFlow(SHAPE), ["a"], reward=Mean(), **PACKED)
     assert [tuple(step) for step in found["path"]] == list(eager.samples[0].winner.path)
 
-    package = tmp_path / "toy.decode.pt2"
+    archive = Path(shutil.copytree(packed[0].parent, tmp_path / "damaged")) / "toy.pt"
+    package = archive.with_name("toy.decode.pt2")
     package.write_bytes(package.read_bytes()[:-1] + b"?")
-    assert "toy.decode.pt2 is damaged or of another export" in refused(archive, "--prompt", "bb", "--budget", 84)
+    assert "toy.decode.pt2 is damaged or of another export" in refused(archive, "--prompt", "a", "--budget", 84)
+    with pytest.raises(ArchiveError, match="toy.decode.pt2 is damaged or of another export"):
+        Packages(archive, driven)
+    package.unlink()
+    with pytest.raises(ArchiveError, match="cannot read"):
+        Packages(archive, driven)
 
 
 # ---- what is refused ----
