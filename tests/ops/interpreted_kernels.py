@@ -28,6 +28,8 @@ from flowfast.ops import assign_lanes, branch_step, decide, noise, posterior_mea
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 7, 123, 1023, 4097]
+# Several chunks, which are slow here, in one dtype: where a chunk lies has nothing to do with it.
+CASES = [(n, dtype) for n in SIZES for dtype in DTYPES if n < 4097 or dtype == torch.float32]
 LANES, PARENTS = 5, 3
 NAN = float("nan")
 
@@ -248,15 +250,13 @@ def test_normals_at_the_ends_of_the_words():
         assert torch.equal(bits(got), bits(expected.float()))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "dtype"), CASES)
 def test_step_has_the_bits_of_the_reference(n, dtype):
     assert same_step(branch_kernel, n, dtype, True, True)
     assert same_step(branch_kernel, n, dtype, False, False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "dtype"), CASES)
 def test_mean_has_the_bits_of_the_reference(n, dtype):
     assert same_mean(mean_kernel, n, dtype, True)
     assert same_mean(mean_kernel, n, dtype, False)
@@ -288,7 +288,7 @@ def test_more_particles_than_a_program_holds_go_to_the_reference():
     assert torch.equal(ancestors[0], torch.arange(n))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(particles=st.integers(1, 40), scheme=st.integers(0, 4), seed=st.integers(0, 2**32))
 def test_random_ancestors_are_those_of_the_reference(particles, scheme, seed):
     assert same_resample(resample_kernel, 2, particles, scheme, torch.float32, seed)
@@ -304,13 +304,13 @@ SIZES_OF_A_SEARCH = {
 }
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32), sizes=st.fixed_dictionaries(SIZES_OF_A_SEARCH), data=st.data())
 def test_lanes_are_those_of_the_reference(seed, sizes, data):
     assert same_lanes(lanes_kernel, seed, data.draw(st.integers(0, sizes["widest"])), **sizes)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 2**32),
     sizes=st.fixed_dictionaries(
