@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flowfast import api, cli
+from flowfast.comparison import results
+from flowfast.engine import clock
 from flowfast.errors import PromptError
+from flowfast.report import generate
+from flowfast.types import Sample
 
 PROMPTS = ["two red circles", "a green cross and a blue square", "one yellow triangle", "three blue crosses"]
 
@@ -37,6 +44,42 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = api.load
     monkeypatch.setattr(api, "load", load)
+
+
+def noted(*given: Any) -> bytes:
+    """In the place of a picture: what it would show, so that two are equal where the pictures are."""
+    return hashlib.blake2b(repr(plain(given)).encode()).hexdigest().encode()
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.numpy()
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    if isinstance(value, Sample):
+        return value.prompt, value.method, value.nfe, value.reward, plain(value.image)
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that each look at it moves on: a budget in seconds buys the same on every machine."""
+    looks = itertools.count()
+    monkeypatch.setattr(clock, "now", lambda: next(looks) / 1600)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that look at the pictures: they are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def noted_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture takes most of the time of a small search, so it is drawn only where a test looks at it."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(generate, "search_picture", noted)
+        monkeypatch.setattr(results, "curve_picture", noted)
+        monkeypatch.setattr(results, "contact_picture", noted)
 
 
 class Run:

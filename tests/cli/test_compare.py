@@ -31,6 +31,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("drawn", "ticking")
 def test_it_writes_table_curve_contact_and_results(run: Run, tmp_path: Path, prompts: Path) -> None:
     out = tmp_path / "o"
     text = run(
@@ -99,8 +100,22 @@ def test_it_goes_on_where_it_was_stopped(
     assert calls == 6 + len(lines_of(parts / "rows.jsonl")) - 5
 
 
+@pytest.mark.usefixtures("drawn", "ticking")
 def test_a_method_steered_by_the_reward_is_another_arm(run: Run, tmp_path: Path, prompts: Path) -> None:
-    argv = ("--reward", "scenes", "--steps", "4", "--budgets", "16", "--seconds", "0.4", "--seeds", "1")
+    argv = (
+        "--reward",
+        "scenes",
+        "--steps",
+        "4",
+        "--budgets",
+        "16",
+        "--seconds",
+        "0.03",
+        "--seeds",
+        "1",
+        "--chunk",
+        "4",
+    )
     run("compare", "--prompts", prompts, *argv, "--methods", "bon,rbf,rbf+dps:1", "--out", tmp_path / "o")
     lines = lines_of(tmp_path / "o/rows.jsonl")
     counted = {line["arm"][0]: line for line in lines if line["arm"][2]}
@@ -109,7 +124,7 @@ def test_a_method_steered_by_the_reward_is_another_arm(run: Run, tmp_path: Path,
     assert counted["rbf"]["reward"] != counted["rbf+dps:1"]["reward"]
     steered = flowfast.search(
         flowfast.load("scenes"), counted["rbf"]["prompts"], reward="scenes", method="rbf", gradient="dps:1", steps=4,
-        budget=16, micro_batch=8, slots=16,
+        budget=16, micro_batch=8, slots=4,
     )  # fmt: skip
     assert [sample.reward for sample in steered.samples] == pytest.approx(counted["rbf+dps:1"]["reward"], rel=1e-5)
     rows = json.loads((tmp_path / "o/results.json").read_text())["rows"]

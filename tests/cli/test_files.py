@@ -82,7 +82,6 @@ def test_kills_at_any_file_operation_leave_the_files_of_a_call_that_was_not(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int
 ) -> None:
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(generating, "search_picture", lambda sample, *rest: f"{sample.prompt} {rest[1:]}".encode())
     run(*CALL, "--out", tmp_path / "whole")
     out, kills, operations = tmp_path / "out", 0, stride
     while True:
@@ -139,7 +138,6 @@ def kill_at_random_times(run: Run, tmp_path: Path, kills: int) -> None:
 
 def test_kills_at_random_times(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(generating, "search_picture", lambda sample, *rest: f"{sample.prompt} {rest[1:]}".encode())
     kill_at_random_times(run, tmp_path, 4)
 
 
@@ -155,7 +153,6 @@ def test_a_full_disk_is_one_line_and_the_call_goes_on_when_it_is_not(
 ) -> None:
     """A limit on the size of files stands for it: call.yaml, a picture, the checkpoint do not fit."""
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(generating, "search_picture", lambda sample, *rest: f"{sample.prompt} {rest[1:]}".encode())
     run(*CALL, "--out", tmp_path / "whole")
     out = tmp_path / "out"
 
@@ -287,6 +284,7 @@ ODD = [
 ]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_prompts_are_drawn_as_they_stand(
     run: Run, tmp_path: Path, recwarn: pytest.WarningsRecorder, no_verifier: None
 ) -> None:
@@ -298,6 +296,7 @@ def test_prompts_are_drawn_as_they_stand(
         assert Image.open(place / "search.png").size[1] < 1000
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison_of_odd_prompts_goes_on(run: Run, tmp_path: Path, no_verifier: None) -> None:
     """U+2028 and U+0085 end a line for some, not in JSON."""
     texts = [*ODD[:2], ODD[3], ODD[4], "one\u2028two\x85three"]
@@ -333,6 +332,7 @@ def test_a_picture_that_fails_takes_nothing_with_it(
     assert {path.name for path in place.iterdir()} == FILES and len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison_draws_what_it_can(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -371,6 +371,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards, "load", lambda *given, **named: rewards.CallableReward(score))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_infinite_rewards_are_said_in_every_file(
     run: Run, tmp_path: Path, endless: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +390,7 @@ def test_infinite_rewards_are_said_in_every_file(
         assert {path.name for path in place.iterdir()} == FILES
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison_with_infinite_rewards_goes_on(run: Run, tmp_path: Path, endless: None) -> None:
     (tmp_path / "list.txt").write_text("\n".join(PROMPTS))
     argv = ("compare", "--prompts", tmp_path / "list.txt", "--methods", "bon,rbf", "--budgets", "16", "--steps", "4")
@@ -428,7 +430,6 @@ def test_what_is_written_grows_with_the_prompts(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_verifier: None
 ) -> None:
     """Twice the prompts, twice the bytes: a list of all prompts in every folder made it four times."""
-    monkeypatch.setattr(generating, "search_picture", lambda *given: b"")
     monkeypatch.setattr(writing, "LARGE", 1000)
     sizes = []
     for count in (30, 60):

@@ -25,6 +25,7 @@ def folders(out: Path) -> list[Path]:
     return sorted(path for path in out.iterdir() if path.is_dir())
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("method", ["rbf", "bon", "svdd"])
 def test_it_writes_all_files_of_every_prompt(run: Run, tmp_path: Path, method: str) -> None:
     text = run("generate", *PROMPTS[:2], *FAST, "--method", method, "--out", tmp_path / "o")
@@ -67,6 +68,7 @@ def test_a_rerun_from_its_config_is_identical(run: Run, tmp_path: Path) -> None:
             assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("ticking")
 def test_a_rerun_of_seconds_takes_the_budget_they_became(run: Run, tmp_path: Path) -> None:
     run("generate", PROMPTS[0], "--reward", "sharpness", "--steps", "5", "--seconds", "0.02", "--out", tmp_path / "a")
     (folder,) = folders(tmp_path / "a")
@@ -92,6 +94,7 @@ def test_a_steered_call_reruns_from_its_config(run: Run, tmp_path: Path) -> None
     assert (changed["guidance"], changed["gradient"]) == (3.0, "dps:50")
 
 
+@pytest.mark.usefixtures("ticking")
 def test_options_override_the_config(run: Run, tmp_path: Path) -> None:
     run("generate", *PROMPTS[:2], *FAST, "--out", tmp_path / "a")
     config = folders(tmp_path / "a")[0] / "config.yaml"
@@ -352,6 +355,7 @@ def test_a_call_that_was_stopped_resumes_to_the_same_files(
         )
 
 
+@pytest.mark.usefixtures("ticking")
 @pytest.mark.parametrize("amount", [("--budget", "40"), ("--seconds", "0.2")], ids=lambda amount: amount[0])
 def test_what_a_decoder_left_undone_is_decoded_by_resume(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: tuple[str, str]

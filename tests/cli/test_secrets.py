@@ -37,7 +37,6 @@ OPTIONS = ["--method", "bon", "--budget", "16", "--steps", "4", "--micro-batch",
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets.forget()
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)  # so that runs that fail leave one
-    monkeypatch.setattr("flowfast.report.generate.search_picture", lambda *_: b"")  # which takes its time
 
 
 def scores(got: list[Asked], i: int) -> tuple[int, bytes]:
