@@ -220,7 +220,7 @@ class SlotBatch(Lanes):
     def settle(self, rewards: Tensor) -> None:
         """All that is decided of each chain by itself."""
         s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
-        rewards = rewards.to(torch.float32)
+        rewards = rewards.to(torch.float32).contiguous()
         if self.method.draws:
             n = rewards.size(0)
             bias = self.method.bias(
