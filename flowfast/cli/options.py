@@ -16,14 +16,13 @@ from pydantic.fields import FieldInfo
 
 from flowfast.bounds import Within, ends
 from flowfast.cli.config_file import parse_options
-from flowfast.config import SearchConfig
+from flowfast.config import Rerun, SearchConfig
 
 WITHOUT = {
     "model_options": "--model-option, once for each",
     "method_options": "--option, once for each",
     "gradient": "--guidance, where a command has it",
-    "splits": "what happened to a search, for its rerun from config.yaml",
-    "cuts": "what happened to a search, for its rerun from config.yaml",
+    **dict.fromkeys(Rerun.model_fields, "config.yaml, for a rerun: what happened to a search"),
 }
 """Fields of the configuration that no option of their name gives, and what does."""
 KINDS = (str, int, float, bool)
