@@ -174,7 +174,7 @@ def test_500_mutants_of_a_config(run: Run, tmp_path: Path) -> None:
     whole, path = (folders(tmp_path / "o")[0] / "config.yaml").read_bytes(), tmp_path / "mine.yaml"
     flow, refused, same = api.load("scenes"), 0, 0
     right = read_config(folders(tmp_path / "o")[0] / "config.yaml")
-    for mutant in mutants(whole, 500, random.Random(5)):
+    for mutant in [whole, *mutants(whole, 500, random.Random(5))]:
         path.write_bytes(mutant)
         try:
             asked = read_config(path)

@@ -70,7 +70,7 @@ def test_a_rerun_from_its_config_is_identical(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ticking")
 def test_a_rerun_of_seconds_takes_the_budget_they_became(run: Run, tmp_path: Path) -> None:
-    run("generate", PROMPTS[0], "--reward", "sharpness", "--steps", "5", "--seconds", "0.02", "--out", tmp_path / "a")
+    run("generate", PROMPTS[0], "--reward", "sharpness", "--steps", "5", "--seconds", "0.1", "--out", tmp_path / "a")
     (folder,) = folders(tmp_path / "a")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["seconds"] is None
@@ -98,7 +98,7 @@ def test_a_steered_call_reruns_from_its_config(run: Run, tmp_path: Path) -> None
 def test_options_override_the_config(run: Run, tmp_path: Path) -> None:
     run("generate", *PROMPTS[:2], *FAST, "--out", tmp_path / "a")
     config = folders(tmp_path / "a")[0] / "config.yaml"
-    run("generate", PROMPTS[2], "--config", config, "--seed", "3", "--seconds", "0.02", "--out", tmp_path / "b")
+    run("generate", PROMPTS[2], "--config", config, "--seed", "3", "--seconds", "0.1", "--out", tmp_path / "b")
     (folder,) = folders(tmp_path / "b")
     result = json.loads((folder / "result.json").read_text())
     assert result["prompt"] == PROMPTS[2]
