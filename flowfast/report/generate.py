@@ -148,7 +148,8 @@ class GenerateFiles:
         path, found = self.folders[index] / "candidates.jsonl", []
         for count, line in enumerate(read_lines(path), 1):
             try:
-                candidate = Candidate(**{**line, "prompt": index, "reward": number(line["reward"])})
+                reward = None if line["reward"] is None else number(line["reward"])
+                candidate = Candidate(**{**line, "prompt": index, "reward": reward})
                 if candidate.round < before:
                     found.append(candidate)
             except (KeyError, TypeError, ValueError) as error:
