@@ -27,7 +27,7 @@ from flowfast.config import SearchConfig
 from flowfast.engine import checkpoint as checkpoints
 from flowfast.engine import clock, deadline, spans
 from flowfast.engine.graphs import Graphs, Recorder, recorder_for
-from flowfast.engine.transfer import Letter, Mailbox
+from flowfast.engine.transfer import Transfer, Transfers
 from flowfast.errors import BudgetError, ModelError, OptionError, RewardError
 from flowfast.files import plain
 from flowfast.methods.plan import Plan
@@ -66,7 +66,7 @@ class OtherBatch(Exception):
 class Report:
     """What is on its way to the host after a round, and what the host knew when the round was sent off."""
 
-    letter: Letter
+    transfer: Transfer
     index_of: dict[int, int]
     rounds: list[int]
 
@@ -78,7 +78,7 @@ class Group:
     engine: SlotBatch
     whole: Graphs
     forward: Graphs
-    mail: Mailbox
+    transfers: Transfers
     index_of: dict[int, int] = field(default_factory=dict)
     over: set[int] = field(default_factory=set)  # slots whose chains have all ended before their plan
     reports: deque[Report] = field(default_factory=deque)
@@ -304,7 +304,7 @@ class Driver:
             null_cond=self.null_cond,
         )
         engine.ahead = recorder is None
-        return Group(engine, Graphs(recorder), Graphs(recorder), Mailbox(self.device, LAG + 1))
+        return Group(engine, Graphs(recorder), Graphs(recorder), Transfers(self.device, LAG + 1))
 
     def _limits(self, plan: Plan) -> Limits:
         start, forecast = plan.start or [True] * plan.chains, plan.forecast()
@@ -371,9 +371,9 @@ class Driver:
             return
         read = engine.scored.index_select(0, engine.lane_transition[:n]).logical_and_(engine.lane_live[:n])
         lanes = (read, engine.lane_slot[:n], engine.lane_real[1, :n], engine.image_sum[:n])
-        letter = group.mail.send([images, *lanes])
+        transfer = group.transfers.send([images, *lanes])
         texts = [self.prompts[group.index_of.get(slot, 0)] for slot in range(self.slots)]
-        work = partial(self._host_rewards, group, letter, texts)
+        work = partial(self._host_rewards, group, transfer, texts)
         group.scored = self.pool.submit(work) if self.pool else _done(work)
 
     def _finish(self, group: Group) -> None:
@@ -418,9 +418,9 @@ class Driver:
         return rewards.score(self.scorer, lambda: engine.score(images), images)
 
     @torch.no_grad()
-    def _host_rewards(self, group: Group, letter: Letter, texts: list[str]) -> Tensor:
+    def _host_rewards(self, group: Group, transfer: Transfer, texts: list[str]) -> Tensor:
         """Rewards (N,) of a round's images on the host; the reward sees finite images of lanes whose score is read."""
-        images, on, slot, t, image_sum = letter.read()
+        images, on, slot, t, image_sum = transfer.read()
         live = on.logical_and(image_sum.isfinite()).nonzero().flatten()
         scores = group.scores[: len(on)].fill_(-math.inf)
         if len(live):
@@ -606,8 +606,8 @@ class Driver:
         self.rows_seen += engine.padded * self.resolved.passes
         if self.polls:
             records = [engine.dense, engine.status, *group.seen] if self.on_round else []
-            letter = group.mail.send([state.alive, state.nfe, *records])
-            group.reports.append(Report(letter, dict(group.index_of), list(engine.rounds)))
+            transfer = group.transfers.send([state.alive, state.nfe, *records])
+            group.reports.append(Report(transfer, dict(group.index_of), list(engine.rounds)))
             self._read_reports(group)
         self._hold(group, len(self.waiting))
         if self.checkpoint and any(group.is_done(slot) for slot in group.index_of):
@@ -632,9 +632,9 @@ class Driver:
 
     def _read_reports(self, group: Group, all_of_them: bool = False) -> None:
         """Reports that have come, and what is more than LAG rounds old."""
-        while group.reports and (all_of_them or len(group.reports) > LAG or group.reports[0].letter.here()):
+        while group.reports and (all_of_them or len(group.reports) > LAG or group.reports[0].transfer.ready()):
             report = group.reports.popleft()
-            alive, nfe, *records = report.letter.read()
+            alive, nfe, *records = report.transfer.read()
             running = alive.view(self.slots, -1).any(1).tolist()
             group.over |= {
                 slot for slot, index in report.index_of.items()
@@ -680,8 +680,10 @@ class Driver:
         on_device = self.previews and not self.host_reward
         reward = self._rewards_in_full(index, images, t) if on_device else found["reward"]
         names = ("reward", "row", "chain", "candidate", "cost")
-        letter = group.mail.send([images, x0, x, t, reward, *(found[name] for name in names)])
-        images, x0, x, t, reward, seen, row_of, chain_of, candidate_of, cost = (each.clone() for each in letter.read())
+        transfer = group.transfers.send([images, x0, x, t, reward, *(found[name] for name in names)])
+        images, x0, x, t, reward, seen, row_of, chain_of, candidate_of, cost = (
+            each.clone() for each in transfer.read()
+        )
         nfe, speculative, calls, nan = cost.tolist()
         there = seen > -math.inf  # there may be fewer finished samples than finalists
         live = there & images.flatten(1).isfinite().all(1)

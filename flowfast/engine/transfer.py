@@ -13,13 +13,13 @@ from torch import Tensor
 ALIGNMENT = 16  # bytes: every dtype may be viewed there
 
 
-class Letter(NamedTuple):
+class Transfer(NamedTuple):
     """Tensors on the host, complete once the event has passed; event None: they are."""
 
     tensors: list[Tensor]
     event: Any
 
-    def here(self) -> bool:
+    def ready(self) -> bool:
         return self.event is None or bool(self.event.query())
 
     def read(self) -> list[Tensor]:
@@ -39,19 +39,19 @@ class _Route:
     sent: int = 0
 
 
-class Mailbox:
-    """Sends letters. A letter is overwritten `depth` letters of the same layout later: read it before.
+class Transfers:
+    """Sends tensors off. A transfer is overwritten by the one of the same layout `depth` later: read it before.
 
-    On the CPU nothing is copied: a letter is the tensors themselves, to be read before they change.
+    On the CPU nothing is copied: a transfer is the tensors themselves, to be read before they change.
     """
 
     def __init__(self, device: torch.device, depth: int):
         self.device, self.depth = device, depth
         self._routes: dict[tuple[Any, ...], _Route] = {}
 
-    def send(self, tensors: Sequence[Tensor]) -> Letter:
+    def send(self, tensors: Sequence[Tensor]) -> Transfer:
         if self.device.type == "cpu":
-            return Letter(list(tensors), None)
+            return Transfer(list(tensors), None)
         layout = tuple((tensor.dtype, *tensor.shape) for tensor in tensors)
         if layout not in self._routes:
             self._routes[layout] = self._route(tensors)
@@ -65,7 +65,7 @@ class Mailbox:
         if self.device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.device))
-        return Letter(views, event)
+        return Transfer(views, event)
 
     def _route(self, tensors: Sequence[Tensor]) -> _Route:
         sizes = [-(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT for tensor in tensors]

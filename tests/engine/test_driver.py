@@ -117,15 +117,15 @@ class Late:
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every letter comes as late as it may."""
+    """Every transfer comes as late as it may."""
     Late.waited = 0
-    plain = transfer.Mailbox.send
+    plain = transfer.Transfers.send
 
-    def send(self: transfer.Mailbox, tensors: list[Tensor]) -> transfer.Letter:
-        letter = plain(self, tensors)
-        return letter if self.device.type == "cpu" else letter._replace(event=Late())
+    def send(self: transfer.Transfers, tensors: list[Tensor]) -> transfer.Transfer:
+        sent_off = plain(self, tensors)
+        return sent_off if self.device.type == "cpu" else sent_off._replace(event=Late())
 
-    monkeypatch.setattr(transfer.Mailbox, "send", send)
+    monkeypatch.setattr(transfer.Transfers, "send", send)
 
 
 def records(device: bool, **options: Any) -> tuple[list[Any], flowfast.SearchResult]:
@@ -162,8 +162,8 @@ def belongs(told: Any, prompt: int) -> bool:
 
 def test_records_that_are_overwritten_too_early_would_show(late: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "LAG", 6)  # the mutant: as many letters are read late, but the ring is not longer
-    init = transfer.Mailbox.__init__
-    monkeypatch.setattr(transfer.Mailbox, "__init__", lambda self, device, depth: init(self, device, 3))
+    init = transfer.Transfers.__init__
+    monkeypatch.setattr(transfer.Transfers, "__init__", lambda self, device, depth: init(self, device, 3))
     with FakeDevice():
         told, _ = records(True)
     assert sorted(map(str, told)) != sorted(map(str, records(False)[0]))
@@ -223,15 +223,15 @@ def test_letters_keep_dtypes_shapes_and_bits() -> None:
         torch.zeros(0, 4),
     ]
     with FakeDevice() as device:
-        box = transfer.Mailbox(DEVICE, 2)
+        box = transfer.Transfers(DEVICE, 2)
         inside = [tensor.to(DEVICE) for tensor in tensors]
         device.clear()
         first = box.send(inside)
         inside[1].add_(1)
         second = box.send(inside)
         assert sum(device.copies.values()) == 2 and not device.waits
-    for letter, shift in ((first, 0), (second, 1)):
-        for read, sent in zip(letter.read(), tensors, strict=True):
+    for sent_off, shift in ((first, 0), (second, 1)):
+        for read, sent in zip(sent_off.read(), tensors, strict=True):
             assert read.dtype == sent.dtype and torch.equal(read, sent + shift if sent.dtype == torch.int64 else sent)
 
 

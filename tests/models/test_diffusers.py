@@ -203,7 +203,7 @@ def test_a_prompt_is_encoded_once_and_alone(flow: Any, monkeypatch: pytest.Monke
         assert torch.equal(both[name][1:2], value) and torch.equal(both[name][0], both[name][2])
 
 
-# ---- the door ----
+# ---- load and from_diffusers ----
 
 
 def test_a_folder_loads_by_name(tmp_path: Any) -> None:
