@@ -248,3 +248,37 @@ def test_the_grep_sees_it(source: str) -> None:
 
 def test_the_grep_lets_pass() -> None:
     assert forbidden_in("model.eval()\nyaml.safe_load(f)\nsafetensors.torch.load_file(p)\nevaluate(x)") == []
+
+
+NAMED = re.compile(
+    r"(?<![\w./{-])((?:flowfast|csrc|kernels|bench|tests|docs|examples)/[\w/.-]*\w\.(?:py|h|cpp|cu|md|jsonl?|sh|yaml|toml))\b"
+)
+TEXTS = sorted(
+    path
+    for folder in ("flowfast", "csrc", "kernels", "bench", "tests", "docs", "examples")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".h", ".cpp", ".cu", ".md") and path.is_file()
+) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "CMakeLists.txt", "setup.py")]
+ELSEWHERE = {
+    "flowfast/searcher.h",  # as it is installed
+    "bench/results/gpu.json",  # as it is written on a GPU
+    "flowfast/searcher/loop.py",  # below
+}
+
+
+def test_files_that_are_named_exist() -> None:
+    """In comments, docstrings and documents; the CHANGELOG tells of files as they were."""
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in TEXTS
+        for name in NAMED.findall(path.read_text(errors="replace"))
+        if name not in ELSEWHERE and not any((near / name).exists() for near in (ROOT, ROOT / "csrc", path.parent))
+    }
+    assert not missing, "\n".join(sorted(missing))
+
+
+def test_a_file_that_is_gone_is_seen() -> None:
+    assert NAMED.findall("see flowfast/searcher/loop.py, and csrc/core/round.h.") == [
+        "flowfast/searcher/loop.py",
+        "csrc/core/round.h",
+    ]
