@@ -1,4 +1,5 @@
-"""CUDA graphs: a round is captured once for each number of micro-batches; with a host reward, its model and decoder.
+"""CUDA graphs: a round is captured once for each size, rows of the model and rows that are scored; with a host reward,
+its model and decoder.
 
 Everything a round reads and writes lies in buffers that never move (`Lanes` makes its views once), padding lanes are
 masked by the ops, and seeds, rows and coefficients are read from the device, so a replay works on the state of its own
@@ -8,6 +9,7 @@ round. What cannot be captured runs eagerly, and the log says why, once.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +19,8 @@ from torch import Tensor
 from flowfast.errors import FlowfastError
 
 log = logging.getLogger("flowfast.graphs")
+MOST_GRAPHS = 32
+"""Of a batch: sizes of rounds, of which requests at different transitions may mix many."""
 
 
 class Recorder(Protocol):
@@ -46,7 +50,7 @@ class Graphs:
         """recorder None: everything runs eagerly."""
         self.recorder, self.eager_because = recorder, dict[Hashable, str]()
         self._warm: set[Hashable] = set()
-        self._captured: dict[Hashable, tuple[Any, Callable[[], None], list[tuple[int, ...]]]] = {}
+        self._captured = OrderedDict[Hashable, tuple[Any, Callable[[], None], list[tuple[int, ...]]]]()
 
     def run(self, key: Hashable, work: Callable[[], Any], inputs: Sequence[Tensor]) -> Any:
         """What `work` returns; from a replay these are the tensors of its capture, overwritten.
@@ -62,10 +66,13 @@ class Graphs:
                 return work()
             try:
                 self._captured[key] = (*self.recorder.capture(work), places(inputs))
+                if len(self._captured) > MOST_GRAPHS:
+                    self._captured.popitem(last=False)  # the one that was not used for longest
             except Exception as error:  # a model may do anything; eager always works
                 self.eager_because[key] = f"{type(error).__name__}: {error}"
                 log.warning("runs without a CUDA graph, more slowly, because the capture failed: %s", error)
                 return work()
+        self._captured.move_to_end(key)
         result, replay, captured = self._captured[key]
         if places(inputs) != captured:
             moved = [i for i, (now, then) in enumerate(zip(places(inputs), captured, strict=True)) if now != then]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_flatten
 
 import flowfast
-from flowfast.engine import driver
+from flowfast.engine import driver, graphs
 from flowfast.engine.graphs import Graphs
 from flowfast.errors import FlowfastError
 from tests.toys import METHODS, GaussianFlow, NearTarget
@@ -204,3 +204,20 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why(caplog: pytest.LogCap
         assert graphs.run("key", lambda: x + 1, [x]).tolist() == [2.0, 2.0]
     assert "not permitted when stream is capturing" in graphs.eager_because["key"]
     assert len(caplog.records) == 1
+
+
+def test_sizes_that_were_not_used_for_longest_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    recorder, ran = CpuRecorder(), list[int]()
+    kept = graphs.Graphs(recorder)
+
+    def run(size: int) -> None:
+        kept.run(size, lambda: ran.append(size), [])
+
+    for size in (1, 1, 2, 2, 1, 3, 3):  # each warmed up, then captured; 1 is used again before 3 comes
+        run(size)
+    assert recorder.captures == 3
+    run(1)
+    assert recorder.captures == 3
+    run(2)  # had to leave for 3
+    assert recorder.captures == 4
