@@ -12,7 +12,17 @@ import typer
 
 from flowfast import api, rewards
 from flowfast.cli.config_file import read_config
-from flowfast.cli.options import Column, Given, Lists, MethodOption, ModelOption, Out, config_options, with_options
+from flowfast.cli.options import (
+    SEARCH,
+    Column,
+    Given,
+    Lists,
+    MethodOption,
+    ModelOption,
+    Out,
+    config_options,
+    with_options,
+)
 from flowfast.cli.shown import progress
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import OptionError, PromptError
@@ -32,7 +42,10 @@ def command(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One picture each.")] = None,
     guidance: Annotated[
         str | None,
-        typer.Option(help="Scale of classifier-free guidance (up to 1: off), dps:STRENGTH, or both: 3,dps:0.5."),
+        typer.Option(
+            help="Scale of classifier-free guidance (up to 1: off), dps:STRENGTH, or both: 3,dps:0.5.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     model_option: ModelOption = None,
     option: MethodOption = None,

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from flowfast.bounds import Within, ends
 from flowfast.cli.config_file import parse_options
-from flowfast.config import Rerun, SearchConfig
+from flowfast.config import Config, EngineConfig, Rerun, SearchConfig, SearchParams
 
 WITHOUT = {
     "model_options": "--model-option, once for each",
@@ -25,6 +25,9 @@ WITHOUT = {
     **dict.fromkeys(Rerun.model_fields, "config.yaml, for a rerun: what happened to a search"),
 }
 """Fields of the configuration that no option of their name gives, and what does."""
+SEARCH, ENGINE = "Search", "Model, reward, and how they run"
+PANELS: dict[str, type[Config]] = {SEARCH: SearchParams, ENGINE: EngineConfig}
+"""Titles in --help, and whose fields stand under each."""
 KINDS = (str, int, float, bool)
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -46,9 +49,13 @@ Column = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    list[str] | None, typer.Option("--model-option", help="NAME=VALUE for a diffusers pipeline: height=512, ...")
+    list[str] | None,
+    typer.Option("--model-option", help="NAME=VALUE for a diffusers pipeline: height=512, ...", rich_help_panel=ENGINE),
 ]
-MethodOption = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the method.")]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="NAME=VALUE, an option of the method.", rich_help_panel=SEARCH),
+]
 
 
 def config_options(
@@ -64,7 +71,7 @@ def config_options(
     parameter of the command that has a field's name takes the place of that field's option.
 
     Args:
-        only: these fields alone, all others than `without` if not given.
+        only: these fields alone, among the command's own options; all others than `without` if not given.
         help: what options are in this command, by name; else the first paragraph under a field is its help.
         defaults: what this command takes where a field has no default, for the help.
 
@@ -76,7 +83,7 @@ def config_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
         made = {
-            name: _option(name, config.model_fields[name], help.get(name), defaults.get(name))
+            name: _option(name, config.model_fields[name], help.get(name), defaults.get(name), only is None)
             for name in names
             if name not in own
         }
@@ -100,8 +107,8 @@ def config_options(
     return decorate
 
 
-def _option(name: str, field: FieldInfo, help: str | None, default: Any) -> inspect.Parameter:
-    """The parameter of a field's option: None where it is not given."""
+def _option(name: str, field: FieldInfo, help: str | None, default: Any, panels: bool) -> inspect.Parameter:
+    """The parameter of a field's option: None where it is not given. panels: it stands under a title of PANELS."""
     text = " ".join((help or (field.description or "").split("\n\n")[0]).split())
     facts = [ends(bound) for bound in field.metadata if isinstance(bound, Within) and ends(bound)]
     default = field.default if default is None else default
@@ -111,7 +118,8 @@ def _option(name: str, field: FieldInfo, help: str | None, default: Any) -> insp
         text = text if text.endswith("...") else text.removesuffix(".")
         text += f" ({'; '.join(facts)})."
     kind = _kind(name, field.annotation)
-    annotation = Annotated[kind | None, typer.Option(help=text)]  # type: ignore[valid-type]
+    title = next((title for title, owner in PANELS.items() if panels and name in owner.model_fields), None)
+    annotation = Annotated[kind | None, typer.Option(help=text, rich_help_panel=title)]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from flowfast import cli
 from flowfast.bounds import Within
 from flowfast.cli.export import OF_A_REQUEST, OF_PYTHON
-from flowfast.cli.options import WITHOUT, Given, config_options
-from flowfast.config import Rerun, SearchConfig
+from flowfast.cli.options import ENGINE, SEARCH, WITHOUT, Given, config_options
+from flowfast.config import EngineConfig, Rerun, SearchConfig, SearchParams
 from tests.cli.conftest import Run
 
 
@@ -102,6 +102,14 @@ def test_a_parameter_of_a_command_stands_in_place_of_a_field(run: Run, monkeypat
     text = run("generate", "--help")
     assert "dps:STRENGTH" in text
     assert text.index("--tail") < text.index("--guidance") < text.index("--negative-prompt")
+
+
+def test_help_has_the_options_of_a_search_and_of_its_engine_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    own, searched, engine = re.split(rf"─ (?:{SEARCH}|{ENGINE}) ─", run("generate", "--help"))
+    assert names_in(searched) == SearchParams.model_fields.keys() - WITHOUT.keys() | {"option"}
+    assert names_in(engine) == EngineConfig.model_fields.keys() - WITHOUT.keys() | {"model_option"}
+    assert {"prompts", "out", "resume"} <= names_in(own)
 
 
 def test_every_command_says_what_it_does(run: Run) -> None:
