@@ -93,10 +93,10 @@ class Archive(nn.Module):
         self.check_slot(slot)
         if not (guidance >= 0.0 and guidance <= 1000.0):
             raise OptionError("guidance must be a number from 0 to 1000 (up to 1: off), got " + str(guidance))
-        plan = self.plan(budget)
+        plan = plan_of_budget(budget, self.passes, self.plan_of)
         null: dict[str, Tensor] = {}
         if self.passes == 2:
-            null = self.named("cond/", null_cond, self.engine.null_cond) if len(null_cond) > 0 else self.null_cond
+            null = named("cond/", null_cond, self.engine.null_cond) if len(null_cond) > 0 else self.null_cond
         elif guidance > 1.0:
             raise OptionError(
                 "guidance " + str(guidance) + ": this archive was exported without guidance; give 1 or export it again"
@@ -109,9 +109,9 @@ class Archive(nn.Module):
             scored += [rounds[i + 1]] * rounds[i + 2]
         self.engine.admit(
             slot,
-            self.named("cond/", cond, self.engine.cond),
+            named("cond/", cond, self.engine.cond),
             null,
-            self.named("reward/", cond, self.engine.reward_cond),
+            named("reward/", cond, self.engine.reward_cond),
             key,
             Limits(self.quota[plan], self.left[plan], self.start[plan], widths, scored),
             max(guidance, 1.0),
@@ -272,37 +272,39 @@ class Archive(nn.Module):
         if slot < 0 or slot >= self.slots:
             raise OptionError("slot must lie in 0.." + str(self.slots - 1) + ", got " + str(slot))
 
-    def plan(self, budget: int) -> int:
-        """The number of the plan that a budget has."""
-        evaluations, most = budget // self.passes, len(self.plan_of) - 1
-        if budget >= 0 and evaluations <= most and self.plan_of[evaluations] >= 0:
-            return self.plan_of[evaluations]
-        below, above = min(max(evaluations, -1), most), max(evaluations, 0)
-        while below >= 0 and self.plan_of[below] < 0:
-            below -= 1
-        while above <= most and self.plan_of[above] < 0:
-            above += 1
-        near: list[str] = []
-        if below >= 0:
-            near.append(str(below * self.passes))
-        if above <= most:
-            near.append(str(above * self.passes))
-        raise BudgetError(
-            "this archive cannot run a budget of " + str(budget) + " NFE: choose " + " or ".join(near)
-            + ", or export it with another --budget"
-        )  # fmt: skip
 
-    def named(self, prefix: str, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The conditions that the engine wants, without their prefix."""
-        found: dict[str, Tensor] = {}
-        for name, like in wanted.items():
-            if prefix + name not in given:
-                raise OptionError("conditions without '" + prefix + name + "': give those of encode")
-            value = given[prefix + name]
-            if value.size(0) != 1 or list(value.shape[1:]) != list(like.shape[1:]):
-                raise OptionError(
-                    "condition '" + prefix + name + "' must be one row of shape " + str(list(like.shape[1:])) + ", got "
-                    + str(list(value.shape))
-                )  # fmt: skip
-            found[name] = value
-        return found
+def plan_of_budget(budget: int, passes: int, plan_of: list[int]) -> int:
+    """The number of the plan that a budget in NFE has. Raises BudgetError, with the nearest budgets that run."""
+    evaluations, most = budget // passes, len(plan_of) - 1
+    if budget >= 0 and evaluations <= most and plan_of[evaluations] >= 0:
+        return plan_of[evaluations]
+    below, above = min(max(evaluations, -1), most), max(evaluations, 0)
+    while below >= 0 and plan_of[below] < 0:
+        below -= 1
+    while above <= most and plan_of[above] < 0:
+        above += 1
+    near: list[str] = []
+    if below >= 0:
+        near.append(str(below * passes))
+    if above <= most:
+        near.append(str(above * passes))
+    raise BudgetError(
+        "this archive cannot run a budget of " + str(budget) + " NFE: choose " + " or ".join(near)
+        + ", or export it with another --budget"
+    )  # fmt: skip
+
+
+def named(prefix: str, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions that the engine wants, without their prefix."""
+    found: dict[str, Tensor] = {}
+    for name, like in wanted.items():
+        if prefix + name not in given:
+            raise OptionError("conditions without '" + prefix + name + "': give those of encode")
+        value = given[prefix + name]
+        if value.size(0) != 1 or list(value.shape[1:]) != list(like.shape[1:]):
+            raise OptionError(
+                "condition '" + prefix + name + "' must be one row of shape " + str(list(like.shape[1:])) + ", got "
+                + str(list(value.shape))
+            )  # fmt: skip
+        found[name] = value
+    return found

@@ -173,19 +173,19 @@ class Polynomial(Interpolant):
             raise OptionError(f"interpolant polynomial needs n in [0.1, 100], got {self.n}")
 
     def alpha_t(self, t: float) -> float:
-        return 1.0 - t**self.n
+        return 1.0 - self.sigma_t(t)
 
     def sigma_t(self, t: float) -> float:
-        return t**self.n
+        return float(t**self.n)
 
     def d_alpha_t(self, t: float) -> float:
-        return -self.n * t ** (self.n - 1.0)
+        return -self.d_sigma_t(t)
 
     def d_sigma_t(self, t: float) -> float:
-        return self.n * t ** (self.n - 1.0)
+        return float(self.n * t ** (self.n - 1.0))
 
     def _time_at(self, rho: float) -> float:
-        return (1.0 + rho) ** (-1.0 / self.n)
+        return float((1.0 + rho) ** (-1.0 / self.n))
 
 
 INTERPOLANTS: dict[str, type[Interpolant]] = {

@@ -149,27 +149,7 @@ def search_over_paths_schedule(
     model, path = parse_interpolant(spec.model_interpolant), parse_interpolant(spec.interpolant)
     integrator = parse_integrator(spec.integrator, interpolant=spec.interpolant, diffusion="zero")
     top = Point(model, path, grid_times("linear", 1, path=path, model=model)[0])
-    if not spec.t_finish < t_start < top.linear_time:
-        raise OptionError(
-            f"search over paths needs t_finish < t_start < {top.linear_time:.4g}, got t_start = {t_start} and "
-            f"t_finish = {spec.t_finish}"
-        )
-    if not 0.0 < forward < backward:
-        raise OptionError(
-            f"search over paths needs 0 < forward < backward, got forward = {forward}, backward = {backward}"
-        )
-    if not t_start + forward <= top.linear_time:
-        raise OptionError(
-            f"search over paths needs t_start + forward <= {top.linear_time:.4g}, got {t_start} + {forward}; lower one"
-        )
-    if not width > 0.0:
-        raise OptionError(f"search over paths needs width > 0, got {width}")
-    blocks = (t_start - spec.t_finish) / (backward - forward)
-    if (1.0 + backward / width) * (blocks + 1.0) + 1.0 / width > MOST_STEPS:
-        raise OptionError(f"search over paths needs more than {MOST_STEPS} rows; raise backward - forward or width")
-    if rounds is not None and rounds < 1:
-        raise OptionError(f"search over paths needs rounds None (until t_finish) or at least 1, got {rounds}")
-
+    _check_paths(spec, top.linear_time, t_start, forward, backward, width, rounds)
     points, steps = [top], []
 
     def down(target: float) -> None:
@@ -191,6 +171,32 @@ def search_over_paths_schedule(
         down(t)
         select.append(len(points) - 1)
     return SearchOverPaths(_assemble(spec, points, steps), begin, select)
+
+
+def _check_paths(
+    spec: ScheduleSpec, top: float, t_start: float, forward: float, backward: float, width: float, rounds: int | None
+) -> None:
+    """Raises OptionError. top: the linear time of the initial noise."""
+    if not spec.t_finish < t_start < top:
+        raise OptionError(
+            f"search over paths needs t_finish < t_start < {top:.4g}, got t_start = {t_start} and "
+            f"t_finish = {spec.t_finish}"
+        )
+    if not 0.0 < forward < backward:
+        raise OptionError(
+            f"search over paths needs 0 < forward < backward, got forward = {forward}, backward = {backward}"
+        )
+    if not t_start + forward <= top:
+        raise OptionError(
+            f"search over paths needs t_start + forward <= {top:.4g}, got {t_start} + {forward}; lower one"
+        )
+    if not width > 0.0:
+        raise OptionError(f"search over paths needs width > 0, got {width}")
+    blocks = (t_start - spec.t_finish) / (backward - forward)
+    if (1.0 + backward / width) * (blocks + 1.0) + 1.0 / width > MOST_STEPS:
+        raise OptionError(f"search over paths needs more than {MOST_STEPS} rows; raise backward - forward or width")
+    if rounds is not None and rounds < 1:
+        raise OptionError(f"search over paths needs rounds None (until t_finish) or at least 1, got {rounds}")
 
 
 def _count(widths: float) -> int:

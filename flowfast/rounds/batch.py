@@ -143,20 +143,12 @@ class SlotBatch(Lanes):
     @torch.jit.export
     def width(self) -> int:
         """Lanes that the next round can have at most; 0: every slot is done."""
-        lanes = 0
-        for slot in range(self.slots):
-            if self.rounds[slot] < len(self.plans[slot]):
-                lanes += self.plans[slot][self.rounds[slot]]
-        return lanes
+        return next_lanes(self.plans, self.rounds)
 
     @torch.jit.export
     def scored_width(self) -> int:
         """Lanes of the next round, at most, whose score is read: the first ones."""
-        lanes = 0
-        for slot in range(self.slots):
-            if self.rounds[slot] < len(self.scored_plans[slot]):
-                lanes += self.scored_plans[slot][self.rounds[slot]]
-        return lanes
+        return next_lanes(self.scored_plans, self.rounds)
 
     @torch.jit.export
     def search(self) -> None:
@@ -287,3 +279,12 @@ class SlotBatch(Lanes):
     def gather(self, rows: Tensor) -> None:
         """rows (2 B,): the row of the store that each row goes on from."""
         torch.ops.flowfast.gather_ancestors_(self.state.x, self.state.u, rows)
+
+
+def next_lanes(plans: list[list[int]], rounds: list[int]) -> int:
+    """Lanes of all slots in their next rounds: of slot s it is number rounds[s], with plans[s][rounds[s]] lanes."""
+    lanes = 0
+    for plan, at in zip(plans, rounds):  # noqa: B905  (TorchScript knows no `strict`)
+        if at < len(plan):
+            lanes += plan[at]
+    return lanes

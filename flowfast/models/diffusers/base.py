@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flowfast.errors import ModelError, OptionError, PromptError
+from flowfast.models.diffusers.embeds import arguments_of, conditions_of_embeds
 from flowfast.models.diffusers.samplers import own_sampler, sampler_times
 from flowfast.types import Conditions, FlowDefaults
 
@@ -72,10 +73,10 @@ class DiffusersFlow:
         self._steps = steps
         self.latent_shape()  # a wrong size is known now
         for text, given in self.embeds.items():
-            self._given(text, given)
+            conditions_of_embeds(self.conditions, text, given)
         self.own_times()  # a sampler that cannot be used is known now
         self.preview_decoder = preview_decoder
-        self.preview = None if preview_decoder is None else self._checked_preview()
+        self.preview = None if preview_decoder is None else tiny_preview(self)
 
     @classmethod
     def call_defaults(cls, pipe: Any) -> dict[str, Any]:
@@ -198,62 +199,18 @@ class DiffusersFlow:
 
     def _encode_alone(self, text: str) -> Conditions:
         if text in self.embeds:
-            cond = self._given(text, self.embeds[text])
+            cond = conditions_of_embeds(self.conditions, text, self.embeds[text])
             return {name: value.to(self.device) for name, value in cond.items()}
         absent = [name for name in self._parts("text_encoder", "tokenizer") if getattr(self.pipe, name) is None]
         unused = [name for name in self.spare if getattr(self.pipe, name.replace("tokenizer", "text_encoder")) is None]
         absent = [name for name in absent if name not in unused]
         if absent:
+            names = ", ".join(arguments_of(self.conditions))
             raise ModelError(
                 f"this {type(self.pipe).__name__} has no {', '.join(absent)} and no embeds for the prompt {text!r}: "
-                f"load it whole, or give from_diffusers(..., embeds={{{text!r}: {{{', '.join(self._arguments())}}}}})"
+                f"load it whole, or give from_diffusers(..., embeds={{{text!r}: {{{names}}}}})"
             )
         return self.encode_texts([text])
-
-    def _given(self, text: str, embeds: Mapping[str, Any]) -> Conditions:
-        """Conditions (1, ...) of a prompt that was encoded elsewhere. Raises PromptError."""
-        known = self._arguments()
-        names = list(embeds) if isinstance(embeds, Mapping) else [type(embeds).__name__]
-        if not {name for name, needed in known.items() if needed} <= set(names) <= set(known):
-            negative = any(name.startswith("negative_") for name in names)
-            hint = '; a negative prompt is a text of its own here, "" by default' if negative else ""
-            raise PromptError(
-                f"embeds of the prompt {text!r}: expected {', '.join(known)} for this model, got "
-                f"{', '.join(names)}{hint}"
-            )
-        given: dict[str, Tensor] = {}
-        for name, value in embeds.items():
-            if value is None and not known[name]:
-                continue
-            if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Tensor):
-                value = value[0][None]  # as Z-Image's pipeline takes them
-            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            if not isinstance(value, Tensor) or value.shape[:1] != (1,):
-                raise PromptError(
-                    f"embeds of the prompt {text!r}: expected {name} as the pipeline takes it, with one row, got {came}"
-                )
-            mask = name.endswith("_mask")
-            dims = 2 if mask or name.startswith("pooled_") else 3
-            if value.dim() != dims or not (mask or value.is_floating_point()):
-                kind = "" if mask else ", floating point"
-                raise PromptError(
-                    f"embeds of the prompt {text!r}: expected {name} with {dims} dimensions{kind}, got {came} "
-                    f"{value.dtype}"
-                )
-            given[name] = value
-        tokens = given["prompt_embeds"]
-        for name, value in given.items():  # AuraFlow's mask is of channels
-            if name.endswith("_mask") and value.shape[1] not in (tokens.shape[1], tokens[0].numel()):
-                raise PromptError(
-                    f"embeds of the prompt {text!r}: expected {name} of the tokens of prompt_embeds "
-                    f"{tuple(tokens.shape)}, got {tuple(value.shape)}"
-                )
-        return self.conditions(**given)
-
-    def _arguments(self) -> dict[str, bool]:
-        """What the pipeline's call takes for an encoded prompt, and whether it must be given."""
-        parameters = inspect.signature(self.conditions).parameters
-        return {name: parameter.default is parameter.empty for name, parameter in parameters.items()}
 
     def _parts(self, *kinds: str) -> list[str]:
         return [name for name in self.pipe.components if name.startswith(kinds)]
@@ -306,24 +263,6 @@ class DiffusersFlow:
 
         return self.kept("latent scale", (scale, device, dtype), make)
 
-    def _checked_preview(self) -> Callable[[Tensor], Tensor]:
-        """x0 to images by the tiny decoder, as the pipeline would with it for its autoencoder. Raises OptionError."""
-        family, tiny = type(self.pipe).__name__, self.preview_decoder
-        if self.tiny_decoder is None:
-            raise OptionError(f"{family}: no AutoencoderTiny is known for its latents; leave out preview_decoder")
-        if type(tiny).__name__ != "AutoencoderTiny":
-            raise OptionError(f"preview_decoder must be a diffusers AutoencoderTiny, got {type(tiny).__name__}")
-        config = tiny.config
-        channels, rows = self.unpacked(torch.zeros(1, *self.shape)).shape[1:3]
-        enlarged = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
-        if (config.latent_channels, enlarged) != (channels, self.height // rows):
-            raise OptionError(
-                f"preview_decoder: {family} has {channels} latent channels at 1/{self.height // rows} of the size, "
-                f"this decoder takes {config.latent_channels} and enlarges {enlarged} times; {self.tiny_decoder} was "
-                "made for it"
-            )
-        return lambda x0: self.to_images(self.unpacked(x0) / config.scaling_factor + config.shift_factor, tiny)
-
 
 class EmbeddedGuidance(DiffusersFlow):
     """A family whose model was distilled from a guided one and takes the scale as an input.
@@ -365,6 +304,26 @@ class EmbeddedGuidance(DiffusersFlow):
 
     def two_pass_guidance(self) -> float:
         return max(1.0, float(self.true_cfg))
+
+
+def tiny_preview(flow: DiffusersFlow) -> Callable[[Tensor], Tensor]:
+    """x0 to images by the flow's tiny decoder, as its pipeline would with that for its autoencoder. Raises
+    OptionError."""
+    family, tiny = type(flow.pipe).__name__, flow.preview_decoder
+    if flow.tiny_decoder is None:
+        raise OptionError(f"{family}: no AutoencoderTiny is known for its latents; leave out preview_decoder")
+    if type(tiny).__name__ != "AutoencoderTiny":
+        raise OptionError(f"preview_decoder must be a diffusers AutoencoderTiny, got {type(tiny).__name__}")
+    config = tiny.config
+    channels, rows = flow.unpacked(torch.zeros(1, *flow.shape)).shape[1:3]
+    enlarged = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
+    if (config.latent_channels, enlarged) != (channels, flow.height // rows):
+        raise OptionError(
+            f"preview_decoder: {family} has {channels} latent channels at 1/{flow.height // rows} of the size, "
+            f"this decoder takes {config.latent_channels} and enlarges {enlarged} times; {flow.tiny_decoder} was "
+            "made for it"
+        )
+    return lambda x0: flow.to_images(flow.unpacked(x0) / config.scaling_factor + config.shift_factor, tiny)
 
 
 def part_of(pipe: Any, name: str) -> Any:

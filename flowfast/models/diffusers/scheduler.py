@@ -109,20 +109,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
         decode: Callable[[Tensor], Tensor] | None = None,
         prompts: Sequence[str] | None = None,
     ):
-        if method in ELSEWHERE:
-            raise OptionError(
-                f"method {method!r} cannot run inside a pipeline, which runs its whole batch once at each of its "
-                f"times: {ELSEWHERE[method]}. Use flowfast.search(from_diffusers(pipe), prompts, method={method!r}, "
-                f"...), or choose one of {', '.join(METHODS)}"
-            )
-        if method not in METHODS:
-            raise OptionError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-        whole = isinstance(block, int) and block >= 1 and (k is None or (isinstance(k, int) and k >= 1))
-        if not (whole and 0 < temperature < float("inf") and 0 <= ess_gate <= 1):
-            raise OptionError(
-                "expected a finite temperature > 0, ess_gate in [0, 1], whole numbers block >= 1 and k >= 1, got "
-                f"{temperature}, {ess_gate}, {block} and {k}"
-            )
+        _check_options(method, k, block, temperature, ess_gate)
         super().__init__(base=base, interpolant=interpolant, diffusion=diffusion, integrator=integrator, seed=seed)
         if method == "bon" and diffusion is None and integrator is None:
             self.diffusion, self.integrator = "zero", "euler-maruyama"
@@ -308,17 +295,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
 
     def _score(self, latents: Tensor, at: int) -> Tensor:
         """Rewards (N,) float32 of finished latents (N, ...), -inf where they or their image are not finite."""
-        try:
-            images = latents if self.decode is None else as_tensor(self.decode(latents))
-        except FlowfastError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"decode raised {type(error).__name__} for latents of shape {tuple(latents.shape)}: {error}; it must "
-                "be made for the size of the call"
-            ) from error
-        if len(images) != len(latents):
-            raise ModelError(f"decode: expected {len(latents)} images, one for each latent, got {len(images)}")
+        images = _decoded(self.decode, latents)
         finite = latents.flatten(1).isfinite().all(1)
         return self._score_images(images, at).to(latents.device).masked_fill(~finite, -torch.inf)
 
@@ -328,26 +305,65 @@ class FlowSearchScheduler(FlowSDEScheduler):
         texts = self._texts()
         if texts is not None:
             prompts = [text for text in texts for _ in range(len(images) // len(texts))]
-        name = str(getattr(self.reward, "name", getattr(self.reward, "__name__", type(self.reward).__name__)))
-        try:
-            if hasattr(self.reward, "encode"):
-                times = self.sigmas[at].to(images.device).expand(len(images))
-                answer = self.reward(images, times, self.reward.encode(prompts))
-            else:
-                answer = self.reward(images, prompts)
-            rewards = torch.as_tensor(answer).detach().to(images.device, torch.float32)
-        except FlowfastError:
-            raise
-        except Exception as error:
-            raise RewardError(
-                f"reward {name!r} raised {type(error).__name__}: {error}; mend it or choose another reward"
-            ) from error
-        if tuple(rewards.shape) != (len(images),):
-            raise RewardError(
-                f"reward {name!r}: expected shape ({len(images)},), one score an image, got {tuple(rewards.shape)}"
-            )
-        finite = images.flatten(1).isfinite().all(1)  # 8-bit pixels, as some rewards see them, have no NaN
-        return rewards.masked_fill(~finite | rewards.isnan(), -torch.inf)
+        return _scores(self.reward, images, prompts, self.sigmas[at])
+
+
+def _check_options(method: str, k: int | None, block: int, temperature: float, ess_gate: float) -> None:
+    """Raises OptionError."""
+    if method in ELSEWHERE:
+        raise OptionError(
+            f"method {method!r} cannot run inside a pipeline, which runs its whole batch once at each of its "
+            f"times: {ELSEWHERE[method]}. Use flowfast.search(from_diffusers(pipe), prompts, method={method!r}, "
+            f"...), or choose one of {', '.join(METHODS)}"
+        )
+    if method not in METHODS:
+        raise OptionError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    whole = isinstance(block, int) and block >= 1 and (k is None or (isinstance(k, int) and k >= 1))
+    if not (whole and 0 < temperature < float("inf") and 0 <= ess_gate <= 1):
+        raise OptionError(
+            "expected a finite temperature > 0, ess_gate in [0, 1], whole numbers block >= 1 and k >= 1, got "
+            f"{temperature}, {ess_gate}, {block} and {k}"
+        )
+
+
+def _decoded(decode: Callable[[Tensor], Tensor] | None, latents: Tensor) -> Tensor:
+    """Images (N, ...) of latents (N, ...). Raises ModelError."""
+    try:
+        images = latents if decode is None else as_tensor(decode(latents))
+    except FlowfastError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"decode raised {type(error).__name__} for latents of shape {tuple(latents.shape)}: {error}; it must "
+            "be made for the size of the call"
+        ) from error
+    if len(images) != len(latents):
+        raise ModelError(f"decode: expected {len(latents)} images, one for each latent, got {len(images)}")
+    return images
+
+
+def _scores(reward: Any, images: Tensor, prompts: list[str], time: Tensor) -> Tensor:
+    """Rewards (N,) float32 of images (N, ...) at one linear time; NaN, and what is not finite, counts as -inf. Raises
+    RewardError."""
+    name = str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
+    try:
+        if hasattr(reward, "encode"):
+            answer = reward(images, time.to(images.device).expand(len(images)), reward.encode(prompts))
+        else:
+            answer = reward(images, prompts)
+        rewards = torch.as_tensor(answer).detach().to(images.device, torch.float32)
+    except FlowfastError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r} raised {type(error).__name__}: {error}; mend it or choose another reward"
+        ) from error
+    if tuple(rewards.shape) != (len(images),):
+        raise RewardError(
+            f"reward {name!r}: expected shape ({len(images)},), one score an image, got {tuple(rewards.shape)}"
+        )
+    finite = images.flatten(1).isfinite().all(1)  # 8-bit pixels, as some rewards see them, have no NaN
+    return rewards.masked_fill(~finite | rewards.isnan(), -torch.inf)
 
 
 def as_tensor(images: Any) -> Tensor:
