@@ -10,8 +10,12 @@ from triton.compiler.errors import CompilationError
 
 from bench import evidence
 
+# One target of each maker in `make test`; each is 20 s of compiling.
+QUICK = ("sm_90", "gfx942")
+TARGETS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in evidence.TARGETS]
 
-@pytest.mark.parametrize("target", evidence.TARGETS)
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", evidence.CASES)
 def test_kernels_stay_within_their_bounds(name, target):
     row, case = evidence.evidence(name, target), evidence.CASES[name]

@@ -1,5 +1,6 @@
 """The Triton kernels in Triton's interpreter, in processes of their own, and the square root that PTX gets."""
 
+import pytest
 import torch
 from triton_interpreter import passed, require
 
@@ -17,6 +18,7 @@ FILES = ("branch_step", "gather_ancestors", "noise", "normalize_log_weights", "p
 SLOW = ("equals_a_gather", "several_threads", "hard_bounds", "depend_on_the_batch", "in_float64", "shape1", "shape3")
 
 
+@pytest.mark.slow  # 45 s; the test above holds the kernels to the reference, which passes these tests itself
 def test_kernels_behave_as_every_backend_does():
     require()
     files = [f"tests/ops/test_{name}.py" for name in FILES]
