@@ -12,7 +12,6 @@ tensors of their function in its order, conditions by their sorted names: veloci
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +39,6 @@ from flowfast.surroundings import evaluating, modules_of, own_ground
 from flowfast.types import Conditions, Flow
 from flowfast.version import versions
 
-log = logging.getLogger("flowfast.archive")
 BUDGET, SLOTS = 500, 4
 COMPILED = "call its packages between branch and observe"
 FORMATS = ("torchscript", "aoti")

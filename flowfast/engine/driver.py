@@ -43,7 +43,7 @@ from flowfast.rounds.steered import frozen
 from flowfast.types import Candidate, Flow, Ranked, Sample, SearchResult, Winner
 from flowfast.version import versions
 
-log = logging.getLogger("flowfast.driver")
+log = logging.getLogger("flowfast.engine")
 BATCH_CAPS: MutableMapping[Any, int] = WeakKeyDictionary()
 """The micro-batch that fitted into memory, of flows for which the default did not."""
 STATUS = ("", "best", "accepted", "discarded")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowfast.errors import FlowfastError
 
-log = logging.getLogger("flowfast.graphs")
+log = logging.getLogger("flowfast.engine")
 MOST_GRAPHS = 32
 """Of a batch: sizes of rounds, of which requests at different transitions may mix many."""
 
