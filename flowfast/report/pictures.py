@@ -57,17 +57,15 @@ def search_picture(
             axes.scatter([c.nfe for c, _ in of_kind], [r for _, r in of_kind], s=size, c=colour, label=label, lw=0)
     best = np.maximum.accumulate([r if c.finished else -np.inf for c, r in scored]) if scored else np.zeros(0)
     if np.isfinite(best).any():
-        axes.step(
-            [c.nfe for c, _ in scored],
-            np.where(np.isfinite(best), best, np.nan),
-            "k",
-            where="post",
-            label="best so far",
-        )
+        at = dict(zip((c.nfe for c, _ in scored), np.where(np.isfinite(best), best, np.nan), strict=True))
+        axes.step(list(at), list(at.values()), "k", where="post", marker="_", ms=9, label="best so far")
+    if unscored := [c.nfe for c in candidates if c.reward is None]:  # at the foot: they have no value
+        foot = axes.get_xaxis_transform()
+        axes.plot(unscored, [0.015] * len(unscored), "|", color="#9a9a9a", ms=5, transform=foot, label="not scored")
     axes.set_xlabel("NFE (model evaluations x passes)")
     axes.set_ylabel("reward" if sample.top[0].preview_reward is None else "reward of previews")
     if axes.get_legend_handles_labels()[0]:  # no reward may be finite
-        axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+        axes.legend(loc="best", fontsize=8, framealpha=0.9)
     axes.spines[["top", "right"]].set_visible(False)
     verdict = "" if heldout is None else f", held-out verifier {heldout:g}"
     prompt = _wrapped(sample.prompt, int(11 * figure.get_figwidth()), 3)
