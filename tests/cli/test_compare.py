@@ -6,16 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 import flowfast
 from flowfast import api
-from flowfast.comparison.design import Arm, Comparison
-from flowfast.comparison.statistics import RESAMPLES, estimate, summarise
-from flowfast.errors import OutputError
-from flowfast.report.write import read_lines, write_bytes
 from tests.cli.conftest import PROMPTS, Run, lines_of
 
 SMALL = (
@@ -165,73 +160,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, argv
 def test_empty_prompt_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     assert "has no prompt" in run.refused("compare", "--prompts", tmp_path / "empty.txt", "--out", tmp_path / "o")
-
-
-def line_of(arm: Arm, seed: int, prompts: tuple[str, ...], reward: list[float], heldout: list[float]) -> dict[str, Any]:
-    costs = {"nfe": [10] * len(prompts), "unspent": [0] * len(prompts), "seconds": {"total": 2.0}}
-    return {"arm": list(arm), "seed": seed, "prompts": list(prompts), "reward": reward, "heldout": heldout, **costs}
-
-
-def test_differences_are_paired_by_prompt() -> None:
-    """Two methods whose rewards differ by 1 on every prompt, prompts by far more: the difference is certain."""
-    prompts = tuple(f"prompt {i}" for i in range(50))
-    comparison = Comparison(prompts, methods=("bon", "rbf"), budgets=(10,), seeds=2, chunk=50)
-    rng = np.random.default_rng(3)
-    base = rng.normal(0, 30, 50)
-    lines = []
-    for arm in comparison.arms():
-        for seed in range(2):
-            gain = 1.0 if arm.method == "rbf" else 0.0
-            lines.append(line_of(arm, seed, prompts, list(base + gain + seed), list(np.zeros(50))))
-    bon, rbf = summarise(comparison, lines)
-    assert bon["difference"] is None
-    difference = rbf["difference"]["reward"]
-    assert difference["mean"] == pytest.approx(1)
-    assert difference["high"] - difference["low"] < 1e-9
-    assert rbf["reward"]["high"] - rbf["reward"]["low"] > 5
-    assert rbf["seconds_per_prompt"] == pytest.approx(2 / 50)
-
-
-def interval_width(values: np.ndarray, rng: np.random.Generator) -> float:
-    draws = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES) / len(values)
-    found = estimate(values, draws)
-    assert found is not None
-    return found["high"] - found["low"]
-
-
-def test_intervals_are_clustered_by_prompt() -> None:
-    """Seeds that all agree add nothing. The mutant that draws (prompt, seed) pairs instead of prompts is too sure."""
-    rng = np.random.default_rng(0)
-    by_prompt = rng.binomial(1, 0.4, 100).astype(float)
-    clustered = interval_width(by_prompt, np.random.default_rng(1))
-    assert clustered == pytest.approx(2 * 1.96 * by_prompt.std() / 10, rel=0.1)
-    mutant = interval_width(np.repeat(by_prompt, 3), np.random.default_rng(1))
-    assert mutant < 0.7 * clustered
-
-
-def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """testing.md F5: a full disk."""
-    path = tmp_path / "result.json"
-    write_bytes(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match="cannot write .*No space left on device"):
-        write_bytes(path, b"new and longer")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_damaged_lines(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2')
-    assert read_lines(path) == [{"a": 1}]
-    assert path.read_text() == '{"a": 1}\n'
-    path.write_text("{broken}\n")
-    with pytest.raises(OutputError, match="is damaged"):
-        read_lines(path)
 
 
 def test_lists_of_any_kind_and_their_own_seeds(run: Run, tmp_path: Path) -> None:

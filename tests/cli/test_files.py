@@ -1,17 +1,9 @@
-"""What `generate` and `compare` leave on disk: after kills, beside another call, with odd texts, rewards and places."""
+"""What `generate` and `compare` leave on disk: beside another call, with odd texts, rewards and places."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import random
-import resource
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,168 +11,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from flowfast import api, cli, rewards
+from flowfast import api, rewards
 from flowfast.comparison import results as result_files
 from flowfast.comparison import run as comparing
 from flowfast.engine import driver
 from flowfast.errors import OutputError
-from flowfast.files import LOCK, PART, locked_file, locked_folder
+from flowfast.files import LOCK, locked_file, locked_folder
 from flowfast.report import generate as generating
 from flowfast.report import write as writing
-from flowfast.report.write import Lines, read_lines
 from tests.cli.conftest import PROMPTS, Run, lines_of
 from tests.cli.test_generate import FAST, FILES, folders
-
-CALL = ("generate", *PROMPTS[:3], *FAST, "--method", "rbf", "--seed", "4", "--micro-batch", "4")
-
-
-def files_of(out: Path) -> dict[str, Any]:
-    """All files, those with seconds in them by name only."""
-    found = {}
-    for path in sorted(out.rglob("*")):
-        name = str(path.relative_to(out))
-        found[name] = path.is_dir() or path.name == "timing.json" or path.read_bytes()
-    return found
-
-
-# ---- kills ----
-
-
-def in_child(work: Callable[[], int]) -> int:
-    """The exit code of `work` in a fork of this process, minus the signal that killed it."""
-    child = os.fork()
-    if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def dies_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL at the count-th time that a file is synced, renamed, linked or removed, or a line is added."""
-    left = [count]
-
-    def counted(real: Any) -> Any:
-        def call(*given: Any, **named: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*given, **named)
-
-        return call
-
-    for name in ("fsync", "replace", "unlink", "link"):
-        monkeypatch.setattr(os, name, counted(getattr(os, name)))
-    monkeypatch.setattr(Lines, "add", counted(Lines.add))
-
-
-@pytest.mark.parametrize("stride", [3, 8, 21, 34])
-def test_kills_at_any_file_operation_leave_the_files_of_a_call_that_was_not(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int
-) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
-    run(*CALL, "--out", tmp_path / "whole")
-    out, kills, operations = tmp_path / "out", 0, stride
-    while True:
-        resumes = (out / "call.yaml").exists()
-        argv = ["generate", "--resume", out] if resumes else [*CALL, "--out", out]
-
-        def work(argv: list[Any] = argv, operations: int = operations) -> int:
-            dies_at(operations, monkeypatch)
-            return cli.main([str(word) for word in argv])
-
-        code = in_child(work)
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-        kills += 1
-        operations += 1 + operations // 8  # or a search that begins anew would never end
-    assert kills >= 3
-    assert files_of(out) == files_of(tmp_path / "whole")
-
-
-def kill_at_random_times(run: Run, tmp_path: Path, kills: int) -> None:
-    start = time.monotonic()
-    run(*CALL, "--out", tmp_path / "whole")
-    whole, rng, done = time.monotonic() - start, random.Random(39), 0
-    out = tmp_path / "out"
-    for _ in range(10 * kills):
-        argv = ["generate", "--resume", out] if (out / "call.yaml").exists() else [*CALL, "--out", out]
-        child = os.fork()
-        if not child:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os._exit(cli.main([str(word) for word in argv]))
-        start, ended = time.monotonic(), (0, 0)
-        dies = start + rng.uniform(0, whole)
-        while done < kills and time.monotonic() < dies and not ended[0]:
-            time.sleep(0.005)
-            ended = os.waitpid(child, os.WNOHANG)
-        if not ended[0]:
-            if done < kills:
-                os.kill(child, signal.SIGKILL)
-            ended = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(ended[1])
-        if code == 0:
-            whole = min(whole, time.monotonic() - start)  # the first one had imports to do
-        done += code < 0
-        if code == 0 and done < kills:
-            assert files_of(out) == files_of(tmp_path / "whole")
-            out = out.with_name(out.name + "+")
-        elif code == 0:
-            break
-        assert code in (0, -signal.SIGKILL)
-    assert done == kills
-    assert files_of(out) == files_of(tmp_path / "whole")
-
-
-def test_kills_at_random_times(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
-    kill_at_random_times(run, tmp_path, 4)
-
-
-@pytest.mark.slow
-def test_39_kills_at_random_times(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
-    kill_at_random_times(run, tmp_path, 39)
-
-
-@pytest.mark.parametrize("limit", [200, 3_000, 8_000, 30_000])
-def test_a_full_disk_is_one_line_and_the_call_goes_on_when_it_is_not(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
-    """A limit on the size of files stands for it: call.yaml, a picture, the checkpoint do not fit."""
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
-    run(*CALL, "--out", tmp_path / "whole")
-    out = tmp_path / "out"
-
-    def fills() -> int:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return cli.main([*CALL, "--out", str(out)])
-
-    run.capfd.readouterr()
-    assert in_child(fills) == 2
-    said = run.capfd.readouterr().err
-    assert said.startswith("flowfast: cannot write ") and said.count("\n") == 1 and "File too large" in said
-    assert not [path for path in tmp_path.rglob("*") if PART in path.name or path.name == LOCK]
-    run("generate", "--resume", out) if (out / "call.yaml").exists() else run(*CALL, "--out", out)
-    assert files_of(out) == files_of(tmp_path / "whole")
-
-
-def test_what_a_killed_process_left_half_written_is_swept_and_nothing_else(run: Run, tmp_path: Path) -> None:
-    run(*CALL, "--out", tmp_path)
-    before, place = files_of(tmp_path), folders(tmp_path)[1]
-    (tmp_path / LOCK).write_text("process 1 on elsewhere")
-    mine = {place / f".result.json.12345678{PART}.json", tmp_path / f".call.yaml.abcdefgh{PART}.yaml"}
-    others = {place / ".hidden", place / "notes.part", tmp_path / ".result.json.12345678"}
-    for path in mine | others:
-        path.write_text("half")
-    run(*CALL, "--out", tmp_path)
-    assert files_of(tmp_path) == before | {str(path.relative_to(tmp_path)): b"half" for path in others}
-
+from tests.cli.test_kills import CALL, files_of
 
 # ---- two calls, and things in the way ----
 
@@ -204,23 +45,6 @@ def test_a_second_export_to_one_file_is_refused(run: Run, tmp_path: Path) -> Non
     (tmp_path / "a.pt").mkdir()
     assert "a.pt: it is not a file" in run.refused(*argv)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
-
-
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-    def dies() -> int:
-        with locked_folder(tmp_path):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return 0
-
-    assert in_child(dies) == -signal.SIGKILL
-    assert (tmp_path / LOCK).exists()
-    with (
-        locked_folder(tmp_path),
-        pytest.raises(OutputError, match=f"process {os.getpid()} on"),
-        locked_folder(tmp_path),
-    ):
-        pass
-    assert not (tmp_path / LOCK).exists()
 
 
 @pytest.mark.parametrize(
@@ -420,12 +244,6 @@ def test_lines_that_another_wrote_are_one_line_of_error(run: Run, tmp_path: Path
     assert f"{tmp_path / 'rows.jsonl'}, line 1, is damaged" in run.refused(*argv, "--out", tmp_path)
 
 
-def test_a_line_cut_inside_a_letter_is_taken_off(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes('{"a": "\u00e9"}\n{"a": "\u00e9'.encode()[:-1])
-    assert read_lines(path) == [{"a": "\u00e9"}]
-
-
 def test_what_is_written_grows_with_the_prompts(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_verifier: None
 ) -> None:
@@ -442,32 +260,3 @@ def test_what_is_written_grows_with_the_prompts(
         assert all(config.read_bytes() == configs[0].read_bytes() for config in configs)
     assert sizes[1] < 2.1 * sizes[0]
     assert len(lines_of(folders(tmp_path / "60")[7] / "candidates.jsonl")) >= 1
-
-
-# ---- standard output ----
-
-
-@pytest.mark.parametrize(
-    ("shell", "code", "says"),
-    [
-        ("{} methods | true; exit ${{PIPESTATUS[0]}}", 1, ""),
-        ("{} methods | head -1 > /dev/null", 0, ""),
-        ("{} methods >&-", 0, ""),
-        ("{} methods > /dev/full", 2, "flowfast: No space left on device\n"),
-        ("{} best 2>&-", 2, ""),
-        ("{} $'g\\xff'", 2, "flowfast: No such command 'g\\udcff'.\n"),
-        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} methods > /dev/null", 0, ""),
-    ],
-)
-def test_output_that_nobody_reads(shell: str, code: int, says: str) -> None:
-    command = shell.format(f"{sys.executable} -m flowfast.cli")
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, says)
-
-
-def test_letters_that_a_terminal_does_not_know(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", ascii_only)
-    assert cli.main([*CALL, "--out", str(tmp_path / "Stra\u00dfe")]) == 0
-    ascii_only.seek(0)
-    assert "Stra\\xdfe/00-two-red-circles" in ascii_only.read()
