@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "archive": {"config", "methods", "models", "ops", "resolve", "rewards", "rounds"},
     "api": {"config", "engine", "models", "resolve", "rewards"},
     "report": {"api", "config", "engine", "models"},
-    "comparison": {"api", "config", "report", "resolve", "rewards"},
+    "comparison": {"api", "config", "models", "report", "resolve", "rewards"},
     "cli": {"api", "archive", "comparison", "config", "flow", "methods", "models", "ops", "report", "rewards"},
 }
 HUGGING_FACE = {"diffusers", "transformers"}

@@ -20,7 +20,7 @@ from flowfast.comparison.statistics import summarise
 from flowfast.errors import OutputError
 from flowfast.files import locked_folder, sweep
 from flowfast.memory import keep_memory
-from flowfast.report.heldout import heldout
+from flowfast.models.heldout import heldout
 from flowfast.report.write import Lines, check_places, damaged, number, read_lines, write_picture
 from flowfast.types import Flow
 

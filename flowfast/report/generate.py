@@ -25,9 +25,9 @@ from flowfast.config import SearchConfig
 from flowfast.engine.checkpoint import Checkpoint
 from flowfast.errors import OptionError
 from flowfast.files import sweep
+from flowfast.models.heldout import heldout
 from flowfast.prompts import Prompt, check_each, fault_of
 from flowfast.report import geneval
-from flowfast.report.heldout import heldout
 from flowfast.report.pictures import search_picture
 from flowfast.report.video import FPS, strip, write_video
 from flowfast.report.write import (

@@ -202,7 +202,7 @@ def test_infinite_rewards_are_said_in_every_file(
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(generating, "heldout", lambda *given: (_ for _ in ()).throw(OutputError("stopped")))
-        run(*CALL, "--method", "bon", "--until", "inf", "--out", tmp_path, expect=2)
+        run(*CALL, "--method", "bon", "--until", "inf", "--score-all", "--out", tmp_path, expect=2)
     run("generate", "--resume", tmp_path)
     for number, place in enumerate(folders(tmp_path)):
         result = strict((place / "result.json").read_text())
