@@ -30,7 +30,7 @@ LOGIN = f"ann:{quote(SECRET, '')}"
 BASIC = "Basic " + base64.b64encode(f"ann:{SECRET}".encode()).decode()
 FORMS = [SECRET, quote(SECRET, ""), BASIC[6:]]
 PROMPTS = ["two red circles", "one blue square"]
-OPTIONS = ["--method", "bon", "--budget", "16", "--steps", "4", "--micro-batch", "4"]
+OPTIONS = ["--method", "bon", "--budget", "16", "--steps", "4", "--micro-batch", "4", "--score-all"]
 
 
 @pytest.fixture(autouse=True)
