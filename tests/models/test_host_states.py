@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flowfast.models.diffusers import FAMILIES, from_diffusers
+from flowfast.models.diffusers.embeds import arguments_of
 from tests.models.test_diffusers import CASES, PROMPTS, STEPS, Watched, run
 from tests.models.tiny import MODULES, Case
 
@@ -53,7 +54,7 @@ def test_a_host_program_with_another_default_dtype_gets_the_same(built: Built) -
 def test_prompts_that_were_encoded_elsewhere(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are given under the names that the pipeline's call has for them, and need no text encoder."""
     case, pipe, flow = built
-    expected, arguments = flow.encode(PROMPTS), flow._arguments()
+    expected, arguments = flow.encode(PROMPTS), arguments_of(flow.conditions)
     assert set(arguments) <= set(inspect.signature(type(pipe).__call__).parameters)
     embeds: dict[str, dict[str, Any]] = {}
     plain = flow.conditions
