@@ -15,6 +15,8 @@ from flowfast.errors import ModelError
 from flowfast.rounds.lanes import Lanes
 from flowfast.rounds.state import slice_of
 
+DECIDE = torch.ops.flowfast.decide  # looked up once, as in lanes.py
+
 
 class Limits(NamedTuple):
     """What the chains of a request may try and spend, and what the host knows of its rounds."""
@@ -180,7 +182,7 @@ class SlotBatch(Lanes):
     def lay(self) -> None:
         """How many lanes this round has at most, and how many of them are scored, rows of padding included; lays them
         where the round before could not know them."""
-        width, M = self.width(), self.micro_batch
+        width, M = self.next_width if self.assigned else self.width(), self.micro_batch
         self.padded = (width + M - 1) // M * M
         self.scored_padded = (self.scored_width() + M - 1) // M * M
         if not self.assigned:
@@ -212,13 +214,14 @@ class SlotBatch(Lanes):
     def settle(self, rewards: Tensor) -> None:
         """All that is decided of each chain by itself."""
         s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
-        rewards = rewards.to(torch.float32).contiguous()
+        if rewards.dtype != torch.float32 or not rewards.is_contiguous():
+            rewards = rewards.to(torch.float32).contiguous()
         if self.method.draws:
             n = rewards.size(0)
             bias = self.method.bias(
                 self.lane_key[:n], self.lane_transition[:n], self.lane_candidate[:n], self.lane_chain[:n]
             )
-        torch.ops.flowfast.decide(
+        DECIDE(
             rewards,
             self.method.temperature,
             bias,

@@ -28,6 +28,9 @@ from flowfast.ops.layout import (
 )
 from flowfast.rounds.state import State
 
+# A round's host time is counted in microseconds: looked up once.
+BRANCH_STEP = torch.ops.flowfast.branch_step
+POSTERIOR_MEAN = torch.ops.flowfast.posterior_mean
 SEEN_FIELDS = (
     "time", "linear_time", "finished", "scored", "lane", "lane_real", "lane_live", "broken", "image_sum", "dense",
     "status", "advance", "store_source",
@@ -128,7 +131,7 @@ class Lanes(nn.Module):
         fields = self._lay_out(sizes, schedule, rules, device)
         self.state = State(fields, sizes, self.numel, dtype, device)
         self._make_lanes(dtype, device)
-        self.padded, self.scored_padded = 0, 0
+        self.padded, self.scored_padded, self.elements, self.image_dims = 0, 0, M * self.numel, [1, 2, 3]
         # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
         rows = M if slots == 1 else slots
         self.cond, self.null_cond, self.reward_cond = (
@@ -193,7 +196,7 @@ class Lanes(nn.Module):
     def step(self, grad: Optional[Tensor]) -> None:
         """grad (N, n): gradients of the lanes' parents, where they are steered (steered.py)."""
         s = self.state
-        torch.ops.flowfast.branch_step(
+        BRANCH_STEP(
             s.x,
             s.u,
             self.parent,
@@ -227,7 +230,7 @@ class Lanes(nn.Module):
         if null is not None:
             null, guidance = self.flat(null), self.guidance_part[i]
         u_out = None if self.direct else self.u_part[i]
-        torch.ops.flowfast.posterior_mean(
+        POSTERIOR_MEAN(
             self.x_part[i], u, null, guidance, self.table_row_part[i], self.table, u_out, self.x0_part[i],
             self.broken_part[i],
         )  # fmt: skip
@@ -236,12 +239,16 @@ class Lanes(nn.Module):
 
     def flat(self, u: Tensor) -> Tensor:
         """A velocity as (M, n) of the state's own type. Raises ModelError where it has another number of elements."""
-        if u.size(0) != self.micro_batch or u.numel() != self.micro_batch * self.numel:
+        if u.size(0) != self.micro_batch or u.numel() != self.elements:
             raise ModelError(
                 "velocity must return the shape of x_t, " + str([self.micro_batch] + self.shape) + ", got "
                 + str(list(u.shape)) + ": mend the model"
             )  # fmt: skip
-        return u.reshape(self.micro_batch, self.numel).to(self.x_lane.dtype).contiguous()
+        if u.dtype != self.x_lane.dtype:
+            u = u.to(self.x_lane.dtype)
+        if u.is_contiguous():
+            return u.view(self.micro_batch, self.numel)
+        return u.reshape(self.micro_batch, self.numel).contiguous()
 
     @torch.jit.export
     def decode(self) -> Tensor:
@@ -263,7 +270,9 @@ class Lanes(nn.Module):
                 "decode must return one image a latent, " + str(self.micro_batch) + " here, got the shape "
                 + str(list(images.shape)) + ": mend the decoder"
             )  # fmt: skip
-        torch.sum(images.flatten(1), [1], dtype=torch.float32, out=self.image_sum_part[i])
+        if len(self.image_dims) != images.dim() - 1:
+            self.image_dims = list(range(1, images.dim()))
+        torch.sum(images, self.image_dims, dtype=torch.float32, out=self.image_sum_part[i])
 
     @torch.jit.export
     def score(self, images: Tensor) -> Tensor:
