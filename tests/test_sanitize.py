@@ -77,12 +77,12 @@ MUTANTS = {
         "tests/test_cuda_threads.cpp", "threads", "AddressSanitizer",
     ),
     "a chain that takes one lane too many": (
-        "cuda/assign_lanes.h", "i < tile.sum[c] && i < width", "i < tile.sum[c] && i <= width",
-        "tests/test_cuda_rounds.cpp", "rounds", "AddressSanitizer",
+        "cuda/assign_lanes.h", "tile.sum[c] && i < width", "tile.sum[c] && i <= width",
+        "tests/test_cuda_rounds.cpp", "rounds", "lanes, seed",
     ),
     "books kept by the block that comes first": (
-        "cuda/decide.h", "take_ticket(task.ticket) == blocks - 1", "take_ticket(task.ticket) == 0",
-        "tests/test_cuda_rounds.cpp", "rounds", "AddressSanitizer",
+        "cuda/decide.h", "take_ticket(task.round.ticket) == blocks - 1", "take_ticket(task.round.ticket) == 0",
+        "tests/test_cuda_rounds.cpp", "rounds", "the books of round",
     ),
     "samples that move from the first place down": (
         "cuda/decide.h", "for (int64_t j = r.top - 1; j >= 0; --j) {", "for (int64_t j = 0; j < r.top; ++j) {",
@@ -91,6 +91,46 @@ MUTANTS = {
     "a product of more than 63 bits": (
         "core/resample.h", "(w * (total >> 31) + (w * (total & 0x7fffffff) >> 31)) >> 1", "w * total >> 32",
         "tests/test_core.cpp", "core", "signed integer overflow",
+    ),
+    "lanes that nobody scores before the others": (
+        "core/round.h", "if (is_scored(r, b) == others) continue;", "if (is_scored(r, b) != others) continue;",
+        "tests/test_round.cpp", "round", "lane 0",
+    ),
+    "a score with its centre": (
+        "core/round.h", "const float centred = reward - r.centre[r.transition(b)]", "const float centred = reward",
+        "tests/test_round.cpp", "round", "first child, centre 1.5",
+    ),
+    "a threshold with its centre": (
+        "core/round.h", "threshold = child_reward - r.centre[at];", "threshold = child_reward;",
+        "tests/test_round.cpp", "round", "threshold, centre 1.5",
+    ),
+    "a picture that nobody looks at": (
+        "core/round.h", " || !is_finite(r.image_sum[i])", "",
+        "tests/test_round.cpp", "round", "sum inf",
+    ),
+    "passes of the next transition": (
+        "core/round.h", "kNfe, s), spent * r.passes[at])", "kNfe, s), spent * r.passes[at + 1])",
+        "tests/test_round.cpp", "round", "of_slot(kNfe, 0) == 24",
+    ),
+    "a step without a score that raises the threshold": (
+        "core/round.h", "if (scored) {", "{",
+        "tests/test_round.cpp", "round", "of_score(kThreshold, b) == -1.0f",
+    ),
+    "a child taken though nobody scores it": (
+        "core/round.h", "r.accept[at] && r.scored[at]", "r.accept[at]",
+        "tests/test_round.cpp", "round", "r.advance[0] == kSpent",
+    ),
+    "a finished sample without a score": (
+        "core/round.h", "r.finished[r.transition(b)] && is_scored(r, b)", "r.finished[r.transition(b)]",
+        "tests/test_round.cpp", "round", "a finished sample of 0",
+    ),
+    "places kept on a GPU for lanes that come later": (
+        "cuda/assign_lanes.h", "is_scored(r, b) == scored ? lanes_wanted(r, b) : 0", "lanes_wanted(r, b)",
+        "tests/test_cuda_rounds.cpp", "rounds", "lanes, seed",
+    ),
+    "a finished sample on a GPU without a score": (
+        "cuda/decide.h", "joins_samples(r, b) ? judge", "r.finished[r.transition(b)] ? judge",
+        "tests/test_cuda_rounds.cpp", "rounds", "the books of round",
     ),
 }  # fmt: skip
 

@@ -59,6 +59,7 @@ class Exact {
 };
 
 void test_core();
+void test_round();
 void test_simd();
 void test_cuda_threads();
 void test_cuda_rounds();

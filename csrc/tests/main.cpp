@@ -1,5 +1,5 @@
 // Torch-free tests of csrc/core, csrc/cpu/simd_*.cpp and the thread bodies of csrc/cuda: `make sanitize`. Arguments: the
-// parts to run (core, simd, threads, rounds); none: all.
+// parts to run (core, round, simd, threads, rounds); none: all.
 #include <algorithm>
 #include <string_view>
 
@@ -10,6 +10,7 @@ int main(int count, char** names) {
     return count == 1 || std::find(names + 1, names + count, part) != names + count;
   };
   if (wanted("core")) flowfast::test_core();
+  if (wanted("round")) flowfast::test_round();
   if (wanted("simd")) flowfast::test_simd();
   if (wanted("threads")) flowfast::test_cuda_threads();
   if (wanted("rounds")) flowfast::test_cuda_rounds();
