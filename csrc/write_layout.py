@@ -6,6 +6,7 @@ python csrc/write_layout.py
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,28 +57,28 @@ def cpp() -> str:
 
 def triton() -> str:
     """kernels/_layout.py."""
-    lines = [f'"""{GENERATED}"""', "", "import triton", "import triton.language as tl", ""]
+    lines = [f'"""{GENERATED}"""', "", "from typing import Any, NamedTuple", "", "import triton"]
+    lines += ["import triton.language as tl", ""]
     for field in layout.FIELDS:
-        lines += [f"{row.upper()}: tl.constexpr = tl.constexpr({i})" for i, row in enumerate(field.rows)]
-    for buffer, kind in BUFFERS.items():
-        fields = [field for field in layout.FIELDS if field.buffer == buffer]
-        step = ALIGNMENT // kind.itemsize
-        lines += ["", "", "@triton.jit", f"def {buffer}_of(at, S, B, K, N, T, top):"]
-        lines += ['    """Pointers to the fields, in their order."""']
-        lines += ["    S, B, K = S.to(tl.int64), B.to(tl.int64), K.to(tl.int64)"]
-        lines += ["    N, T, top = N.to(tl.int64), T.to(tl.int64), top.to(tl.int64)"]
-        for field in fields:
-            count = _product(field, "B", str(len(field.rows)))
-            lines.append(f"    {field.name} = at")
-            if field is not fields[-1]:
-                lines.append(f"    at += ({count} + {step - 1}) // {step} * {step}")
-        names = f"    return {', '.join(field.name for field in fields)}"
-        lines += [names] if len(names) <= 120 else _one_a_line("    return", fields)
-    return "\n".join(lines) + "\n"
+        rows = (*field.rows, f"{field.name}_rows") if field.rows else ()
+        lines += [f"{row.upper()}: tl.constexpr = tl.constexpr({i})" for i, row in enumerate(rows)]
+    lines += _tuple("Sizes", "Of one batch, as flowfast/ops/layout.py names them.", ["S", "B", "K", "N", "T", "top"])
+    lines += _tuple("Fields", "Pointers to the fields.", [field.name for field in layout.FIELDS])
+    lines += ["", "", "@triton.jit", "def fields_of(ints, floats, flags, sizes):"]
+    lines += ['    """Of the packed buffers."""']
+    lines += [f"    {name} = sizes.{name}.to(tl.int64)" for name in ("S", "B", "K", "N", "T", "top")]
+    for field in layout.FIELDS:
+        step = ALIGNMENT // BUFFERS[field.buffer].itemsize
+        count = _product(field, "B", str(len(field.rows)))
+        end = f"{field.buffer} + (({count} + {step - 1}) & -{step})"
+        lines.append(f"    {field.name}, {field.buffer} = {field.buffer}, {end}")
+    names = "".join(f"{field.name}, " for field in layout.FIELDS)
+    wrapped = textwrap.wrap(names.rstrip(", "), 112)
+    return "\n".join([*lines, "    return Fields(", *(f"        {line}" for line in wrapped), "    )  # fmt: skip", ""])
 
 
-def _one_a_line(start: str, fields: list[Field]) -> list[str]:
-    return [f"{start} (", *(f"        {field.name}," for field in fields), "    )"]
+def _tuple(name: str, words: str, members: list[str]) -> list[str]:
+    return ["", "", f"class {name}(NamedTuple):", f'    """{words}"""', "", *(f"    {each}: Any" for each in members)]
 
 
 def _product(field: Field, batch: str, rows: str) -> str:

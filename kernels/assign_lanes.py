@@ -11,13 +11,26 @@ from torch import Tensor
 
 from flowfast.kernels._layout import (
     ACTIVE,
+    CANDIDATE,
+    CELL,
     CHAIN_TRANSITION,
+    GUIDANCE,
+    KEY,
+    LANE_CHAIN,
+    LANE_GUIDANCE,
+    LANE_KEY,
+    LANE_ROWS,
+    LANE_SLOT,
+    LANE_TRANSITION,
     LEFT,
+    LINEAR_TIME,
+    PARENT,
     QUOTA,
+    TABLE_ROW,
+    TIME,
     TRIED,
-    flags_of,
-    floats_of,
-    ints_of,
+    Sizes,
+    fields_of,
 )
 from flowfast.kernels._rows import warp_size
 
@@ -30,25 +43,22 @@ def tile(lanes: int) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _lay_tile(
-    first, taken, others, chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr,
-    linear_time_ptr, lane_ptr, lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
-    CHAINS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """The lanes of a tile of chains that are scored (others = 0) or are not (1), behind `taken` lanes; returns how many
-    lanes these chains want."""
+def _lay_tile(first, taken, others, f, sizes, width, CHAINS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The lanes of a tile of chains, of those that are scored (others = 0) or of the others (1), behind `taken` lanes;
+    returns how many lanes they want."""
+    S, B, K, N, T, _ = sizes
     k = tl.arange(0, COLUMNS)[None, :]
     b = first + tl.arange(0, CHAINS)
     inside = b < B
     s = b // (B // S)
-    transition = tl.load(chain_ptr + CHAIN_TRANSITION * B + b, mask=inside, other=0)
+    transition = tl.load(f.chain + (CHAIN_TRANSITION * B + b), mask=inside, other=0)
     at = tl.minimum(transition, T - 1)
-    inside = inside & ((tl.load(scored_ptr + at, mask=inside, other=0) == 0) == (others == 1))
+    inside = inside & ((tl.load(f.scored + at, mask=inside, other=0) == 0) == (others == 1))
     # Every later transition keeps one evaluation back.
-    available = tl.load(chain_ptr + LEFT * B + b, mask=inside, other=0) - (T - 1 - transition)
-    quota = tl.minimum(tl.load(chain_ptr + QUOTA * B + b, mask=inside, other=0), available)
-    tl.store(chain_ptr + QUOTA * B + b, quota, mask=inside)
-    goes_on = tl.load(alive_ptr + b, mask=inside, other=0) != 0
+    available = tl.load(f.chain + (LEFT * B + b), mask=inside, other=0) - (T - 1 - transition)
+    quota = tl.minimum(tl.load(f.chain + (QUOTA * B + b), mask=inside, other=0), available)
+    tl.store(f.chain + (QUOTA * B + b), quota, mask=inside)
+    goes_on = tl.load(f.alive + b, mask=inside, other=0) != 0
     wanted = tl.where(goes_on, tl.minimum(tl.maximum(quota, 0), K), 0)
     before = taken + tl.cumsum(wanted, 0) - wanted
 
@@ -56,62 +66,55 @@ def _lay_tile(
     i = before[:, None] + k
     live = (k < wanted[:, None]) & (i < width)
     exists = (k < K) & inside[:, None]
-    tl.store(live_ptr + cell, live, mask=exists)
-    tl.store(position_ptr + cell, tl.where(live, i, 0), mask=exists)
-    given = tl.load(given_ptr + s, mask=inside, other=0) != 0
-    key = tl.load(slot_ptr + s, mask=inside, other=0)
-    guidance = tl.load(slot_real_ptr + s, mask=inside, other=0.0)
-    tried = tl.load(chain_ptr + TRIED * B + b, mask=inside, other=0)
-    parent = 2 * b + tl.load(chain_ptr + ACTIVE * B + b, mask=inside, other=0)
-    time = tl.load(time_ptr + at, mask=inside, other=0.0)
-    linear_time = tl.load(linear_time_ptr + at, mask=inside, other=0.0)
+    tl.store(f.live + cell, live, mask=exists)
+    tl.store(f.position + cell, tl.where(live, i, 0), mask=exists)
+    given = tl.load(f.given + s, mask=inside, other=0) != 0
+    key = tl.load(f.slot + (KEY * S + s), mask=inside, other=0)
+    guidance = tl.load(f.slot_real + (GUIDANCE * S + s), mask=inside, other=0.0)
+    tried = tl.load(f.chain + (TRIED * B + b), mask=inside, other=0)
+    parent = 2 * b + tl.load(f.chain + (ACTIVE * B + b), mask=inside, other=0)
+    time = tl.load(f.time + at, mask=inside, other=0.0)
+    linear_time = tl.load(f.linear_time + at, mask=inside, other=0.0)
     none = tl.zeros(cell.shape, tl.int64)
-    tl.store(lane_ptr + i, cell, mask=live)
-    tl.store(lane_ptr + N + i, none + s[:, None], mask=live)
-    tl.store(lane_ptr + 2 * N + i, none + at[:, None], mask=live)
-    tl.store(lane_ptr + 3 * N + i, tried[:, None] + k, mask=live)
-    tl.store(lane_ptr + 4 * N + i, none + (b % (B // S))[:, None], mask=live)
-    tl.store(lane_ptr + 5 * N + i, none + key[:, None], mask=live)
-    tl.store(lane_ptr + 6 * N + i, none + tl.where((at == 0) & given, T, at)[:, None], mask=live)
-    tl.store(lane_ptr + 7 * N + i, none + parent[:, None], mask=live)
+    tl.store(f.lane + (CELL * N + i), cell, mask=live)
+    tl.store(f.lane + (LANE_SLOT * N + i), none + s[:, None], mask=live)
+    tl.store(f.lane + (LANE_TRANSITION * N + i), none + at[:, None], mask=live)
+    tl.store(f.lane + (CANDIDATE * N + i), tried[:, None] + k, mask=live)
+    tl.store(f.lane + (LANE_CHAIN * N + i), none + (b % (B // S))[:, None], mask=live)
+    tl.store(f.lane + (LANE_KEY * N + i), none + key[:, None], mask=live)
+    tl.store(f.lane + (TABLE_ROW * N + i), none + tl.where((at == 0) & given, T, at)[:, None], mask=live)
+    tl.store(f.lane + (PARENT * N + i), none + parent[:, None], mask=live)
     real = tl.zeros(cell.shape, tl.float32)
-    tl.store(lane_real_ptr + i, real + time[:, None], mask=live)
-    tl.store(lane_real_ptr + N + i, real + linear_time[:, None], mask=live)
-    tl.store(lane_real_ptr + 2 * N + i, real + guidance[:, None], mask=live)
-    tl.store(lane_live_ptr + i, live, mask=live)
+    tl.store(f.lane_real + (TIME * N + i), real + time[:, None], mask=live)
+    tl.store(f.lane_real + (LINEAR_TIME * N + i), real + linear_time[:, None], mask=live)
+    tl.store(f.lane_real + (LANE_GUIDANCE * N + i), real + guidance[:, None], mask=live)
+    tl.store(f.lane_live + i, live, mask=live)
     return tl.sum(wanted)
 
 
 @triton.jit
-def lay_lanes(
-    chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr, linear_time_ptr, lane_ptr,
-    lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
-    CHAINS: tl.constexpr, COLUMNS: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
+def lay_lanes(f, sizes, width, CHAINS: tl.constexpr, COLUMNS: tl.constexpr, THREADS: tl.constexpr):
     """All of it, by one program. Live lanes come first, those that are scored before the others, chain by chain, at
     most `width`; the rest is padding."""
+    N = sizes.N
     taken = tl.zeros((), tl.int64)
     for others in tl.static_range(2):
-        for first in range(0, B, CHAINS):
-            taken += _lay_tile(
-                first, taken, others, chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr,
-                linear_time_ptr, lane_ptr, lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T,
-                CHAINS, COLUMNS,
-            )  # fmt: skip
+        for first in range(0, sizes.B, CHAINS):
+            taken += _lay_tile(first, taken, others, f, sizes, width, CHAINS, COLUMNS)
 
-    time = tl.load(time_ptr)
-    linear_time = tl.load(linear_time_ptr)
+    time = tl.load(f.time)
+    linear_time = tl.load(f.linear_time)
     for first in range(0, N, THREADS):
         i = first + tl.arange(0, THREADS)
         padding = (i >= tl.minimum(taken, width)) & (i < N)
-        for what in tl.static_range(8):
-            value = tl.full((THREADS,), -1 if what >= 6 else 0, tl.int64)
-            tl.store(lane_ptr + what * N + i, value, mask=padding)
+        for what in tl.static_range(LANE_ROWS):
+            value = tl.full((THREADS,), -1 if (what == TABLE_ROW) | (what == PARENT) else 0, tl.int64)
+            tl.store(f.lane + (what * N + i), value, mask=padding)
         real = tl.zeros((THREADS,), tl.float32)
-        tl.store(lane_real_ptr + i, real + time, mask=padding)
-        tl.store(lane_real_ptr + N + i, real + linear_time, mask=padding)
-        tl.store(lane_real_ptr + 2 * N + i, real + 1.0, mask=padding)
-        tl.store(lane_live_ptr + i, tl.zeros((THREADS,), tl.int1), mask=padding)
+        tl.store(f.lane_real + (TIME * N + i), real + time, mask=padding)
+        tl.store(f.lane_real + (LINEAR_TIME * N + i), real + linear_time, mask=padding)
+        tl.store(f.lane_real + (LANE_GUIDANCE * N + i), real + 1.0, mask=padding)
+        tl.store(f.lane_live + i, tl.zeros((THREADS,), tl.int1), mask=padding)
 
 
 @triton.jit(do_not_specialize=["width", "S", "B", "K", "N", "T", "top"])  # one kernel, whatever the sizes of a search
@@ -119,15 +122,8 @@ def _assign_lanes_kernel(
     ints_ptr, floats_ptr, flags_ptr, width, S, B, K, N, T, top,
     CHAINS: tl.constexpr, COLUMNS: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
-    chain_ptr, slot_ptr, _, _, _, _, _, _, _, lane_ptr, position_ptr, _, _, _, _, _ = ints_of(
-        ints_ptr, S, B, K, N, T, top
-    )
-    _, slot_real_ptr, _, time_ptr, linear_time_ptr, _, lane_real_ptr, _, _ = floats_of(floats_ptr, S, B, K, N, T, top)
-    alive_ptr, given_ptr, _, _, scored_ptr, lane_live_ptr, live_ptr, _ = flags_of(flags_ptr, S, B, K, N, T, top)
-    lay_lanes(
-        chain_ptr, alive_ptr, slot_ptr, slot_real_ptr, given_ptr, scored_ptr, time_ptr, linear_time_ptr, lane_ptr,
-        lane_real_ptr, lane_live_ptr, live_ptr, position_ptr, width, S, B, K, N, T, CHAINS, COLUMNS, THREADS,
-    )  # fmt: skip
+    sizes = Sizes(S, B, K, N, T, top)
+    lay_lanes(fields_of(ints_ptr, floats_ptr, flags_ptr, sizes), sizes, width, CHAINS, COLUMNS, THREADS)
 
 
 def assign_lanes(

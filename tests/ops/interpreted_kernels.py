@@ -24,7 +24,7 @@ from flowfast.kernels import gather_ancestors as gather_kernel
 from flowfast.kernels import noise as noise_kernel
 from flowfast.kernels import posterior_mean as mean_kernel
 from flowfast.kernels import resample as resample_kernel
-from flowfast.ops import assign_lanes, branch_step, decide, noise, posterior_mean, resample
+from flowfast.ops import assign_lanes, branch_step, decide, layout, noise, posterior_mean, resample
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 7, 123, 1023, 4097]
@@ -157,6 +157,12 @@ def same_lanes(kernels, seed, width, **sizes):
     )
 
 
+@functools.cache
+def same_orders(kernels):
+    """Chains that are scored among others that are not."""
+    return all(same_lanes(kernels, seed, 16, chains=8) for seed in range(3))
+
+
 OPTIONS = {"margin": 0.5, "carry": True, "next_width": 7}
 
 
@@ -169,7 +175,7 @@ def same_decision(kernels, seed, bias=True, width=10, seen=12, sizes=None, optio
         latents = [p[name] for name in LATENTS]
         sizes_given = p.sizes.slots, p.sizes.lanes, p.sizes.transitions
         chosen = (options or OPTIONS).values()
-        call(rewards, 1.1, bias_column, *p.buffers.values(), *latents, *sizes_given, *chosen)
+        call(rewards, 2.21, bias_column, *p.buffers.values(), *latents, *sizes_given, *chosen)
         results.append(p)
     return set(differing(*results)) <= set(but)
 
@@ -184,6 +190,21 @@ def same_decisions(kernels, but=()):
 def same_where_alone(kernels):
     """States in which chains have one candidate for a step, often without a reward."""
     return all(same_decision(kernels, seed, sizes={"state": alone}) for seed in range(12))
+
+
+def blind(seed, **sizes):
+    """A state in which few transitions are scored, and a centre counts where one is; thresholds lie around 0."""
+    p = problem(seed, **sizes)
+    p.fill(scored=torch.arange(p.sizes.transitions) % 3 == seed % 3, centre=1.0, alive=True)
+    p["chain"][layout.QUOTA], p["chain"][layout.LEFT] = 1 + seed % 2, 9
+    p["score"][layout.THRESHOLD] -= 1.5
+    p["score"][layout.BEST_CHILD] = -torch.inf
+    return p
+
+
+@functools.cache
+def same_where_blind(kernels):
+    return all(same_decision(kernels, seed, bias=seed % 4 == 0, width=12, sizes={"state": blind}) for seed in range(8))
 
 
 @triton.jit
@@ -331,13 +352,13 @@ def test_decisions_are_those_of_the_reference(seed, sizes, bias, margin, carry, 
 
 def test_decide_comes_through_the_dispatch():
     with flowfast.ops.use_backend("triton"):
-        decided = run_round(problem(8, n=4096))
+        decided = run_round(problem(4, n=4096))
         wrong = problem(5)
         wrong.buffers["floats"] = wrong.buffers["floats"][:-1]
         with pytest.raises(RuntimeError, match="floats must have shape"):
             run_round(wrong)
     with flowfast.ops.use_backend("reference"):
-        assert differing(decided, run_round(problem(8, n=4096))) == []
+        assert differing(decided, run_round(problem(4, n=4096))) == []
     assert (
         int(decided["ticket"]) == 0 and not bool(decided["broken"].any()) and bool((decided["top_source"] >= 0).any())
     )
@@ -370,6 +391,8 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
     ("assign_lanes", "(i < width)", "(i <= width)", (same_lanes, 0, 3)),
     ("assign_lanes", "tl.minimum(taken, width)", "taken", (same_lanes, 0, 3)),
     ("assign_lanes", "tl.where(live, i, 0)", "i", (same_lanes, 0, 3)),
+    ("assign_lanes", "(others == 1)", "(others == 0)", (same_orders,)),  # the others before those that are scored
+    ("assign_lanes", "taken += _lay_tile(first, taken,", "taken += _lay_tile(first, 0,", (same_orders,)),
     # Books in the first program: the others then read the new state.
     ("decide", "if ticket == tl.num_programs(0) * tl.num_programs(1) - 1:", "if ticket == 0:", (same_decisions,)),
     (
@@ -378,18 +401,33 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
         "if tl.program_id(0) + tl.program_id(1) == 0:",
         (same_decisions, ("ticket",)),
     ),
-    ("decide", "tl.store(ticket_ptr, tl.zeros", "tl.store(ticket_ptr, 1 + tl.zeros", (same_decisions,)),
+    ("decide", "tl.store(f.ticket, tl.zeros", "tl.store(f.ticket, 1 + tl.zeros", (same_decisions,)),
     ("decide", "unsound = seen & (broken |", "unsound = seen & (", (same_decisions,)),
     ("decide", "(tried + used == 1) & intact", "(tried + used == 1)", (same_where_alone,)),
     ("decide", "alone = (advance == 3) &", "alone = (advance == 9) &", (same_where_alone,)),
-    ("decide", "tl.math.div_rn(score, temperature)", "score * (1 / temperature)", (same_decisions,)),
+    ("decide", "tl.math.div_rn(score, r.temperature)", "score * (1 / r.temperature)", (same_decisions,)),
     ("decide", "first + 1)", "first + 2)", (same_decisions,)),
-    ("decide", "reward > tl.load(top_reward_ptr", "reward >= tl.load(top_reward_ptr", (same_decisions,)),
+    ("decide", "reward > tl.load(f.top_reward", "reward >= tl.load(f.top_reward", (same_decisions,)),
     ("decide", "(cell > after)", "(cell >= after)", (same_decisions,)),
     ("decide", "place = top - 1 - i  # samples", "place = i  # samples", (same_decisions,)),
     ("decide", "place = top - 1 - i  # from", "place = i  # from", (same_decisions,)),
     ("decide", "tl.where(t == last, tried + k, candidate)", "candidate", (same_decisions,)),
     ("decide", "(best_sample < until)", "(best_sample <= until)", (same_decisions,)),
+    ("decide", "live & (lane < r.count) & scored[:, None]", "live & (lane < r.count)", (same_where_blind,)),
+    ("decide", "live & (scored == 0)[:, None], tl.where(", "live & (lane < 0), tl.where(", (same_where_blind,)),
+    ("decide", "tl.where(broken, NONE, 0.0)", "0.0", (same_where_blind,)),
+    ("decide", "!= 0) & scored", "!= 0)", (same_where_blind,)),  # the first unscored child is taken
+    ("decide", "live & (scored == 0)[:, None], UNKNOWN", "live & (lane < 0), UNKNOWN", (same_where_blind,)),
+    ("decide", "tl.where(scored, spent, 0)", "spent", (same_where_blind,)),
+    ("decide", "won & scored", "won", (same_where_blind,)),
+    ("decide", "valued = stepped & scored", "valued = stepped", (same_where_blind,)),
+    ("decide", "reward - tl.load(f.centre + at, mask=inside, other=0.0)[:, None]", "reward", (same_where_blind,)),
+    ("decide", "child_reward - centre, threshold)", "child_reward, threshold)", (same_where_blind,)),
+    ("decide", "child_reward - centre > threshold", "child_reward > threshold", (same_where_blind,)),
+    ("decide", "| (image_sum - image_sum != 0.0)", "", (same_decisions,)),
+    ("decide", "f.passes + at,", "f.passes + tl.minimum(at + 1, T - 1),", (same_decisions,)),
+    ("decide", "f.passes + at,", "f.passes + at * 0,", (same_decisions,)),
+    ("decide", "(spent - used) * passes", "spent - used", (same_decisions,)),
 ]  # fmt: skip
 
 
