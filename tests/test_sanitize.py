@@ -141,6 +141,12 @@ QUICK = ("a row that ends with its block", "a first round without the candidate"
 PARAMS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MUTANTS]
 
 
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_still_applies(mutant):
+    header, right, *_ = MUTANTS[mutant]
+    assert (ROOT / "csrc" / header).read_text().count(right) == 1
+
+
 @pytest.mark.parametrize("mutant", PARAMS)
 def test_a_mutant_is_killed(build, tmp_path, mutant):
     header, right, wrong, source, part, said = MUTANTS[mutant]
