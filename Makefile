@@ -1,6 +1,6 @@
 # Everything starts from a fresh clone: each target first sets up .venv and builds the op library, once.
 #   make demo    pictures and a table in demo-out/          make test   ruff, mypy, C++ build, pytest
-#   make check   lint and the quick tests, in 90 seconds    make lint   ruff and mypy alone
+#   make check   lint and the quick tests, in 90 seconds    make lint   ruff, clang-format, mypy
 #   make slow    the tests that take minutes                make matrix the wheel under other versions of PyTorch
 #   make compare the README's comparison (hours; resumable) make bench  timings, to bench/results/
 #   make cpp     the C++ library and flowfast-run, tested and installed in build/prefix (PRESET=cuda: with CUDA)
@@ -14,6 +14,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+CPP := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 LIBRARY := flowfast/lib/libflowfast_ops.so
 HAS_COMPILER := $(shell command -v c++ g++ 2>/dev/null | head -n 1)
@@ -51,6 +52,7 @@ demo: setup
 lint: .venv/.installed
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 
 test: setup lint

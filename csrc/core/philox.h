@@ -32,8 +32,8 @@
 namespace flowfast {
 
 constexpr int kStreamVersion = 1;
-constexpr int kCounters = 64;                            // Q
-constexpr int kBlock = 4 * kCounters;                    // elements of a block
+constexpr int kCounters = 64;  // Q
+constexpr int kBlock = 4 * kCounters;  // elements of a block
 constexpr int64_t kMaxElements = int64_t{kBlock} << 26;  // 2^34 = kBlock * 2^32 / kCounters
 
 enum Purpose : uint32_t {
@@ -72,9 +72,13 @@ struct ScalarLanes {
   FF_HD static Word both(Word a, Word b) { return a & b; }
   FF_HD static Word larger(Word a, Word b) { return a > b ? a : b; }
   template <int kBits>
-  FF_HD static Word left(Word a) { return a << kBits; }
+  FF_HD static Word left(Word a) {
+    return a << kBits;
+  }
   template <int kBits>
-  FF_HD static Word right(Word a) { return a >> kBits; }
+  FF_HD static Word right(Word a) {
+    return a >> kBits;
+  }
   FF_HD static Float to_float(Word a) { return static_cast<float>(static_cast<int32_t>(a)); }
   FF_HD static Word bits(Float a) {
     Word word;
@@ -117,7 +121,8 @@ FF_HD inline void philox(const Address& address, typename V::Wide (&c)[kStreams]
   static_assert(kRounds > 2);
   uint32_t k0 = address.key_low + kKeyStep0, k1 = address.key_high + kKeyStep1;  // of the second round
   const uint64_t row = uint64_t{kMultiplier1} * address.row;
-  const uint64_t next = uint64_t{kMultiplier0} * (static_cast<uint32_t>(row >> 32) ^ address.candidate ^ address.key_low);
+  const uint64_t next = uint64_t{kMultiplier0} *
+                        (static_cast<uint32_t>(row >> 32) ^ address.candidate ^ address.key_low);
   FF_UNROLL
   for (int i = 0; i < kStreams; ++i) {
     const auto p0 = V::product(c[i][0], V::wide(kMultiplier0));

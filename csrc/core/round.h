@@ -21,7 +21,7 @@ struct Round : Sizes, Fields {
   float margin;
   bool carry;
   // what the lanes of the round are worth
-  int64_t seen;                 // lanes that came back: the first ones
+  int64_t seen;  // lanes that came back: the first ones
   const float *rewards, *bias;  // (seen); bias may be null
   float temperature;
 
@@ -42,9 +42,9 @@ struct Decision {
   Round round;
   int64_t bytes;
   const void *x_lane, *u_lane, *x0_lane;  // (widest)
-  void *x, *u;                            // (2 B)
-  void *top_x, *top_x0;                   // (S top)
-  int64_t next_width;                     // of assign_lanes, -1: none
+  void *x, *u;  // (2 B)
+  void *top_x, *top_x0;  // (S top)
+  int64_t next_width;  // of assign_lanes, -1: none
 };
 
 // Which child each lane evaluates next.
@@ -145,10 +145,10 @@ struct Scores {
 };
 
 struct Verdict {
-  int64_t winner;   // lane of this round's new best child, -1: none
+  int64_t winner;  // lane of this round's new best child, -1: none
   int64_t advance;  // Advance
-  int64_t used;     // candidates that counted
-  int64_t quota;    // of the chain, afterwards
+  int64_t used;  // candidates that counted
+  int64_t quota;  // of the chain, afterwards
   float best_child;
 };
 
@@ -193,8 +193,8 @@ FF_HD inline Verdict judge_chain(const Round& r, int64_t b) {
   const bool greedy = r.accept[at] && r.scored[at];
   const float bar = greedy ? r.of_score(kThreshold, b) + r.margin : std::numeric_limits<float>::infinity();
   const int64_t next_quota = r.quota_table[b * r.transitions + next];
-  Verdict verdict = choose(Scores{r, b}, r.live + b * r.lanes, r.lanes, next_quota, r.carry, bar,
-                           r.of_chain(kQuota, b), r.of_score(kBestChild, b));
+  Verdict verdict = choose(Scores{r, b}, r.live + b * r.lanes, r.lanes, next_quota, r.carry, bar, r.of_chain(kQuota, b),
+                           r.of_score(kBestChild, b));
   if (goes_on_alone(r, b, verdict)) {
     verdict.winner = 0, verdict.advance = kSpent;
     verdict.quota = next_quota;
@@ -219,8 +219,9 @@ FF_HD inline void settle_chain(const Round& r, int64_t b, const Verdict& verdict
     const int64_t cell = b * K + k;
     // What nobody scored has no value: NaN, which no score is.
     r.dense[cell] = !scored && r.live[cell] ? std::numeric_limits<float>::quiet_NaN() : reward_of(r, cell);
-    r.status[cell] = k == verdict.winner ? (verdict.advance == kAccepted ? kTaken : kBest)
-                     : r.live[cell] && k >= verdict.used ? kDiscarded : kSeen;
+    r.status[cell] = k == verdict.winner                 ? (verdict.advance == kAccepted ? kTaken : kBest)
+                     : r.live[cell] && k >= verdict.used ? kDiscarded
+                                                         : kSeen;
     spent += r.live[cell];
     unsound += was_seen(r, cell) && is_unsound(r, r.position[cell]);
   }

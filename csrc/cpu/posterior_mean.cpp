@@ -39,10 +39,9 @@ void posterior_mean(const Tensor& x, const Tensor& u, const std::optional<Tensor
   bool* marks = broken ? static_cast<bool*>(broken->mutable_data_ptr()) : nullptr;
   for_pieces(lanes, n, [&](int64_t lane, int64_t begin, int64_t end) {
     if (row_of[lane] < 0) return;
-    const bool finite =
-        kernel({begin, end, coefficients + row_of[lane] * kColumns, scale ? scale[lane] : 1.0f, row_start(x, lane),
-                row_start(u, lane), u_uncond ? row_start(*u_uncond, lane) : nullptr,
-                u_out ? row_start_mutable(*u_out, lane) : nullptr, row_start_mutable(x0_out, lane)});
+    const bool finite = kernel({begin, end, coefficients + row_of[lane] * kColumns, scale ? scale[lane] : 1.0f,
+                                row_start(x, lane), row_start(u, lane), u_uncond ? row_start(*u_uncond, lane) : nullptr,
+                                u_out ? row_start_mutable(*u_out, lane) : nullptr, row_start_mutable(x0_out, lane)});
     if (marks && !finite) std::atomic_ref(marks[lane]).store(true, std::memory_order_relaxed);  // pieces share a lane
   });
 }

@@ -15,8 +15,11 @@ inline int32_t round_device(const Tensor& ints) { return ints.is_cuda() ? ints.g
 // A round in packed buffers (core/layout.h).
 inline Round round_of(const char* op, const Tensor& ints, const Tensor& floats, const Tensor& flags,
                       const Sizes& sizes) {
-  for (const auto& [name, size] : {std::pair{"slots", sizes.slots}, {"chains", sizes.chains}, {"lanes", sizes.lanes},
-                                   {"transitions", sizes.transitions}, {"top", sizes.top}})
+  for (const auto& [name, size] : {std::pair{"slots", sizes.slots},
+                                   {"chains", sizes.chains},
+                                   {"lanes", sizes.lanes},
+                                   {"transitions", sizes.transitions},
+                                   {"top", sizes.top}})
     if (size < 1) fail(op, ": ", name, " must be at least 1, got ", size);
   Round r{};
   static_cast<Sizes&>(r) = sizes;
@@ -68,9 +71,12 @@ void decide_op(const Tensor& rewards, double temperature, const std::optional<Te
   r.margin = static_cast<float>(margin);
   r.carry = carry;
   r.temperature = static_cast<float>(temperature);
-  for (const auto& [name, latents, rows] :
-       {std::tuple{"u_lane", &u_lane, N}, {"x0_lane", &x0_lane, N}, {"x", &x, 2 * r.batch()},
-        {"u", &u, 2 * r.batch()}, {"top_x", &top_x, slots * r.top}, {"top_x0", &top_x0, slots * r.top}})
+  for (const auto& [name, latents, rows] : {std::tuple{"u_lane", &u_lane, N},
+                                            {"x0_lane", &x0_lane, N},
+                                            {"x", &x, 2 * r.batch()},
+                                            {"u", &u, 2 * r.batch()},
+                                            {"top_x", &top_x, slots * r.top},
+                                            {"top_x0", &top_x0, slots * r.top}})
     check_operand(op, name, *latents, x_lane.scalar_type(), {rows, n}, device);
   r.seen = rewards.dim() == 1 ? rewards.size(0) : -1;
   if (r.seen < 0 || r.seen > N) fail(op, ": rewards must have shape (N,), N up to ", N, ", got ", shape_text(rewards));

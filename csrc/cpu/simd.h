@@ -22,7 +22,7 @@ struct StepTask {
   int64_t begin, end;
   const float* row;  // kColumns coefficients
   const void *x, *u, *grad;  // starts of the rows; grad may be null
-  void *out, *x0_out;        // x0_out may be null
+  void *out, *x0_out;  // x0_out may be null
 };
 
 struct MeanTask {
@@ -30,13 +30,13 @@ struct MeanTask {
   const float* row;
   float guidance;
   const void *x, *u, *u_uncond;  // u_uncond is not read when guidance is 1
-  void *u_out, *x0_out;          // u_out may be null
+  void *u_out, *x0_out;  // u_out may be null
 };
 
 struct Kernels {
   const char* name;
   void (*block_words)(const Address&, int64_t begin, uint32_t* words);  // kBlock of them
-  void (*words_to_normals)(const uint32_t* words, float* z);            // kBlock of them
+  void (*words_to_normals)(const uint32_t* words, float* z);  // kBlock of them
   void (*uniform)(const NoiseTask&);
   void (*normal[kStorages])(const NoiseTask&);
   void (*branch_step[kStorages])(const StepTask&);

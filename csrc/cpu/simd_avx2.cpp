@@ -64,8 +64,8 @@ struct Lanes {
     const Word rounding = add(both(right<16>(bits(value)), word(1)), word(0x7fff));
     const Word is_nan = bits(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
     const Word rounded = _mm256_blendv_epi8(add(bits(value), rounding), word(0x7fc00000), is_nan);
-    const Word upper = _mm256_shuffle_epi8(rounded, _mm256_broadcastsi128_si256(_mm_setr_epi8(
-                                                        2, 3, 6, 7, 10, 11, 14, 15, 2, 3, 6, 7, 10, 11, 14, 15)));
+    const Word upper = _mm256_shuffle_epi8(
+        rounded, _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, 2, 3, 6, 7, 10, 11, 14, 15)));
     const Word packed = _mm256_permute4x64_epi64(upper, 0x08);
     store16(data, _mm256_castsi256_si128(packed));
   }

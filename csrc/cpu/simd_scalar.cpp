@@ -9,7 +9,9 @@ struct Lanes : ScalarLanes {
   static constexpr bool kPairs = false;
 
   template <int kStride>
-  static Wide counters(uint32_t first) { return first; }
+  static Wide counters(uint32_t first) {
+    return first;
+  }
   static Word low_words(Wide a, Wide) { return static_cast<Word>(a); }
   static Word high_words(Wide a, Wide) { return static_cast<Word>(a >> 32); }
   static Word load(const uint32_t* data) { return *data; }

@@ -106,8 +106,8 @@ FF_HD inline void branch_step_thread(const BranchStep& task, int64_t lane, int64
   FF_UNROLL
   for (int i = 0; i < kColumns; ++i) c[i] = task.table[row * kColumns + i];
   const bool has_grad = task.grad && c[kG] != 0.0f;
-  const bool has_zero =
-      c[kA] == 0.0f || c[kB] == 0.0f || c[kC] == 0.0f || (x0_out && (c[kDFrom] == 0.0f || c[kEFrom] == 0.0f));
+  const bool has_zero = c[kA] == 0.0f || c[kB] == 0.0f || c[kC] == 0.0f ||
+                        (x0_out && (c[kDFrom] == 0.0f || c[kEFrom] == 0.0f));
   const Address address = task.address.at(lane, row == kInitialRow ? kInitialNoise : kTransition);
   const T* x = static_cast<const T*>(task.x) + row_offset(parent, n);
   const T* u = static_cast<const T*>(task.u) + row_offset(parent, n);

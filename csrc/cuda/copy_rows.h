@@ -26,8 +26,7 @@ FF_HD inline void copy_row_thread(const void* from, void* to, int64_t bytes, int
       vectors[k] = Vector::load(static_cast<const T*>(from) + (first + k * kBlockSize) * kElements);
   FF_UNROLL
   for (int k = 0; k < kCopies; ++k)
-    if (first + k * kBlockSize < accesses)
-      vectors[k].store(static_cast<T*>(to) + (first + k * kBlockSize) * kElements);
+    if (first + k * kBlockSize < accesses) vectors[k].store(static_cast<T*>(to) + (first + k * kBlockSize) * kElements);
 }
 
 // Blocks that copy a row.

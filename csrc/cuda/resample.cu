@@ -11,8 +11,7 @@ namespace {
 constexpr int kTileParticles = 2048;  // 32 KiB; with the block's scratch below the 48 KiB that need no opt-in
 
 template <class scalar>
-__global__ void __launch_bounds__(kBlockThreads)
-    resample_kernel(const __grid_constant__ Resample<scalar> task) {
+__global__ void __launch_bounds__(kBlockThreads) resample_kernel(const __grid_constant__ Resample<scalar> task) {
   __shared__ alignas(16) unsigned char scratch[Block::kScratchBytes];
   __shared__ int64_t sums[kTileParticles], marks[kTileParticles];
   if (row_of_grid() >= task.slots) return;

@@ -54,8 +54,8 @@ FF_HD inline bool count_offspring_block(Block& block, const Resample<scalar>& ta
     return has_whole ? n * weight % total : weight;
   };
   block.each(n, [&](int64_t i) { counts[i] = has_whole ? n * quantize_weight(weights[i]) / total : 0; });
-  const int64_t range =
-      has_whole ? block.reduce(n, int64_t{0}, part, [](int64_t a, int64_t b) { return a + b; }) : total;
+  const int64_t range = has_whole ? block.reduce(n, int64_t{0}, part, [](int64_t a, int64_t b) { return a + b; })
+                                  : total;
   const int64_t draws = has_whole ? range / total : n;
 
   int64_t open = 0;  // particle of the Srinivasan process that is open before the tile

@@ -94,9 +94,8 @@ class Scripted : public Archive {
   }
 
   void admit(int64_t slot, const Request& request, int64_t key) override {
-    const IValue null = request.negative_prompt && info_.at("passes") == "2"
-                            ? encode(*request.negative_prompt)
-                            : IValue(c10::Dict<std::string, Tensor>());
+    const IValue null = request.negative_prompt && info_.at("passes") == "2" ? encode(*request.negative_prompt)
+                                                                             : IValue(c10::Dict<std::string, Tensor>());
     call("admit", slot, encode(request.prompt), null, key, request.budget, request.guidance.value(), request.until);
   }
 
@@ -182,8 +181,10 @@ class Scripted : public Archive {
 class Compiled final : public Scripted {
  public:
   Compiled(const std::string& path, torch::jit::Module module, Info info, const Options& options)
-      : Scripted(std::move(module), std::move(info), options), micro_batch_(std::stoll(this->info().at("micro_batch"))),
-        velocity_(load(path, "velocity", options)), decode_(load(path, "decode", options)),
+      : Scripted(std::move(module), std::move(info), options),
+        micro_batch_(std::stoll(this->info().at("micro_batch"))),
+        velocity_(load(path, "velocity", options)),
+        decode_(load(path, "decode", options)),
         reward_(this->info().at("host_reward") == "1" ? nullptr : load(path, "reward", options)) {}
 
   void propose() override {

@@ -36,9 +36,7 @@ void mix(uint64_t& a, uint64_t& b, uint64_t& c, uint64_t& d, uint64_t x, uint64_
 
 }  // namespace
 
-Blake2b::Blake2b(size_t digest_bytes) : h_(kStart), digest_bytes_(digest_bytes) {
-  h_[0] ^= 0x01010000 ^ digest_bytes;
-}
+Blake2b::Blake2b(size_t digest_bytes) : h_(kStart), digest_bytes_(digest_bytes) { h_[0] ^= 0x01010000 ^ digest_bytes; }
 
 void Blake2b::update(std::string_view data) {
   while (!data.empty()) {

@@ -44,8 +44,9 @@ exit code: 0, 2 where flowfast refuses (archive, option, prompt, budget, reward,
 )";
 
 const std::set<std::string> kFlags = {"--json", "--progress", "--info"};
-const std::set<std::string> kValues = {"--prompt", "--prompts", "--prompt-column", "--budget", "--seed", "--repeat",
-                                       "--guidance", "--negative-prompt", "--until", "--threads", "--device", "--png"};
+const std::set<std::string> kValues = {"--prompt", "--prompts", "--prompt-column", "--budget",
+                                       "--seed",   "--repeat",  "--guidance",      "--negative-prompt",
+                                       "--until",  "--threads", "--device",        "--png"};
 
 struct Arguments {
   std::string archive;
@@ -134,9 +135,12 @@ std::string json(const std::string& prompt, const Result& result, double load_se
   Blake2b hash(32);
   hash.update({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size() * sizeof(float)});
   std::string line = "{\"prompt\": " + json(prompt) + ", \"reward\": " + json(result.reward());
-  for (const auto& [name, value] : {std::pair("nfe", result.nfe), {"nfe_speculative", result.nfe_speculative},
-                                    {"reward_calls", result.reward_calls}, {"nan_rewards", result.nan_rewards},
-                                    {"unspent", result.unspent}, {"key", result.key}})
+  for (const auto& [name, value] : {std::pair("nfe", result.nfe),
+                                    {"nfe_speculative", result.nfe_speculative},
+                                    {"reward_calls", result.reward_calls},
+                                    {"nan_rewards", result.nan_rewards},
+                                    {"unspent", result.unspent},
+                                    {"key", result.key}})
     line += std::string(", \"") + name + "\": " + std::to_string(value);
   return line + ", \"path\": [" + path + "], \"image\": {\"height\": " + std::to_string(image.height) +
          ", \"width\": " + std::to_string(image.width) + ", \"blake2b\": \"" + hexadecimal(hash.digest()) +

@@ -47,12 +47,19 @@ class Reader {
     if (depth > kDepth) throw JsonError("nested too deep", 0);
     space();
     switch (next()) {
-      case '{': return object(depth);
-      case '[': return list(depth);
-      case '"': return {Json::kText, string(), {}, {}};
+      case '{':
+        return object(depth);
+      case '[':
+        return list(depth);
+      case '"':
+        return {Json::kText, string(), {}, {}};
     }
-    for (const auto& [word, kind] : {std::pair("null", Json::kNull), {"true", Json::kBool}, {"false", Json::kBool},
-                                     {"NaN", Json::kNumber}, {"Infinity", Json::kNumber}, {"-Infinity", Json::kNumber}})
+    for (const auto& [word, kind] : {std::pair("null", Json::kNull),
+                                     {"true", Json::kBool},
+                                     {"false", Json::kBool},
+                                     {"NaN", Json::kNumber},
+                                     {"Infinity", Json::kNumber},
+                                     {"-Infinity", Json::kNumber}})
       if (take(word)) return {kind, word, {}, {}};
     return number();
   }

@@ -45,12 +45,23 @@ bool is_utf16(std::string_view data) { return data.starts_with("\xff\xfe") || da
 std::string binary(std::string_view data) {  // what it is; "": it may be text
   using namespace std::string_view_literals;
   constexpr std::pair<std::string_view, const char*> kKnown[] = {
-      {"PK\x03\x04"sv, "a zip file (.xlsx, .docx, ...)"}, {"\x1f\x8b"sv, "a gzip file"}, {"PAR1"sv, "a Parquet file"},
-      {"%PDF"sv, "a PDF"}, {"\x89PNG"sv, "a PNG"}, {"\xff\xd8\xff"sv, "a JPEG"}, {"\xff\xfe\0\0"sv, "UTF-32"},
-      {"\0\0\xfe\xff"sv, "UTF-32"}, {"\x28\xb5\x2f\xfd"sv, "a zstd file"}, {"\xfd" "7zXZ"sv, "an xz file"},
+      {"PK\x03\x04"sv, "a zip file (.xlsx, .docx, ...)"},
+      {"\x1f\x8b"sv, "a gzip file"},
+      {"PAR1"sv, "a Parquet file"},
+      {"%PDF"sv, "a PDF"},
+      {"\x89PNG"sv, "a PNG"},
+      {"\xff\xd8\xff"sv, "a JPEG"},
+      {"\xff\xfe\0\0"sv, "UTF-32"},
+      {"\0\0\xfe\xff"sv, "UTF-32"},
+      {"\x28\xb5\x2f\xfd"sv, "a zstd file"},
+      {"\xfd"
+       "7zXZ"sv,
+       "an xz file"},
       {"\xd0\xcf\x11\xe0"sv, "an old Office file (.xls, .doc, ...)"},
       {"version https://git-lfs"sv, "a pointer of Git LFS (`git lfs pull` gets the list)"},
-      {"<!DOCTYPE html"sv, "a page of HTML"}, {"<!doctype html"sv, "a page of HTML"}, {"<html"sv, "a page of HTML"}};
+      {"<!DOCTYPE html"sv, "a page of HTML"},
+      {"<!doctype html"sv, "a page of HTML"},
+      {"<html"sv, "a page of HTML"}};
   for (const auto& [start, what] : kKnown)
     if (data.starts_with(start)) return what;
   const bool nul = data.substr(0, 4096).find('\0') != data.npos;

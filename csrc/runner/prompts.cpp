@@ -63,11 +63,16 @@ std::string checked(std::string_view prompt, const std::string& where) {
 
 std::string summary(const Json& value) {  // for an error
   switch (value.kind) {
-    case Json::kText: return shown(value.text);
-    case Json::kList: return "a list";
-    case Json::kObject: return "an object";
-    case Json::kNull: return "None";
-    case Json::kBool: return "bool";
+    case Json::kText:
+      return shown(value.text);
+    case Json::kList:
+      return "a list";
+    case Json::kObject:
+      return "an object";
+    case Json::kNull:
+      return "None";
+    case Json::kBool:
+      return "bool";
     default:
       return value.text.size() <= 60 ? value.text
                                      : "a number of about " + std::to_string(value.text.size()) + " digits";
@@ -118,9 +123,7 @@ class Rows {
   }
 
  private:
-  bool ends(size_t place) const {
-    return place >= text_.size() || text_[place] == separator_ || text_[place] == '\n';
-  }
+  bool ends(size_t place) const { return place >= text_.size() || text_[place] == separator_ || text_[place] == '\n'; }
 
   std::string cell() {
     const size_t quote = text_.find_first_not_of(' ', place_);
@@ -167,7 +170,8 @@ class Reader {
     if (table || separator) {
       of_table(separator ? separator : choices[0]);
     } else if (!lines && !suffix_.empty()) {
-      throw PromptError(name_ + ": " + suffix_ + " is no kind of list, and inside is neither JSON nor a table with a "
+      throw PromptError(name_ + ": " + suffix_ +
+                        " is no kind of list, and inside is neither JSON nor a table with a "
                         "column prompt, caption, text; name a file with a prompt a line .txt");
     } else if (!lines && column_) {
       throw OptionError("--prompt-column " + *column_ + ": " + name_ + " is no table with such a column");
@@ -193,12 +197,10 @@ class Reader {
       const size_t brace = line.find_first_not_of(" \t");
       const size_t inside = line[brace] == '{' ? line.find_first_not_of(" \t", brace + 1) : line.npos;
       if (inside != line.npos && (line[inside] == '"' || line[inside] == '\''))
-        throw PromptError(at_line(number) +
-                          ": an object of JSON in a list of lines; write all lines as JSON, or none");
+        throw PromptError(at_line(number) + ": an object of JSON in a list of lines; write all lines as JSON, or none");
     }
     const auto end = kColumns.begin() + kFirstLines;
-    const bool named =
-        !lines.empty() && std::find(kColumns.begin(), end, lowered(trimmed(lines[0].second))) != end;
+    const bool named = !lines.empty() && std::find(kColumns.begin(), end, lowered(trimmed(lines[0].second))) != end;
     for (size_t i = named; i < lines.size(); ++i)
       found_.push_back({checked(trimmed(lines[i].second), at_line(lines[i].first))});
   }
@@ -300,7 +302,8 @@ class Reader {
     for (const auto& member : value.members)
       if (member.second.kind != value.members[0].second.kind ||
           (member.second.kind != Json::kText && member.second.kind != Json::kObject))
-        throw PromptError(name_ + ": expected an object by id with a text each, or an object each; write a list of "
+        throw PromptError(name_ +
+                          ": expected an object by id with a text each, or an object each; write a list of "
                           "objects with \"prompt\"");
     for (const auto& [key, entry] : value.members) add(entry, name_ + ", entry " + shown(key));
   }

@@ -197,16 +197,16 @@ struct Searcher::Impl {
     const size_t step = std::clamp<size_t>(kMostValues / values, 1, kMostImages);
     for (size_t start = 0; start < sound.size(); start += step) {
       const size_t count = std::min(step, sound.size() - start);
-      const std::vector<float> found =
-          scores(shown.subspan(start, count), {&prompts[start], count}, {&times[start], count});
+      const std::vector<float> found = scores(shown.subspan(start, count), {&prompts[start], count},
+                                              {&times[start], count});
       for (size_t i = 0; i < count; ++i) rewards[sound[start + i]] = found[i];
     }
     return rewards;
   }
 
   // One call of the host's reward.
-  std::vector<float> scores(
-      std::span<const Image> images, std::span<const std::string> prompts, std::span<const float> times) const {
+  std::vector<float> scores(std::span<const Image> images, std::span<const std::string> prompts,
+                            std::span<const float> times) const {
     std::vector<float> found;
     try {
       found = reward(images, prompts, times);
@@ -241,9 +241,10 @@ struct Searcher::Impl {
     Result result = archive->release(slot);
     const std::shared_ptr<Job> job = clear(slot);
     if (result.top.empty())
-      return job->fail(std::make_exception_ptr(ModelError(
-          "no finished sample of prompt " + quoted(job->request.prompt) + " has a finite reward: the model or the "
-          "reward returned NaN for every particle")));
+      return job->fail(
+          std::make_exception_ptr(ModelError("no finished sample of prompt " + quoted(job->request.prompt) +
+                                             " has a finite reward: the model or the "
+                                             "reward returned NaN for every particle")));
     result.key = job->key;
     result.unspent = job->request.budget - result.nfe;
     result.seconds = seconds_between(job->admitted, Clock::now());
@@ -274,7 +275,7 @@ struct Searcher::Impl {
   const HostReward reward;
   const std::unique_ptr<Archive> archive;
   std::vector<std::shared_ptr<Job>> jobs;  // of the slots
-  mutable std::mutex mutex;                // of what follows; jobs are the driver thread's
+  mutable std::mutex mutex;  // of what follows; jobs are the driver thread's
   std::condition_variable changed;
   std::deque<std::shared_ptr<Job>> waiting;
   int64_t running = 0;

@@ -35,13 +35,27 @@ namespace flowfast {
 class FLOWFAST_EXPORT Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-class FLOWFAST_EXPORT ArchiveError : public Error { using Error::Error; };    // missing, damaged, foreign, too new
-class FLOWFAST_EXPORT OptionError : public Error { using Error::Error; };     // an option that cannot work
-class FLOWFAST_EXPORT PromptError : public Error { using Error::Error; };     // the model cannot read the prompt
-class FLOWFAST_EXPORT BudgetError : public Error { using Error::Error; };     // outside of what the archive can run
-class FLOWFAST_EXPORT ModelError : public Error { using Error::Error; };      // the model failed, or only NaN came
-class FLOWFAST_EXPORT RewardError : public Error { using Error::Error; };     // the host's reward threw, or miscounted
-class FLOWFAST_EXPORT CancelledError : public Error { using Error::Error; };  // by Handle::cancel or the Searcher's end
+class FLOWFAST_EXPORT ArchiveError : public Error {
+  using Error::Error;
+};    // missing, damaged, foreign, too new
+class FLOWFAST_EXPORT OptionError : public Error {
+  using Error::Error;
+};     // an option that cannot work
+class FLOWFAST_EXPORT PromptError : public Error {
+  using Error::Error;
+};     // the model cannot read the prompt
+class FLOWFAST_EXPORT BudgetError : public Error {
+  using Error::Error;
+};     // outside of what the archive can run
+class FLOWFAST_EXPORT ModelError : public Error {
+  using Error::Error;
+};      // the model failed, or only NaN came
+class FLOWFAST_EXPORT RewardError : public Error {
+  using Error::Error;
+};     // the host's reward threw, or miscounted
+class FLOWFAST_EXPORT CancelledError : public Error {
+  using Error::Error;
+};  // by Handle::cancel or the Searcher's end
 
 // Pixels in [0, 1], one plane after the other: value (c, y, x) is pixels[(c * height + y) * width + x].
 struct FLOWFAST_EXPORT Image {
@@ -61,13 +75,13 @@ inline constexpr size_t kMostImages = 64, kMostValues = size_t{1} << 25;
 // Scores of N images, higher is better: images[i] is a posterior mean of prompts[i] at linear time times[i] (0: data).
 // A round may have hundreds of images; a call gets at most kMostImages and kMostValues of them, in their order.
 // A NaN never wins (Result::nan_rewards counts it), and so does an image that is not finite, which is not shown to it.
-using HostReward = std::function<std::vector<float>(
-    std::span<const Image> images, std::span<const std::string> prompts, std::span<const float> times)>;
+using HostReward = std::function<std::vector<float>(std::span<const Image> images, std::span<const std::string> prompts,
+                                                    std::span<const float> times)>;
 
 struct Options {
-  int threads = 0;             // of the model's operations; 0: as PyTorch chooses. Give all Searchers the same number
+  int threads = 0;  // of the model's operations; 0: as PyTorch chooses. Give all Searchers the same number
   std::string device = "cpu";  // or "cuda:0"
-  HostReward reward = {};      // instead of the archive's own, in the driver thread; what it throws ends all that run
+  HostReward reward = {};  // instead of the archive's own, in the driver thread; what it throws ends all that run
 };
 
 // Of the noise: any whole number, as in Python; every one of them is another noise.
@@ -109,15 +123,15 @@ struct Sample {
   float reward = 0;
   Image image;
   std::vector<float> latent;  // x0_hat
-  std::vector<Step> path;     // from the initial noise on; with the key it is the sample's address (flowfast.replay)
+  std::vector<Step> path;  // from the initial noise on; with the key it is the sample's address (flowfast.replay)
 };
 
 struct Result {
   std::vector<Sample> top;  // best first, at least one
-  int64_t key = 0;          // of the noise: a function of seed, prompt and repeat
+  int64_t key = 0;  // of the noise: a function of seed, prompt and repeat
   int64_t nfe = 0, nfe_speculative = 0, reward_calls = 0, nan_rewards = 0;
   int64_t unspent = 0;
-  double seconds = 0;         // from its slot to its end
+  double seconds = 0;  // from its slot to its end
   double seconds_waited = 0;  // before that
 
   float reward() const { return top.front().reward; }

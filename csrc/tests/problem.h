@@ -11,7 +11,9 @@
 namespace flowfast {
 
 template <class T>
-constexpr Storage kStorageOf = std::is_same_v<T, float> ? kFloat32 : std::is_same_v<T, Half> ? kFloat16 : kBFloat16;
+constexpr Storage kStorageOf = std::is_same_v<T, float>  ? kFloat32
+                               : std::is_same_v<T, Half> ? kFloat16
+                                                         : kBFloat16;
 
 template <class T>
 void fill(Exact<T>& latents, uint64_t seed) {

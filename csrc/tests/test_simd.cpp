@@ -53,7 +53,8 @@ void compare(const Kernels& kernels, int64_t n) {
 void compare_all_bits(const Kernels& kernels) {
   constexpr int64_t n = 3 * kBlock + 37;
   Exact<float> table = problem_table();
-  for (int column : {kA, kB, kDFrom, kEFrom}) table[kColumns + column] = column == kB || column == kEFrom ? -0.9f : 1.0f;
+  for (int column : {kA, kB, kDFrom, kEFrom})
+    table[kColumns + column] = column == kB || column == kEFrom ? -0.9f : 1.0f;
   for (uint64_t seed = 0; seed < 30; ++seed) {
     Random random(seed);
     table[kColumns + kEFrom] = seed % 7 == 6 ? INFINITY : -0.9f;

@@ -13,9 +13,13 @@ constexpr int64_t kSlots = 2;
 class FakeArchive final : public Archive {
  public:
   explicit FakeArchive(Fake& fake)
-      : fake_(fake), slots_(kSlots),
-        info_({{"slots", std::to_string(kSlots)}, {"budget_min", "1"}, {"budget_max", "1000000000"},
-               {"passes", std::to_string(fake.passes)}, {"guidance", std::to_string(fake.guidance)}}) {}
+      : fake_(fake),
+        slots_(kSlots),
+        info_({{"slots", std::to_string(kSlots)},
+               {"budget_min", "1"},
+               {"budget_max", "1000000000"},
+               {"passes", std::to_string(fake.passes)},
+               {"guidance", std::to_string(fake.guidance)}}) {}
 
   const Info& info() const override { return info_; }
   void enter_thread() override {}

@@ -160,16 +160,16 @@ void the_host_scores(const std::string& archive) {
     return std::accumulate(image.pixels.begin(), image.pixels.end(), 0.0f) / static_cast<float>(image.pixels.size());
   };
   Searcher searcher(archive, {.threads = 1, .reward = [&](auto images, auto prompts, auto times) {
-    std::vector<float> scores;
-    for (size_t i = 0; i < images.size(); ++i) {
-      CHECK(prompts[i] == kPrompts[0] || prompts[i] == kPrompts[1]);
-      CHECK(times[i] >= 0 && times[i] <= 1);
-      scores.push_back(prompts[i] == kPrompts[0] ? mean(images[i]) : -mean(images[i]));
-    }
-    return scores;
-  }});
-  const std::vector<Result> found =
-      searcher.search({{.prompt = kPrompts[0], .budget = 60}, {.prompt = kPrompts[1], .budget = 60}});
+                                std::vector<float> scores;
+                                for (size_t i = 0; i < images.size(); ++i) {
+                                  CHECK(prompts[i] == kPrompts[0] || prompts[i] == kPrompts[1]);
+                                  CHECK(times[i] >= 0 && times[i] <= 1);
+                                  scores.push_back(prompts[i] == kPrompts[0] ? mean(images[i]) : -mean(images[i]));
+                                }
+                                return scores;
+                              }});
+  const std::vector<Result> found = searcher.search(
+      {{.prompt = kPrompts[0], .budget = 60}, {.prompt = kPrompts[1], .budget = 60}});
   CHECK(std::abs(found[0].reward() - mean(found[0].image())) < 1e-5);
   CHECK(std::abs(found[1].reward() + mean(found[1].image())) < 1e-5);
 }

@@ -178,15 +178,15 @@ void guidance_up_to_1_is_off() {
 void the_host_scores() {
   fake("host").hold();
   Searcher searcher("host", {.reward = [](auto images, auto prompts, auto times) {
-    std::vector<float> scores;
-    for (size_t i = 0; i < images.size(); ++i) {
-      CHECK(times[i] == 0.5f);
-      if (prompts[i] == "throws") throw std::runtime_error("no scores today");
-      if (prompts[i] == "throws a number") throw 7;
-      if (prompts[i] != "one too few") scores.push_back(prompts[i].size() * 10 + images[i].pixels[0]);
-    }
-    return scores;
-  }});
+                      std::vector<float> scores;
+                      for (size_t i = 0; i < images.size(); ++i) {
+                        CHECK(times[i] == 0.5f);
+                        if (prompts[i] == "throws") throw std::runtime_error("no scores today");
+                        if (prompts[i] == "throws a number") throw 7;
+                        if (prompts[i] != "one too few") scores.push_back(prompts[i].size() * 10 + images[i].pixels[0]);
+                      }
+                      return scores;
+                    }});
   const Handle a = searcher.submit({.prompt = "a", .budget = 3});
   fake("host").wait_for_round();
   const Handle b = searcher.submit({.prompt = "bb", .budget = 2});
@@ -203,15 +203,18 @@ void the_host_gets_a_bounded_call() {
     std::vector<size_t> sizes;
     std::vector<float> told;
     Searcher searcher(name, {.reward = [&](auto images, auto prompts, auto times) {
-      sizes.push_back(images.size());
-      CHECK(prompts.size() == images.size() && times.size() == images.size());
-      std::vector<float> scores;
-      for (const Image& image : images) scores.push_back(image.pixels[0]);
-      return scores;
-    }});
-    searcher.submit({.prompt = "a", .budget = 1}, [&](const Progress& progress) {
-      for (const Candidate& candidate : progress.candidates) told.push_back(candidate.reward);
-    }).get();
+                        sizes.push_back(images.size());
+                        CHECK(prompts.size() == images.size() && times.size() == images.size());
+                        std::vector<float> scores;
+                        for (const Image& image : images) scores.push_back(image.pixels[0]);
+                        return scores;
+                      }});
+    searcher
+        .submit({.prompt = "a", .budget = 1},
+                [&](const Progress& progress) {
+                  for (const Candidate& candidate : progress.candidates) told.push_back(candidate.reward);
+                })
+        .get();
     for (size_t i = 0; i < told.size(); ++i) CHECK(told[i] == static_cast<float>(i));  // each image has its own score
     CHECK(told.size() == static_cast<size_t>(fake(name).lanes));
     return sizes;
@@ -225,13 +228,14 @@ void an_image_that_is_not_finite_has_no_reward() {
   fake("holes").hole = 1;
   std::vector<float> seen;
   Searcher searcher("holes", {.reward = [&](auto images, auto, auto) {
-    for (const Image& image : images) seen.push_back(image.pixels[0]);
-    return std::vector<float>(images.size(), 5.0f);
-  }});
+                      for (const Image& image : images) seen.push_back(image.pixels[0]);
+                      return std::vector<float>(images.size(), 5.0f);
+                    }});
   std::vector<float> told;
-  searcher.submit({.prompt = "a", .budget = 3}, [&](const Progress& progress) {
-    told.push_back(progress.candidates[0].reward);
-  }).get();
+  searcher
+      .submit({.prompt = "a", .budget = 3},
+              [&](const Progress& progress) { told.push_back(progress.candidates[0].reward); })
+      .get();
   CHECK(seen == std::vector<float>({0, 2}));
   CHECK(told.size() == 3 && told[0] == 5 && std::isnan(told[1]) && told[2] == 5);
 }

@@ -25,8 +25,9 @@ std::string blake2b(size_t digest_bytes, const std::string& data, size_t piece) 
 
 void blake2b_known_answers() {
   // RFC 7693, appendix A; the empty text and the long ones: Python's hashlib.
-  CHECK(blake2b(64, "abc", 3) == "ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d1"
-                                 "7d87c5392aab792dc252d5de4533cc9518d38aa8dbf1925ab92386edd4009923");
+  CHECK(blake2b(64, "abc", 3) ==
+        "ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d1"
+        "7d87c5392aab792dc252d5de4533cc9518d38aa8dbf1925ab92386edd4009923");
   CHECK(blake2b(32, "", 1) == "0e5751c026e543b2e8ab2eb06099daa1d1e5df47778f7787faab45cdf12fe3a8");
   std::string text;
   for (int i = 0; i < 1000; ++i) text += static_cast<char>(i * 7 + i / 256);
@@ -48,16 +49,23 @@ void keys_are_those_of_python() {
 }
 
 void seeds_are_whole_numbers_as_python_reads_them() {
-  const std::pair<const char*, const char*> table[] = {
-      {"0", "0"}, {"007", "7"}, {"+5", "5"}, {"-0", "0"}, {"-00", "0"}, {" 12\n", "12"}, {"-0_7", "-7"}, {"1_0", "10"},
-      {"\u00a0-12\u3000", "-12"}, {"18446744073709551616", "18446744073709551616"}};
+  const std::pair<const char*, const char*> table[] = {{"0", "0"},
+                                                       {"007", "7"},
+                                                       {"+5", "5"},
+                                                       {"-0", "0"},
+                                                       {"-00", "0"},
+                                                       {" 12\n", "12"},
+                                                       {"-0_7", "-7"},
+                                                       {"1_0", "10"},
+                                                       {"\u00a0-12\u3000", "-12"},
+                                                       {"18446744073709551616", "18446744073709551616"}};
   for (const auto& [text, digits] : table) CHECK(Seed(text).digits() == digits, "%s", text);
   CHECK(Seed(INT64_MIN) == Seed("-9223372036854775808") && Seed(UINT64_MAX) == Seed("18446744073709551615"));
   CHECK(Seed(std::string(4300, '9')).digits().size() == 4300);
-  for (const std::string& text : {std::string(), std::string(" "), std::string("-"), std::string("1.0"),
-                                  std::string("1e3"), std::string("0x1f"), std::string("--1"), std::string("1 2"),
-                                  std::string("_1"), std::string("1_"), std::string("1__0"), std::string("- 1"),
-                                  std::string("\xd9\xa3"), std::string("nan"), std::string(4301, '1')})
+  for (const std::string& text :
+       {std::string(), std::string(" "), std::string("-"), std::string("1.0"), std::string("1e3"), std::string("0x1f"),
+        std::string("--1"), std::string("1 2"), std::string("_1"), std::string("1_"), std::string("1__0"),
+        std::string("- 1"), std::string("\xd9\xa3"), std::string("nan"), std::string(4301, '1')})
     try {
       const Seed seed(text);
       CHECK(false, "'%s' was taken as %s", text.c_str(), seed.digits().c_str());
@@ -83,16 +91,15 @@ void json_is_what_python_reads() {
   CHECK(value.find("\xf0\x9f\x98\x80\n")->text == "/\xc3\xa9" && !value.find("b"));
   CHECK(parse_json("\"\\ud83d!\"").text == "\xed\xa0\xbd!");  // half of a pair, which is no UTF-8
   for (const char* wrong :
-       {"", " ", "{", "[1,]", R"({"a" 1})", R"({"a":1,})", "{a: 1}", "01", "1.", "-", ".5", "+1", "1e", "tru", "\"a",
-        R"("\x")", R"("\u12")", "\"\t\"", "[1] 2", "'a'", "nan"})
+       {"",   " ",  "{",   "[1,]", R"({"a" 1})", R"({"a":1,})", "{a: 1}", "01",    "1.",  "-",  ".5",
+        "+1", "1e", "tru", "\"a",  R"("\x")",    R"("\u12")",   "\"\t\"", "[1] 2", "'a'", "nan"})
     CHECK(verdict_on_json(wrong).starts_with("1: "), "%s", wrong);
   CHECK(verdict_on_json("[1,\n 2\n 3]").starts_with("3: "));
   CHECK(verdict_on_json("{\"a\": 1, \"a\": 2}") == "0: 'a' stands there twice");
   CHECK(verdict_on_json(std::string(900, '[') + std::string(900, ']')).empty());
   for (const char* open : {"[", "{\"a\":"})
     for (std::string deep; deep.size() < 3'000'000;)
-      if ((deep += deep.empty() ? open : deep).size() > 2'000'000)
-        CHECK(verdict_on_json(deep) == "0: nested too deep");
+      if ((deep += deep.empty() ? open : deep).size() > 2'000'000) CHECK(verdict_on_json(deep) == "0: nested too deep");
   CHECK(verdict_on_json(std::string(4301, '9')) == "0: a number has too many digits");
 }
 

@@ -16,11 +16,24 @@ namespace json = boost::json;
 namespace {
 
 // The last two lines are what clients of OpenAI's API send and what means nothing here.
-constexpr std::array kFields = {
-    "prompt", "n", "seed", "budget", "guidance", "negative_prompt",
-    "model", "size", "response_format", "output_format", "stream",
-    "quality", "style", "background", "moderation", "user",
-    "output_compression", "partial_images"};
+constexpr std::array kFields = {"prompt",
+                                "n",
+                                "seed",
+                                "budget",
+                                "guidance",
+                                "negative_prompt",
+                                "model",
+                                "size",
+                                "response_format",
+                                "output_format",
+                                "stream",
+                                "quality",
+                                "style",
+                                "background",
+                                "moderation",
+                                "user",
+                                "output_compression",
+                                "partial_images"};
 constexpr int64_t kExact = int64_t{1} << 53;  // up to here a number of JSON is exact wherever it is read
 
 std::string valid_fields() {

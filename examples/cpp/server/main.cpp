@@ -29,9 +29,9 @@ SIGTERM and SIGINT: answer what was asked, then exit 0
 
 struct Arguments {
   std::string archive;
-  std::map<std::string, std::string> given = {{"--host", "127.0.0.1"}, {"--port", "8080"},  {"--queue", "64"},
-                                              {"--budget", "0"},       {"--client-seconds", "10"},
-                                              {"--threads", "0"},      {"--device", "cpu"}};
+  std::map<std::string, std::string> given = {{"--host", "127.0.0.1"}, {"--port", "8080"},         {"--queue", "64"},
+                                              {"--budget", "0"},       {"--client-seconds", "10"}, {"--threads", "0"},
+                                              {"--device", "cpu"}};
 
   Arguments(int argc, char** argv) {
     for (int i = 1; i < argc; ++i) {
