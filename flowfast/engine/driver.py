@@ -248,7 +248,8 @@ class Driver:
         half = rounds if all(plan.scored) else (rounds + 1) // 2
         for each in range(rounds):
             if each == half:
-                group.engine.scored_plans = [[] for _ in range(self.slots)]
+                group.engine.scored_plans = [[0] * len(plan) for plan in group.engine.plans]
+                group.engine.assigned = False
             start = clock.now()
             self._start(group)
             self._finish(group)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from flowfast.errors import ModelError
 from flowfast.rounds.lanes import Lanes
 from flowfast.rounds.state import slice_of
 
@@ -55,7 +54,7 @@ class SlotBatch(Lanes):
         self.method = method
         self.chain_index = torch.arange(self.slots * self.chains, device=self.table.device)
         self.side = torch.arange(2, device=self.table.device)
-        self.next_width, self.assigned = -1, False
+        self.next_width, self.next_scored, self.assigned = -1, 0, False
         self.ahead = True  # `decide` lays the next lanes, too; not in a CUDA graph, which would replay their number
         self.plans: list[list[int]] = [[0][:0] for _ in range(self.slots)]
         self.scored_plans: list[list[int]] = [[0][:0] for _ in range(self.slots)]
@@ -94,21 +93,6 @@ class SlotBatch(Lanes):
         self.rounds[slot] = 0
         self.assigned = False
 
-    def learn(self, slot: int, whose: str, buffers: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-        """Conditions (1, ...) of a slot; nothing is stretched to fit. Raises ModelError."""
-        rows = self.micro_batch if self.slots == 1 else 1
-        for name, buffer in buffers.items():
-            if name not in given:
-                raise ModelError("the conditions of the " + whose + " lack '" + name + "', which others have")
-            value = given[name]
-            if value.dim() != buffer.dim() or value.size(0) != 1 or list(value.shape[1:]) != list(buffer.shape[1:]):
-                raise ModelError(
-                    "condition '" + name + "' of the " + whose + " must have the shape "
-                    + str([1] + list(buffer.shape[1:])) + " that the batch was made for, got " + str(list(value.shape))
-                    + ": encode all prompts to one shape"
-                )  # fmt: skip
-            buffer.narrow(0, slot, rows).copy_(value)
-
     @torch.jit.export
     def limit(self, slot: int, limits: Limits) -> None:
         """Cuts what the chains of a slot may still try and spend (Plan.forecast): left 0 stops a chain. Those that go
@@ -145,12 +129,12 @@ class SlotBatch(Lanes):
     @torch.jit.export
     def width(self) -> int:
         """Lanes that the next round can have at most; 0: every slot is done."""
-        return next_lanes(self.plans, self.rounds)
+        return self.next_width if self.assigned else next_lanes(self.plans, self.rounds)
 
     @torch.jit.export
     def scored_width(self) -> int:
         """Lanes of the next round, at most, whose score is read: the first ones."""
-        return next_lanes(self.scored_plans, self.rounds)
+        return self.next_scored if self.assigned else next_lanes(self.scored_plans, self.rounds)
 
     @torch.jit.export
     def search(self) -> None:
@@ -182,7 +166,7 @@ class SlotBatch(Lanes):
     def lay(self) -> None:
         """How many lanes this round has at most, and how many of them are scored, rows of padding included; lays them
         where the round before could not know them."""
-        width, M = self.next_width if self.assigned else self.width(), self.micro_batch
+        width, M = self.width(), self.micro_batch
         self.padded = (width + M - 1) // M * M
         self.scored_padded = (self.scored_width() + M - 1) // M * M
         if not self.assigned:
@@ -198,10 +182,16 @@ class SlotBatch(Lanes):
     @torch.jit.export
     def turn(self) -> None:
         """What the host counts of a round; `decide` then is work of the device alone and can be captured."""
+        width, scored, rounds = 0, 0, self.rounds
         for slot in range(self.slots):
-            self.rounds[slot] += 1
+            at = rounds[slot] + 1
+            rounds[slot] = at
+            plan = self.plans[slot]
+            if at < len(plan):
+                width += plan[at]
+                scored += self.scored_plans[slot][at]
         self.assigned = self.ahead and not self.method.regroups  # these decide afterwards where chains go on
-        self.next_width = self.width() if self.assigned else -1
+        self.next_width, self.next_scored = width if self.assigned else -1, scored
 
     @torch.jit.export
     def decide(self, rewards: Tensor) -> None:
@@ -213,7 +203,8 @@ class SlotBatch(Lanes):
 
     def settle(self, rewards: Tensor) -> None:
         """All that is decided of each chain by itself."""
-        s, bias = self.state, torch.jit.annotate(Optional[Tensor], None)
+        s = self.state
+        bias: Optional[Tensor] = None
         if rewards.dtype != torch.float32 or not rewards.is_contiguous():
             rewards = rewards.to(torch.float32).contiguous()
         if self.method.draws:

@@ -166,8 +166,7 @@ class Lanes(nn.Module):
         self.lane_candidate, self.lane_chain = self.lane[CANDIDATE], self.lane[LANE_CHAIN]
         self.lane_key, self.table_row, self.parent = self.lane[LANE_KEY], self.lane[TABLE_ROW], self.lane[PARENT]
         self.x_part, self.u_part, self.x0_part = (list(t.split(M)) for t in (self.x_lane, self.u_lane, self.x0_lane))
-        self.x_shaped = [part.view([M, *self.shape]) for part in self.x_part]
-        self.x0_shaped = [part.view([M, *self.shape]) for part in self.x0_part]
+        self.x_shaped, self.x0_shaped = ([p.view([M, *self.shape]) for p in ps] for ps in (self.x_part, self.x0_part))
         self.slot_part, self.table_row_part = list(self.lane_slot.split(M)), list(self.table_row.split(M))
         self.broken_part, self.image_sum_part = list(self.broken.split(M)), list(self.image_sum.split(M))
         self.t_part, self.linear_t_part, self.guidance_part = (list(t.split(M)) for t in self.lane_real)
@@ -216,8 +215,8 @@ class Lanes(nn.Module):
         time."""
         for i in range(self.padded // self.micro_batch):
             x, t, slot = self.x_shaped[i], self.t_part[i], self.slot_part[i]
-            u = self.flow.velocity(x, t, self.take(self.cond, slot))
-            null = torch.jit.annotate(Optional[Tensor], None)
+            u = self.flow.velocity(x, t, self.cond if self.slots == 1 else self.take(self.cond, slot))
+            null: Optional[Tensor] = None
             if self.passes == 2:
                 null = self.flow.velocity(x, t, self.take(self.null_cond, slot))
             self.mean(i, u, null)
@@ -226,7 +225,8 @@ class Lanes(nn.Module):
     def mean(self, i: int, u: Tensor, null: Optional[Tensor]) -> None:
         """Posterior mean of micro-batch i, from its velocity u (M, *shape) and, with guidance, that of the null
         condition."""
-        u, guidance = self.flat(u), torch.jit.annotate(Optional[Tensor], None)
+        u = self.flat(u)
+        guidance: Optional[Tensor] = None
         if null is not None:
             null, guidance = self.flat(null), self.guidance_part[i]
         u_out = None if self.direct else self.u_part[i]
@@ -253,25 +253,29 @@ class Lanes(nn.Module):
     @torch.jit.export
     def decode(self) -> Tensor:
         """Images of the lanes whose score is read, which come first."""
-        parts: list[Tensor] = []
-        for i in range(self.scored_padded // self.micro_batch):
+        if self.scored_padded == 0:
+            return self.x0_lane.new_zeros([0, 3, 0, 0])
+        images: Tensor = self.flow.decode(self.x0_shaped[0])
+        self.look(0, images)
+        if self.scored_padded == self.micro_batch:
+            return images
+        parts = [images]
+        for i in range(1, self.scored_padded // self.micro_batch):
             parts.append(self.flow.decode(self.x0_shaped[i]))
             self.look(i, parts[i])
-        if len(parts) == 0:
-            return self.x0_lane.new_zeros([0, 3, 0, 0])
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return torch.cat(parts)
 
     @torch.jit.export
     def look(self, i: int, images: Tensor) -> None:
         """Notes whether the images (M, ...) of micro-batch i are finite: their sums say so in one launch. Raises
         ModelError where there are not M of them."""
-        if images.dim() < 2 or images.size(0) != self.micro_batch:
+        if images.dim() != len(self.image_dims) + 1:
+            self.image_dims = list(range(1, images.dim()))
+        if len(self.image_dims) == 0 or images.size(0) != self.micro_batch:
             raise ModelError(
                 "decode must return one image a latent, " + str(self.micro_batch) + " here, got the shape "
                 + str(list(images.shape)) + ": mend the decoder"
             )  # fmt: skip
-        if len(self.image_dims) != images.dim() - 1:
-            self.image_dims = list(range(1, images.dim()))
         torch.sum(images, self.image_dims, dtype=torch.float32, out=self.image_sum_part[i])
 
     @torch.jit.export
@@ -296,3 +300,18 @@ class Lanes(nn.Module):
         for name, value in cond.items():
             rows[name] = value.index_select(0, slot)
         return rows
+
+    def learn(self, slot: int, whose: str, buffers: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+        """Conditions (1, ...) of a slot; nothing is stretched to fit. Raises ModelError."""
+        rows = self.micro_batch if self.slots == 1 else 1
+        for name, buffer in buffers.items():
+            if name not in given:
+                raise ModelError("the conditions of the " + whose + " lack '" + name + "', which others have")
+            value = given[name]
+            if value.dim() != buffer.dim() or value.size(0) != 1 or list(value.shape[1:]) != list(buffer.shape[1:]):
+                raise ModelError(
+                    "condition '" + name + "' of the " + whose + " must have the shape "
+                    + str([1] + list(buffer.shape[1:])) + " that the batch was made for, got " + str(list(value.shape))
+                    + ": encode all prompts to one shape"
+                )  # fmt: skip
+            buffer.narrow(0, slot, rows).copy_(value)
