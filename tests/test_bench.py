@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, table, timing
+from bench import gpu, table, timing, versions
 from bench.e2e import rbf_evaluation
 from bench.e2e.latency import latencies, percentile
 from bench.e2e.public_code import PublicRBF
@@ -417,3 +418,11 @@ def test_the_readme_shows_the_results_that_lie_beside_it():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert table.written(readme) == readme, "python -m bench.table --write"
     assert "public code" in table.table() and table.table().count("not measured") >= 12
+
+
+def test_two_checkouts_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    versions.main([str(versions.ROOT), "--case", "host", "--turns", "2"])
+    assert re.fullmatch(r"host: [\d.]+ ms, [\d.]+ ms: [\d.]+x\n", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        versions.main([str(versions.ROOT), "--case", "hosts"])
+    assert "no case 'hosts'" in capsys.readouterr().err
