@@ -114,7 +114,7 @@ class SlotBatch(Lanes):
         free then."""
         s, top = self.state, self.top
         slice_of(s.alive, slot, self.chains).fill_(False)
-        self.plans[slot] = [0][:0]
+        self.plans[slot], self.scored_plans[slot] = [0][:0], [0][:0]
         self.assigned = False
         return {
             "reward": s.top_reward[slot].clone(),
@@ -129,12 +129,14 @@ class SlotBatch(Lanes):
     @torch.jit.export
     def width(self) -> int:
         """Lanes that the next round can have at most; 0: every slot is done."""
-        return self.next_width if self.assigned else next_lanes(self.plans, self.rounds)
+        known = self.assigned and self.next_width >= 0  # counted by `turn`
+        return self.next_width if known else next_lanes(self.plans, self.rounds)
 
     @torch.jit.export
     def scored_width(self) -> int:
         """Lanes of the next round, at most, whose score is read: the first ones."""
-        return self.next_scored if self.assigned else next_lanes(self.scored_plans, self.rounds)
+        known = self.assigned and self.next_width >= 0
+        return self.next_scored if known else next_lanes(self.scored_plans, self.rounds)
 
     @torch.jit.export
     def search(self) -> None:
@@ -170,6 +172,7 @@ class SlotBatch(Lanes):
         self.padded = (width + M - 1) // M * M
         self.scored_padded = (self.scored_width() + M - 1) // M * M
         if not self.assigned:
+            self.next_width = -1
             self.assign(width)
 
     @torch.jit.export

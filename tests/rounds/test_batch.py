@@ -398,3 +398,28 @@ def test_time_reaches_the_model_in_float32_whatever_the_latents(method):
     exact = set(bench.schedule.time.float().tolist())
     assert set(torch.cat(Watch.times).tolist()) <= exact
     assert bench.engine.release(0)["reward"].isfinite().all()
+
+
+@pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])
+@pytest.mark.parametrize("method", ["bon", "smc", "rbf"])
+def test_what_is_to_come_is_the_same_however_often_it_is_asked(method: str, scripted: bool) -> None:
+    """Before and after the lanes are laid, with requests that come and go; a round that failed is laid again."""
+    bench = build(method, scripted=scripted)
+    engine = bench.engine
+    bench.admit(0, "a")
+    for turn in range(100):
+        if turn == 2:
+            bench.admit(1, "bb")
+        plans, scored, rounds = list(engine.plans), list(engine.scored_plans), list(engine.rounds)
+        width, read = (sum(p[r] for p, r in zip(of, rounds, strict=True) if r < len(p)) for of in (plans, scored))
+        for _ in range(2):
+            assert (engine.width(), engine.scored_width()) == (width, read)
+            if width:
+                engine.lay()
+        if width == 0:
+            break
+        bench.round()
+        if turn == 4:
+            engine.release(0)
+            assert engine.width() <= width
+    assert turn > 4
