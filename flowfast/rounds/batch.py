@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from flowfast.rounds.lanes import Lanes
+from flowfast.rounds.lanes import Lanes, learn
 from flowfast.rounds.state import slice_of
 
 DECIDE = torch.ops.flowfast.decide  # looked up once, as in lanes.py
@@ -76,10 +76,11 @@ class SlotBatch(Lanes):
         latents: Optional[Tensor],
     ) -> None:
         """Puts a request into a slot without touching its neighbours. latents (C, n) or None."""
-        self.learn(slot, "prompt", self.cond, cond)
+        rows = self.micro_batch if self.slots == 1 else 1
+        learn("prompt", self.cond, cond, slot, rows)
         if self.passes == 2:
-            self.learn(slot, "null prompt", self.null_cond, null_cond)
-        self.learn(slot, "reward", self.reward_cond, reward_cond)
+            learn("null prompt", self.null_cond, null_cond, slot, rows)
+        learn("reward", self.reward_cond, reward_cond, slot, rows)
         quota = limits.quota
         if latents is not None:
             quota = quota.clone()

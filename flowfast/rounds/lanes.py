@@ -132,6 +132,7 @@ class Lanes(nn.Module):
         self.state = State(fields, sizes, self.numel, dtype, device)
         self._make_lanes(dtype, device)
         self.padded, self.scored_padded, self.elements, self.image_dims = 0, 0, M * self.numel, [1, 2, 3]
+        self.has_sums = False
         # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
         rows = M if slots == 1 else slots
         self.cond, self.null_cond, self.reward_cond = (
@@ -267,8 +268,14 @@ class Lanes(nn.Module):
 
     @torch.jit.export
     def look(self, i: int, images: Tensor) -> None:
-        """Notes whether the images (M, ...) of micro-batch i are finite: their sums say so in one launch. Raises
-        ModelError where there are not M of them."""
+        """Notes whether the images (M, ...) of micro-batch i are finite: their sums say so in one launch. Where latents
+        are the pictures the posterior mean has said it. Raises ModelError where there are not M of them."""
+        if images is self.x0_shaped[i]:
+            if self.has_sums:
+                self.image_sum.zero_()
+                self.has_sums = False
+            return
+        self.has_sums = True
         if images.dim() != len(self.image_dims) + 1:
             self.image_dims = list(range(1, images.dim()))
         if len(self.image_dims) == 0 or images.size(0) != self.micro_batch:
@@ -301,17 +308,17 @@ class Lanes(nn.Module):
             rows[name] = value.index_select(0, slot)
         return rows
 
-    def learn(self, slot: int, whose: str, buffers: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-        """Conditions (1, ...) of a slot; nothing is stretched to fit. Raises ModelError."""
-        rows = self.micro_batch if self.slots == 1 else 1
-        for name, buffer in buffers.items():
-            if name not in given:
-                raise ModelError("the conditions of the " + whose + " lack '" + name + "', which others have")
-            value = given[name]
-            if value.dim() != buffer.dim() or value.size(0) != 1 or list(value.shape[1:]) != list(buffer.shape[1:]):
-                raise ModelError(
-                    "condition '" + name + "' of the " + whose + " must have the shape "
-                    + str([1] + list(buffer.shape[1:])) + " that the batch was made for, got " + str(list(value.shape))
-                    + ": encode all prompts to one shape"
-                )  # fmt: skip
-            buffer.narrow(0, slot, rows).copy_(value)
+
+def learn(whose: str, buffers: dict[str, Tensor], given: dict[str, Tensor], slot: int, rows: int) -> None:
+    """Conditions (1, ...) of a slot, `rows` times; nothing is stretched to fit. Raises ModelError."""
+    for name, buffer in buffers.items():
+        if name not in given:
+            raise ModelError("the conditions of the " + whose + " lack '" + name + "', which others have")
+        value = given[name]
+        if value.dim() != buffer.dim() or value.size(0) != 1 or list(value.shape[1:]) != list(buffer.shape[1:]):
+            raise ModelError(
+                "condition '" + name + "' of the " + whose + " must have the shape "
+                + str([1] + list(buffer.shape[1:])) + " that the batch was made for, got " + str(list(value.shape))
+                + ": encode all prompts to one shape"
+            )  # fmt: skip
+        buffer.narrow(0, slot, rows).copy_(value)

@@ -187,3 +187,31 @@ def test_an_archive_puts_the_finite_picture_first(tmp_path: Path) -> None:
     assert found["reward"].tolist()[: len(sample.top)] == [ranked.reward for ranked in sample.top]
     assert found["reward"][len(sample.top) :].eq(-math.inf).all()
     assert torch.equal(found["x0"][0], sample.latent)
+
+
+class Sometimes(GaussianFlow):
+    """Latents are the pictures, but for some rounds, in which one picture in two breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def decode(self, x0: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls % 3:
+            return x0
+        images = x0.clone()
+        images[::2] = torch.nan
+        return images
+
+
+def test_latents_as_pictures_are_not_looked_at_twice_nor_with_what_was_said_before() -> None:
+    bench = build("svdd", flow=Sometimes(), slots=1, micro_batch=64, score_all=True)
+    bench.admit(0, "a")
+    engine = bench.engine
+    while engine.width():
+        images = engine.propose()
+        looked = images.isfinite().flatten(1).all(1)
+        assert torch.equal(engine.image_sum[: len(images)].isfinite(), looked)
+        engine.observe(engine.score(images))
+    assert engine.flow.calls > 6
