@@ -56,10 +56,9 @@ def reference(
         ints, floats, flags: the packed buffers (flowfast/ops/layout.py), of slots .. top sizes; of their fields:
             chain: transition < T where alive.
             given (S,): the caller gave the initial latents, so that row T of the schedule's table stands in for row 0.
-            scored (T,): is the score of a child read that is evaluated at this transition?
+            scored (T,): is a child's score read there?   lane_real (3, N): time, linear time, guidance.
             lane (8, N): cell, slot, transition, candidate, chain, key, row of the schedule's table, parent's row of the
                 store; padding: 0, but the two rows -1.
-            lane_real (3, N): time, linear time, guidance.
             lane_live (N,).   live (B, K).   position (B, K): lane of a live cell, else 0.
         width: most lanes that may be live.
 
@@ -70,19 +69,17 @@ def reference(
     check(ints, floats, flags, *sizes, width)
     f = views({"ints": ints, "floats": floats, "flags": flags}, sizes)
     chain, slot, time, linear_time = f["chain"], f["slot"], f["time"], f["linear_time"]
-    B, K, C, N, T, device = sizes.batch, lanes, chains, widest, transitions, ints.device
+    B, K, C, N, T = sizes.batch, lanes, chains, widest, transitions
     torch.minimum(chain[QUOTA], chain[LEFT] - (T - 1 - chain[CHAIN_TRANSITION]), out=chain[QUOTA])
-    wanted = torch.arange(K, device=device).unsqueeze(0) < (chain[QUOTA] * f["alive"]).unsqueeze(1)
+    wanted = torch.arange(K, device=ints.device).unsqueeze(0) < (chain[QUOTA] * f["alive"]).unsqueeze(1)
     scored = f["scored"].index_select(0, chain[CHAIN_TRANSITION].clamp(0, T - 1)).unsqueeze(1)
     order = torch.where(wanted, torch.where(scored, 0, 1), 2).flatten()  # of cells: scored, others, none
     cells = torch.sort(order, dim=0, stable=True)[1]
-    rank = torch.empty_like(cells).scatter_(0, cells, torch.arange(B * K, device=device)).view(B, K)
+    rank = torch.empty_like(cells).scatter_(0, cells, torch.arange(B * K, device=ints.device)).view(B, K)
     live = torch.logical_and(wanted, rank < width)
     f["live"].copy_(live)
     f["position"].copy_(rank * live)
-    count = min(B * K, N)
-    on, cell = f["lane_live"], cells.new_zeros([N])
-    on.fill_(False)
+    count, on, cell = min(B * K, N), f["lane_live"].fill_(False), cells.new_zeros([N])
     on[:count] = live.flatten().index_select(0, cells[:count])
     cell[:count] = cells[:count]
     b = torch.div(cell, K, rounding_mode="floor")

@@ -76,15 +76,13 @@ def reference(
         ints, floats, flags: the packed buffers (flowfast/ops/layout.py); below, their fields.
         x_lane, u_lane, x0_lane: (N, n) latents.   x, u: (2 B, n).   top_x, top_x0: (S * top, n).
         slots, lanes, transitions: S, K, T; the other sizes are those of the latents.
-        margin: by how much a child must beat the threshold to be taken at once.
-        carry: does an unused quota roll over to the next transition?
+        margin, carry: by how much must a child beat the threshold to be taken at once; does unused quota roll over?
         next_width: lanes of the next round for `assign_lanes`; -1: it is not called.
 
     Fields read and written:
-        chain, slot, alive, score (threshold, best child, child's reward, parent's reward), path_chain, path_candidate;
-        top_reward, best first, top_transition, top_chain, top_candidate; what `assign_lanes` writes; broken: the
-        posterior mean of a lane is not finite, all False afterwards; ticket: 0, counts the blocks that are done where
-        one launch on a device does all of this.
+        chain, slot, alive, score, path_chain, path_candidate; top_reward, best first, top_transition, top_chain,
+        top_candidate; what `assign_lanes` writes; broken: the posterior mean of a lane is not finite, all False
+        afterwards; ticket: 0, counts the blocks that are done where one launch on a device does all of this.
     Fields read:
         quota_table; passes: NFE that a lane costs at a transition; scored: is a lane's score read there; centre: taken
         off a reward there before it is compared; accept: may the first child that beats threshold + margin be taken;
@@ -92,8 +90,7 @@ def reference(
         lane's image, finite where the image is.
     Fields written:
         dense (B, K): rewards, -inf: none, NaN: not scored.   status (B, K): 0 seen, 1 best child, 2 taken, 3 discarded.
-        advance (B,): 0 stay, 1 accepted, 2 spent, 3 dead (spent, nothing above -inf came).   store_source (2 B,),
-        top_source (S, top): lane that was moved there; negative: none.
+        advance (B,): 0 stay, 1 accepted, 2 spent, 3 dead.   store_source, top_source: lane moved there; negative: none.
 
     Raises:
         OperandError: an operand has a wrong dtype, shape or layout.
