@@ -68,6 +68,7 @@ def main(versions: list[str]) -> None:
             "tests/ops",
             "tests/rounds",
             "tests/methods",
+            "--ignore=tests/ops/test_layout.py",  # compares files that are written from the sources
             folder=TESTS,
         )
         print(f"torch {version}: reward {there:.7f} (here {here:.7f}); {said.strip().splitlines()[-1]}", flush=True)
