@@ -1,9 +1,11 @@
 """Two checkouts of flowfast against each other, in turns: what a change costs or saves.
 
-    python -m bench.versions OLD [NEW] [--case host,scripted,bon] [--turns 21] [--cpu 0]
+    python -m bench.versions OLD [NEW] [--case host,scripted,bon] [--starts 7] [--turns 9] [--cpu 0]
 
-OLD and NEW (default: this one) are folders with their libraries built. A process of each loads, runs once, and then
-does one unit of work whenever it is its turn, so that both see the same machine. One thread. Cases: `host`, an RBF
+OLD and NEW (default: this one) are folders with their libraries built. A process of each warms up and then does one
+unit of work whenever it is its turn, so that both see the same machine; where their memory came to lie alone may be
+worth a tenth, so pairs of processes are started several times. Shown are medians over the starts, and the range of
+their ratios. One thread. Cases: `host`, an RBF
 search beside a null model, 400 NFE, which is the host's work of its rounds; `scripted`, the same in TorchScript; `bon`,
 best-of-n on `scenes`, 4 prompts, 100 NFE.
 """
@@ -85,14 +87,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path, nargs="?", default=ROOT)
     parser.add_argument("--case", default=",".join(CASES), help="of host, scripted, bon")
-    parser.add_argument("--turns", type=int, default=21)
+    parser.add_argument("--starts", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=9, help="of each start")
     parser.add_argument("--cpu", type=int, default=min(os.sched_getaffinity(0)))
     options = parser.parse_args(argv)
     for case in options.case.split(","):
         if case not in CASES:
             parser.error(f"no case {case!r}: choose of {', '.join(CASES)}")
-        old, new = compare(options.old.resolve(), options.new.resolve(), case, options.turns, options.cpu)
-        print(f"{case}: {old * 1e3:.2f} ms, {new * 1e3:.2f} ms: {new / old:.3f}x", flush=True)
+        folders = options.old.resolve(), options.new.resolve()
+        pairs = [compare(*folders, case, options.turns, options.cpu) for _ in range(options.starts)]
+        old, new = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+        ratios = sorted(new / old for old, new in pairs)
+        middle = f"{statistics.median(ratios):.3f}x ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        print(f"{case}: {old:.2f} ms, {new:.2f} ms: {middle}", flush=True)
 
 
 if __name__ == "__main__":

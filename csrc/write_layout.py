@@ -1,6 +1,8 @@
 """Writes where the numbers of a search lie (flowfast/ops/layout.py) for C++ and CUDA, and for Triton.
 
-python csrc/write_layout.py
+    python csrc/write_layout.py
+
+Run it after a change of that table; tests/ops/test_layout.py fails until then.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent
 FIRST = (
     "runner/test_flowfast_run.py", "test_cuda_build.py", "test_sanitize.py", "ops/test_triton.py",
     "runner/test_server.py", "test_evidence.py", "cli/test_generate.py", "archive/test_archive.py", "test_bench.py",
-    "models/test_diffusers.py", "cli/test_files.py", "cli/test_cookbook.py",
+    "models/test_diffusers.py", "cli/test_files.py", "cli/test_kills.py", "cli/test_cookbook.py",
 )  # fmt: skip
 
 

@@ -421,8 +421,8 @@ def test_the_readme_shows_the_results_that_lie_beside_it():
 
 
 def test_two_checkouts_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
-    versions.main([str(versions.ROOT), "--case", "host", "--turns", "2"])
-    assert re.fullmatch(r"host: [\d.]+ ms, [\d.]+ ms: [\d.]+x\n", capsys.readouterr().out)
+    versions.main([str(versions.ROOT), "--case", "host", "--starts", "2", "--turns", "2"])
+    assert re.fullmatch(r"host: [\d.]+ ms, [\d.]+ ms: [\d.]+x \([\d.]+ to [\d.]+\)\n", capsys.readouterr().out)
     with pytest.raises(SystemExit):
         versions.main([str(versions.ROOT), "--case", "hosts"])
     assert "no case 'hosts'" in capsys.readouterr().err

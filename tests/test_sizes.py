@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST = {"file": 450, "class": 250, "function": 60}
 """Lines, those of docstrings and signatures too."""
 LONGER = {
-    ("flowfast/engine/driver.py", "file"): 760,  # one call of `search`, with three lifetimes in one class
+    ("flowfast/engine/driver.py", "file"): 710,  # one call of `search`, with three lifetimes in one class
     ("flowfast/engine/driver.py", "Driver"): 640,
     ("flowfast/engine/driver.py", "Driver.__init__"): 90,
 }

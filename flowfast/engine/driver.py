@@ -13,9 +13,8 @@ import math
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -27,6 +26,7 @@ from flowfast.config import SearchConfig
 from flowfast.engine import checkpoint as checkpoints
 from flowfast.engine import clock, deadline, spans
 from flowfast.engine.graphs import Graphs, Recorder, recorder_for
+from flowfast.engine.group import Group, Report
 from flowfast.engine.transfer import Transfer, Transfers
 from flowfast.errors import BudgetError, ModelError, OptionError, RewardError
 from flowfast.files import plain
@@ -60,50 +60,6 @@ class OtherBatch(Exception):
     def __init__(self, config: SearchConfig, held: checkpoints.Held | None):
         super().__init__(config.micro_batch)
         self.config, self.held = config, held
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is on its way to the host after a round, and what the host knew when the round was sent off."""
-
-    transfer: Transfer
-    index_of: dict[int, int]
-    rounds: list[int]
-
-
-@dataclass
-class Group:
-    """A batch of slots; index_of: the prompt of each slot that is taken."""
-
-    engine: SlotBatch
-    whole: Graphs
-    forward: Graphs
-    transfers: Transfers
-    index_of: dict[int, int] = field(default_factory=dict)
-    over: set[int] = field(default_factory=set)  # slots whose chains have all ended before their plan
-    reports: deque[Report] = field(default_factory=deque)
-    scored: Future[Tensor] | None = None  # the round that is under way waits for these rewards
-
-    def __post_init__(self) -> None:
-        e = self.engine
-        conditions = (e.cond, e.null_cond, e.reward_cond)
-        self.static = [e.x_lane, e.x0_lane, e.lane, e.lane_real, e.broken]
-        self.static += [value for group in conditions for value in group.values()]
-        self.seen = [torch.zeros_like(e.lane[:4]), torch.zeros_like(e.lane_live)]  # lanes of the round, for records
-        host, pinned = (
-            torch.full((e.lane_live.numel(),), -math.inf, dtype=torch.float32, device="cpu"),
-            e.lane.device.type == "cuda",
-        )
-        self.scores = host.pin_memory() if pinned else host
-        self.rewards = torch.empty_like(self.scores, device=e.lane.device)
-
-    def rest(self, plans: list[list[int]]) -> list[int]:
-        """Rows of the rounds to come by these plans, all slots together."""
-        of_slots = [plans[slot][self.engine.rounds[slot] :] for slot in self.index_of]
-        return [sum(column) for column in zip_longest(*of_slots, fillvalue=0)]
-
-    def is_done(self, slot: int) -> bool:
-        return self.engine.rounds[slot] >= len(self.engine.plans[slot]) or slot in self.over
 
 
 class Driver:
@@ -248,8 +204,8 @@ class Driver:
         half = rounds if all(plan.scored) else (rounds + 1) // 2
         for each in range(rounds):
             if each == half:
-                group.engine.scored_plans = [[0] * len(plan) for plan in group.engine.plans]
-                group.engine.assigned = False
+                for slot, widths in enumerate(group.engine.plans):
+                    group.engine.expect(slot, widths, [0] * len(widths))
             start = clock.now()
             self._start(group)
             self._finish(group)
@@ -539,10 +495,7 @@ class Driver:
         for g, group in enumerate(self.groups):
             self._read_reports(group, all_of_them=True)
             tensors |= {f"group{g}.{name}": tensor for name, tensor in checkpoints.state_of(group.engine).items()}
-            index_of = {str(slot): index for slot, index in group.index_of.items()}
-            plans = {"plans": group.engine.plans, "scored": group.engine.scored_plans}
-            host = {"rounds": group.engine.rounds, "over": sorted(group.over)}
-            groups.append({**plans, **host, "index_of": index_of})
+            groups.append(group.held())
         samples = {index: sample for index, sample in enumerate(self.samples) if sample}
         counts = {name: getattr(self, name) for name in ("rows_seen", "rounds", "nan_rewards")}
         facts = {**self.identity, "budget": self.budget, "micro_batch": self.last_micro_batch, "seconds": self.seconds}
@@ -588,8 +541,7 @@ class Driver:
                 checkpoints.load_into(group.engine, held.tensors, f"group{g}.")
             except ValueError as error:
                 raise self.checkpoint.refused(str(error)) if self.checkpoint else error from None
-            group.engine.plans, group.engine.scored_plans = found["plans"], found["scored"]
-            group.engine.rounds, group.over = found["rounds"], set(found["over"])
+            group.go_on(found)
         waiting = range(len(self.prompts) - facts["waiting"], len(self.prompts))
         self.cuts = held.cuts + [cut for cut in self.config.cuts if cut[0] in waiting and cut not in held.cuts]
         for index, sample in held.samples.items():

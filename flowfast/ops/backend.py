@@ -1,6 +1,6 @@
 """Which kernel stands behind each op of `torch.ops.flowfast`, and how to change it.
 
-Every op has a *reference* in plain PyTorch, which runs on any device. Two compiled libraries (`csrc/`, `library.py`)
+Every op has a *reference* in plain PyTorch, which runs on any device. Two compiled libraries (`csrc/`, `compiled.py`)
 add kernels: one for the CPU ("cpp"), which also has the schemas, the other, built with nvcc, for CUDA ("cuda"). Without
 the first the same schemas are defined from Python, so that `torch.ops.flowfast.<op>(...)` works in eager and scripted
 code either way and gives the same bits. Where a CUDA or ROCm device and triton are there, the Triton kernels of
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from flowfast.errors import OptionError
-from flowfast.ops import library as _library
-from flowfast.ops.library import Library
+from flowfast.ops import compiled
+from flowfast.ops.compiled import Library
 from flowfast.ops.registry import OPS
 
 NAMESPACE = "flowfast"
@@ -41,7 +41,7 @@ _functions: ctypes.CDLL | None = None  # of the CPU's library; None without it
 def load() -> None:
     """Loads the compiled libraries, or defines the schemas from Python and warns; then obeys FLOWFAST_BACKEND."""
     global _cpu, _cuda, _functions
-    _cpu, _cuda = _library.load()
+    _cpu, _cuda = compiled.load()
     if not _cpu.obstacle:
         _functions = ctypes.CDLL(str(_cpu.path))
         _functions.flowfast_instruction_set.restype = ctypes.c_char_p
@@ -58,7 +58,7 @@ def load() -> None:
     if not wanted and _functions is None:
         warnings.warn(
             f"flowfast runs its ops in plain PyTorch (no compiled library: {_cpu.obstacle}), with the same results but "
-            f"more slowly; {_library.remedy()}.",
+            f"more slowly; {compiled.remedy()}.",
             stacklevel=3,
         )
 
@@ -214,7 +214,7 @@ def live(device: str = "") -> dict[str, tuple[str, str]]:
             library = _cpu if key == "CPU" else _cuda
             obstacle = library.obstacle or "it lacks this op"
             instead = "`pip install triton`, or " if key == "CUDA" else ""
-            report[name] = ("reference", f"no compiled library: {obstacle}; {instead}{_library.remedy()}")
+            report[name] = ("reference", f"no compiled library: {obstacle}; {instead}{compiled.remedy()}")
     return report
 
 
@@ -222,7 +222,7 @@ def libraries() -> dict[str, str]:
     """What became of the two compiled libraries: {"libflowfast_ops.so": "loaded from ...", ...}."""
     return {
         name: f"not loaded: {library.obstacle}" if library.obstacle else f"loaded from {library.path}"
-        for name, library in ((_library.CPU, _cpu), (_library.CUDA, _cuda))
+        for name, library in ((compiled.CPU, _cpu), (compiled.CUDA, _cuda))
     }
 
 

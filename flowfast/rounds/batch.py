@@ -54,7 +54,8 @@ class SlotBatch(Lanes):
         self.method = method
         self.chain_index = torch.arange(self.slots * self.chains, device=self.table.device)
         self.side = torch.arange(2, device=self.table.device)
-        self.next_width, self.next_scored, self.assigned = -1, 0, False
+        self.assigned = False  # have the lanes of the next round been laid?
+        self.next_width, self.next_scored = -1, 0  # what `turn` counted of it; -1: nothing
         self.ahead = True  # `decide` lays the next lanes, too; not in a CUDA graph, which would replay their number
         self.plans: list[list[int]] = [[0][:0] for _ in range(self.slots)]
         self.scored_plans: list[list[int]] = [[0][:0] for _ in range(self.slots)]
@@ -90,9 +91,8 @@ class SlotBatch(Lanes):
         if latents is not None:
             slice_of(self.state.x, slot, 2 * self.chains).copy_(latents.repeat_interleave(2, dim=0))
             self.state.given[slot] = True
-        self.plans[slot], self.scored_plans[slot] = limits.widths, limits.scored
         self.rounds[slot] = 0
-        self.assigned = False
+        self.expect(slot, limits.widths, limits.scored)
 
     @torch.jit.export
     def limit(self, slot: int, limits: Limits) -> None:
@@ -106,8 +106,7 @@ class SlotBatch(Lanes):
         slice_of(s.quota_table, slot, self.chains).copy_(limits.quota)
         slice_of(s.stopped, slot, self.chains).logical_or_(stopped)
         slice_of(s.alive, slot, self.chains).logical_and_(torch.logical_not(stopped))
-        self.plans[slot], self.scored_plans[slot] = limits.widths, limits.scored
-        self.assigned = False
+        self.expect(slot, limits.widths, limits.scored)
 
     @torch.jit.export
     def release(self, slot: int) -> dict[str, Tensor]:
@@ -115,8 +114,7 @@ class SlotBatch(Lanes):
         free then."""
         s, top = self.state, self.top
         slice_of(s.alive, slot, self.chains).fill_(False)
-        self.plans[slot], self.scored_plans[slot] = [0][:0], [0][:0]
-        self.assigned = False
+        self.expect(slot, [0][:0], [0][:0])
         return {
             "reward": s.top_reward[slot].clone(),
             "x0": s.top_x0.narrow(0, slot * top, top).clone(),
@@ -128,16 +126,21 @@ class SlotBatch(Lanes):
         }
 
     @torch.jit.export
+    def expect(self, slot: int, widths: list[int], scored: list[int]) -> None:
+        """Lanes of a slot in each of its rounds, at most, and those of them that are scored; the next ones are laid
+        anew."""
+        self.plans[slot], self.scored_plans[slot] = widths, scored
+        self.assigned, self.next_width = False, -1
+
+    @torch.jit.export
     def width(self) -> int:
         """Lanes that the next round can have at most; 0: every slot is done."""
-        known = self.assigned and self.next_width >= 0  # counted by `turn`
-        return self.next_width if known else next_lanes(self.plans, self.rounds)
+        return self.next_width if self.next_width >= 0 else next_lanes(self.plans, self.rounds)
 
     @torch.jit.export
     def scored_width(self) -> int:
         """Lanes of the next round, at most, whose score is read: the first ones."""
-        known = self.assigned and self.next_width >= 0
-        return self.next_scored if known else next_lanes(self.scored_plans, self.rounds)
+        return self.next_scored if self.next_width >= 0 else next_lanes(self.scored_plans, self.rounds)
 
     @torch.jit.export
     def search(self) -> None:
@@ -151,10 +154,7 @@ class SlotBatch(Lanes):
     def round(self) -> None:
         """Children, their posterior means, the images and rewards of those whose score is read, and what these
         decide."""
-        self.lay()
-        self.branch()
-        self.evaluate()
-        self.observe(self.score(self.decode()))
+        self.observe(self.score(self.propose()))
 
     @torch.jit.export
     def propose(self) -> Tensor:
@@ -173,7 +173,6 @@ class SlotBatch(Lanes):
         self.padded = (width + M - 1) // M * M
         self.scored_padded = (self.scored_width() + M - 1) // M * M
         if not self.assigned:
-            self.next_width = -1
             self.assign(width)
 
     @torch.jit.export
@@ -209,8 +208,7 @@ class SlotBatch(Lanes):
         """All that is decided of each chain by itself."""
         s = self.state
         bias: Optional[Tensor] = None
-        if rewards.dtype != torch.float32 or not rewards.is_contiguous():
-            rewards = rewards.to(torch.float32).contiguous()
+        rewards = rewards.to(torch.float32).contiguous()
         if self.method.draws:
             n = rewards.size(0)
             bias = self.method.bias(

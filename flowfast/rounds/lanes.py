@@ -131,8 +131,8 @@ class Lanes(nn.Module):
         fields = self._lay_out(sizes, schedule, rules, device)
         self.state = State(fields, sizes, self.numel, dtype, device)
         self._make_lanes(dtype, device)
-        self.padded, self.scored_padded, self.elements, self.image_dims = 0, 0, M * self.numel, [1, 2, 3]
-        self.has_sums = False
+        self.padded, self.scored_padded = 0, 0
+        self.image_dims, self.has_sums = [1, 2, 3], False  # of `look`: what it sums over, and whether it has
         # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
         rows = M if slots == 1 else slots
         self.cond, self.null_cond, self.reward_cond = (
@@ -216,7 +216,7 @@ class Lanes(nn.Module):
         time."""
         for i in range(self.padded // self.micro_batch):
             x, t, slot = self.x_shaped[i], self.t_part[i], self.slot_part[i]
-            u = self.flow.velocity(x, t, self.cond if self.slots == 1 else self.take(self.cond, slot))
+            u = self.flow.velocity(x, t, self.take(self.cond, slot))
             null: Optional[Tensor] = None
             if self.passes == 2:
                 null = self.flow.velocity(x, t, self.take(self.null_cond, slot))
@@ -240,31 +240,23 @@ class Lanes(nn.Module):
 
     def flat(self, u: Tensor) -> Tensor:
         """A velocity as (M, n) of the state's own type. Raises ModelError where it has another number of elements."""
-        if u.size(0) != self.micro_batch or u.numel() != self.elements:
+        if u.size(0) != self.micro_batch or u.numel() != self.micro_batch * self.numel:
             raise ModelError(
                 "velocity must return the shape of x_t, " + str([self.micro_batch] + self.shape) + ", got "
                 + str(list(u.shape)) + ": mend the model"
             )  # fmt: skip
-        if u.dtype != self.x_lane.dtype:
-            u = u.to(self.x_lane.dtype)
-        if u.is_contiguous():
-            return u.view(self.micro_batch, self.numel)
-        return u.reshape(self.micro_batch, self.numel).contiguous()
+        return u.reshape(self.micro_batch, self.numel).to(self.x_lane.dtype).contiguous()
 
     @torch.jit.export
     def decode(self) -> Tensor:
         """Images of the lanes whose score is read, which come first."""
-        if self.scored_padded == 0:
-            return self.x0_lane.new_zeros([0, 3, 0, 0])
-        images: Tensor = self.flow.decode(self.x0_shaped[0])
-        self.look(0, images)
-        if self.scored_padded == self.micro_batch:
-            return images
-        parts = [images]
-        for i in range(1, self.scored_padded // self.micro_batch):
+        parts: list[Tensor] = []
+        for i in range(self.scored_padded // self.micro_batch):
             parts.append(self.flow.decode(self.x0_shaped[i]))
             self.look(i, parts[i])
-        return torch.cat(parts)
+        if len(parts) == 0:
+            return self.x0_lane.new_zeros([0, 3, 0, 0])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @torch.jit.export
     def look(self, i: int, images: Tensor) -> None:

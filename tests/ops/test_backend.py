@@ -12,7 +12,7 @@ from triton_interpreter import require
 import flowfast.ops
 from flowfast.errors import FlowfastError, OptionError
 from flowfast.ops import backend as backends
-from flowfast.ops.library import remedy
+from flowfast.ops.compiled import remedy
 
 ROOT = Path(__file__).parents[2]
 COMPILED = flowfast.ops.instruction_set() != ""
