@@ -648,7 +648,8 @@ def time_rounds(run: Run) -> None:
                         seconds[name].append((time.perf_counter() - start) / 100)
             run.suite.row(
                 "rbf_evaluation", batch=2, shape=run.latent, dtype=dtype, ours=Times.of(seconds["ours"]), peer="eager",
-                theirs=Times.of(seconds["eager"]), engine="scripted" if scripted else "python", rows=schedule.rows,
+                theirs=Times.of(seconds["eager"]), engine="scripted" if scripted else "python",
+                transitions=schedule.transitions,
                 launches_a_round=counted.launches / len(search.plan.widths()), backend=backend(run, "branch_step"),
             )  # fmt: skip
 

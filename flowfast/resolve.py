@@ -78,11 +78,11 @@ class Resolved:
         where it could not fit the device."""
         sizes = {"slots": slots, "chains": plan.chains, "lanes": plan.lanes, "micro_batch": micro_batch}
         top = self.params.finalists or self.params.top_k
-        check_room(math.prod(flow.shape) * dtype.itemsize, self.schedule.rows, top, device, **sizes)
+        check_room(math.prod(flow.shape) * dtype.itemsize, self.schedule.transitions, top, device, **sizes)
         rules = Rules(
             passes=self.passes,
             accept=torch.tensor(plan.accept, device="cpu"),
-            scored=torch.tensor(plan.scored or [True] * self.schedule.rows, device="cpu"),
+            scored=torch.tensor(plan.scored or [True] * self.schedule.transitions, device="cpu"),
             finished=torch.tensor(plan.finished, device="cpu") if plan.finished else self.schedule.finished,
             margin=plan.margin,
             carry=plan.carry,

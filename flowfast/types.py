@@ -125,7 +125,7 @@ class Candidate(NamedTuple):
     prompt: int
     round: int
     chain: int
-    row: int
+    transition: int
     candidate: int
     t: float
     reward: float | None
@@ -144,10 +144,10 @@ class Winner:
 
     key: int
     chain: int
-    row: int
+    transition: int
     candidate: int
     path: tuple[tuple[int, int, int], ...]
-    """(chain, row, candidate) of every transition from the initial noise on; the chain changes where it was
+    """(chain, transition, candidate) of every step from the initial noise on; the chain changes where it was
     resampled."""
 
 

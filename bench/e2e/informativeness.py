@@ -32,8 +32,8 @@ def correlation(
 
     def collect(batch: list[flowfast.Candidate]) -> None:
         for c in batch:
-            table[c.prompt, c.chain, c.row] = c.reward
-            times[c.row] = c.t
+            table[c.prompt, c.chain, c.transition] = c.reward
+            times[c.transition] = c.t
 
     flowfast.search(flow, prompts, method="bon", budget=runs * steps * 2, steps=steps, seed=seed, on_round=collect)
     rewards = torch.tensor([[[table[p, c, r] for c in range(runs)] for r in range(steps)] for p in range(len(prompts))])
@@ -52,19 +52,19 @@ def spread(
     times: dict[int, float] = {}
 
     def collect(batch: list[flowfast.Candidate]) -> None:
-        rows: dict[tuple[int, int], list[float]] = {}
+        values_at: dict[tuple[int, int], list[float]] = {}
         for c in batch:
-            rows.setdefault((c.prompt, c.row), []).append(c.reward)
-            times[c.row] = c.t
-        for (_, row), values in rows.items():
+            values_at.setdefault((c.prompt, c.transition), []).append(c.reward)
+            times[c.transition] = c.t
+        for (_, transition), values in values_at.items():
             if len(values) > 1:
-                rewards.setdefault(row, []).append(values)
+                rewards.setdefault(transition, []).append(values)
 
     budget = (1 + (steps - 1) * children) * 2
     flowfast.search(flow, prompts, method="svdd", chains=1, budget=budget, steps=steps, seed=seed, on_round=collect)
     return [
-        (times[row], float(torch.tensor([torch.tensor(v).std() for v in values]).mean()))
-        for row, values in sorted(rewards.items())
+        (times[transition], float(torch.tensor([torch.tensor(v).std() for v in values]).mean()))
+        for transition, values in sorted(rewards.items())
     ]
 
 

@@ -68,10 +68,10 @@ def check_same_sample(budget: int, scripted: bool) -> None:
     found = ours.run()
     key = torch.tensor(ours.keys).repeat(ours.plan.chains)
 
-    def same_noise(row: list[int], tried: list[int]) -> Tensor:
-        at = torch.tensor(row)
+    def same_noise(transition: list[int], tried: list[int]) -> Tensor:
+        at = torch.tensor(transition)
         purpose = torch.where(at == 0, noise.INITIAL_NOISE, noise.TRANSITION)
-        return noise.normals(key, at, torch.tensor(tried), torch.arange(len(row)), purpose, shape[0] * shape[1])
+        return noise.normals(key, at, torch.tensor(tried), torch.arange(len(transition)), purpose, shape[0] * shape[1])
 
     reward, sample, nfe = eager_rbf(
         lambda x, t: -0.5 * x, first_number, ours.resolved.schedule, ours.plan, shape, noise=same_noise

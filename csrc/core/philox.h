@@ -44,7 +44,7 @@ enum Purpose : uint32_t {
   kSelection = 4,
   kPurposes = 16,
 };
-constexpr uint32_t kRowLimit = uint32_t{1} << 28;  // rows below the bits of the purpose
+constexpr uint32_t kRowLimit = uint32_t{1} << 28;  // rows (transitions) below the bits of the purpose
 
 FF_HD inline uint32_t row_word(int64_t row, uint32_t purpose) { return static_cast<uint32_t>(row) | purpose << 28; }
 

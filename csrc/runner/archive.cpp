@@ -102,7 +102,7 @@ class Scripted : public Archive {
   Result release(int64_t slot) override {
     Named found = named(call("release", slot));
     const std::vector<float> reward = floats(found.at("reward"));
-    const std::vector<int64_t> row = integers(found.at("row")), cost = integers(found.at("cost"));
+    const std::vector<int64_t> transition = integers(found.at("transition")), cost = integers(found.at("cost"));
     Result result;
     result.nfe = cost.at(0), result.nfe_speculative = cost.at(1);
     result.reward_calls = cost.at(2), result.nan_rewards = cost.at(3);
@@ -113,7 +113,7 @@ class Scripted : public Archive {
         continue;
       }
       const auto chain = integers(found.at("chain")[k]), candidate = integers(found.at("candidate")[k]);
-      for (int64_t r = 0; r <= row.at(k); ++r) sample.path.push_back({chain.at(r), r, candidate.at(r)});
+      for (int64_t at = 0; at <= transition.at(k); ++at) sample.path.push_back({chain.at(at), at, candidate.at(at)});
       result.top.push_back(std::move(sample));
     }
     return result;
@@ -125,11 +125,11 @@ class Scripted : public Archive {
     const Named found = named(call("lanes"));
     live_ = found.at("live").nonzero().flatten();
     const auto of = [&](const char* name) { return found.at(name).index_select(0, live_); };
-    const auto slot = integers(of("slot")), chain = integers(of("chain")), row = integers(of("row"));
-    const auto candidate = integers(of("candidate"));
+    const auto slot = integers(of("slot")), chain = integers(of("chain"));
+    const auto transition = integers(of("transition")), candidate = integers(of("candidate"));
     const auto t = floats(of("t"));
     std::vector<Lane> lanes;
-    for (size_t i = 0; i < slot.size(); ++i) lanes.push_back({slot[i], {chain[i], row[i], candidate[i]}, t[i]});
+    for (size_t i = 0; i < slot.size(); ++i) lanes.push_back({slot[i], {chain[i], transition[i], candidate[i]}, t[i]});
     return lanes;
   }
 

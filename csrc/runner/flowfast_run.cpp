@@ -129,7 +129,7 @@ std::string json(double number) {  // which knows no infinity and no NaN: as flo
 std::string json(const std::string& prompt, const Result& result, double load_seconds) {
   std::string path;
   for (const Step& step : result.path())
-    path += (path.empty() ? "[" : ", [") + std::to_string(step.chain) + ", " + std::to_string(step.row) + ", " +
+    path += (path.empty() ? "[" : ", [") + std::to_string(step.chain) + ", " + std::to_string(step.transition) + ", " +
             std::to_string(step.candidate) + "]";
   const Image& image = result.image();
   Blake2b hash(32);

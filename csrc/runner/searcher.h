@@ -112,9 +112,9 @@ struct Request {
   std::optional<std::string> negative_prompt = std::nullopt;  // as the archive says
 };
 
-// One transition of a path.
+// One step of a path.
 struct Step {
-  int64_t chain = 0, row = 0, candidate = 0;
+  int64_t chain = 0, transition = 0, candidate = 0;
   bool operator==(const Step&) const = default;
 };
 

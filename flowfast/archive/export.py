@@ -188,7 +188,7 @@ def _manifest(
         "slots": config.slots,
         "chains": plan.chains,
         "lanes": plan.lanes,
-        "rows": resolved.schedule.rows,
+        "transitions": resolved.schedule.transitions,
         "micro_batch": config.micro_batch,
         "passes": resolved.passes,
         "guidance": resolved.guidance,

@@ -132,8 +132,9 @@ class Archive(nn.Module):
         """Takes a request out, finished or not, and frees its slot.
 
         Its finished samples, best first: reward (top,), -inf where there are fewer; image (top, 3, H, W), but not
-        where the decoder lies outside; x0 and x (top, *shape); row (top,), chain and candidate (top, T): the path is
-        (chain[r], r, candidate[r]) for r up to row; cost (4,): NFE, speculative NFE, reward calls, NaN rewards.
+        where the decoder lies outside; x0 and x (top, *shape); transition (top,), chain and candidate (top, T): the
+        path is (chain[k], k, candidate[k]) for k up to transition; cost (4,): NFE, speculative NFE, reward
+        calls, NaN rewards.
         """
         self.check_slot(slot)
         found: dict[str, Tensor] = self.engine.release(slot)
@@ -146,7 +147,7 @@ class Archive(nn.Module):
             finite = torch.isfinite(found["image"].flatten(1)).all(1)
             reward = torch.where(finite, found["reward"], -torch.inf)
             reward, order = torch.sort(reward, dim=0, descending=True, stable=True)
-            for name in ("x0", "x", "row", "chain", "candidate", "image"):
+            for name in ("x0", "x", "transition", "chain", "candidate", "image"):
                 found[name] = found[name].index_select(0, order)
             found["reward"] = reward
         return found
@@ -191,13 +192,13 @@ class Archive(nn.Module):
 
     @torch.jit.export
     def lanes(self) -> dict[str, Tensor]:
-        """Whose the images just proposed are, (N,) each: live, slot, t (linear time), row, candidate, chain."""
+        """Whose the images just proposed are, (N,) each: live, slot, t (linear time), transition, candidate, chain."""
         e, n = self.engine, self.engine.scored_padded
         return {
             "live": torch.logical_and(e.lane_live[:n], e.scored.index_select(0, e.lane_transition[:n])),
             "slot": e.lane_slot[:n].clone(),
             "t": e.lane_real[1, :n].clone(),
-            "row": e.lane_transition[:n].clone(),
+            "transition": e.lane_transition[:n].clone(),
             "candidate": e.lane_candidate[:n].clone(),
             "chain": e.lane_chain[:n].clone(),
         }

@@ -261,9 +261,9 @@ def _parts(record: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _sample(prompt: str, found: dict[str, Any], tensors: dict[str, Tensor]) -> Sample:
     top = []
     for k, entry in enumerate(found["top"]):
-        key, chain, row, candidate, path = entry["winner"]
+        key, chain, transition, candidate, path = entry["winner"]
         image, latent, x_t = (tensors[f"{k}.{name}"] for name in ("image", "latent", "x_t"))
-        winner = Winner(key, chain, row, candidate, tuple((step[0], step[1], step[2]) for step in path))
+        winner = Winner(key, chain, transition, candidate, tuple((step[0], step[1], step[2]) for step in path))
         preview = entry["preview_reward"]
         shown = None if preview is None else float(preview)
         top.append(Ranked(float(entry["reward"]), image, latent, x_t, winner, shown))

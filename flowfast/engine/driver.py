@@ -171,7 +171,7 @@ class Driver:
             raise BudgetError(f"seconds must be positive, got {seconds}: raise it")
         before = clock.now()
         resolved, count = self.resolved, len(self.prompts)
-        probe = resolved.plan(16 * resolved.schedule.rows * resolved.passes)
+        probe = resolved.plan(16 * resolved.schedule.transitions * resolved.passes)
         self._choose_sizes(probe)
         try:
             with frozen(*self.steered):
@@ -604,37 +604,37 @@ class Driver:
         C, K = self.plan.chains, self.plan.lanes
         reward, status = records[0].flatten().tolist(), records[1].flatten().tolist()
         found = []
-        for cell, slot, row, candidate, live in zip(*records[2].tolist(), records[3].tolist(), strict=True):
+        for cell, slot, transition, candidate, live in zip(*records[2].tolist(), records[3].tolist(), strict=True):
             if live and slot in report.index_of:
                 found.append(
                     Candidate(
                         prompt=report.index_of[slot],
                         round=report.rounds[slot] - 1,
                         chain=cell // K % C,
-                        row=row,
+                        transition=transition,
                         candidate=candidate,
-                        t=self.linear_time[row],
+                        t=self.linear_time[transition],
                         reward=None if math.isnan(reward[cell]) else reward[cell],
-                        finished=self.finished[row],
+                        finished=self.finished[transition],
                         status=STATUS[status[cell]],
                         nfe=nfe[slot],
                     )
                 )
-        return sorted(found, key=lambda c: (c.prompt, c.chain, c.row, c.candidate))
+        return sorted(found, key=lambda c: (c.prompt, c.chain, c.transition, c.candidate))
 
     def _sample(self, group: Group, index: int, found: dict[str, Tensor]) -> Sample | None:
         """What a prompt got; the only wait of a request."""
         config, prompt, shape = self.config, self.prompts[index], tuple(self.flow.shape)
         x0, x = (found[name].view(-1, *shape) for name in ("x0", "x"))
-        t = group.engine.linear_time.index_select(0, found["row"])
+        t = group.engine.linear_time.index_select(0, found["transition"])
         self.clock.mark()
         images = torch.cat([self.decode(x0[k : k + 1]).float() for k in range(len(x0))])
         self.clock.mark("decode")
         on_device = self.previews and not self.host_reward
         reward = self._rewards_in_full(index, images, t) if on_device else found["reward"]
-        names = ("reward", "row", "chain", "candidate", "cost")
+        names = ("reward", "transition", "chain", "candidate", "cost")
         transfer = group.transfers.send([images, x0, x, t, reward, *(found[name] for name in names)])
-        images, x0, x, t, reward, seen, row_of, chain_of, candidate_of, cost = (
+        images, x0, x, t, reward, seen, last_of, chain_of, candidate_of, cost = (
             each.clone() for each in transfer.read()
         )
         nfe, speculative, calls, nan = cost.tolist()
@@ -654,9 +654,9 @@ class Driver:
         for k in reward.argsort(descending=True, stable=True).tolist()[: config.top_k]:
             if reward[k] == -math.inf:
                 continue
-            row = int(row_of[k])
-            path = tuple((int(chain_of[k, r]), r, int(candidate_of[k, r])) for r in range(row + 1))
-            winner = Winner(self._noise_key(index), path[-1][0], row, path[-1][2], path)
+            last = int(last_of[k])
+            path = tuple((int(chain_of[k, at]), at, int(candidate_of[k, at])) for at in range(last + 1))
+            winner = Winner(self._noise_key(index), path[-1][0], last, path[-1][2], path)
             preview = float(seen[k]) if self.previews else None
             top.append(Ranked(float(reward[k]), images[k], x0[k], x[k], winner, preview))
         if not top:
@@ -678,10 +678,8 @@ class Driver:
         """Why a prompt whose slot was just freed got no sample."""
         state, plan, C = group.engine.state, self.plan, self.plan.chains
         calls, nan = (int(counts[slot]) for counts in (state.reward_calls, state.nan_rewards))
-        ended = [
-            (c, row) for c, row in enumerate(slice_of(state.transition, slot, C).tolist()) if row < len(plan.accept)
-        ]
-        broke = sum(plan.quota[c][row] == 1 for c, row in ended)
+        ended = [(c, at) for c, at in enumerate(slice_of(state.transition, slot, C).tolist()) if at < len(plan.accept)]
+        broke = sum(plan.quota[c][at] == 1 for c, at in ended)
         return (
             f"{nan} of its {calls} candidates counted as NaN (a reward that is, or a latent or picture that is not "
             f"finite); of {C} chains {broke} ended where the model's output was not finite, "

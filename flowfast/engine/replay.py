@@ -41,24 +41,24 @@ def replay(
     latents = None if latents is None else real_latents(latents)
     if latents is not None and tuple(latents.shape) != tuple(flow.shape):
         raise OptionError(f"latents must have the shape of one latent, {tuple(flow.shape)}, got {tuple(latents.shape)}")
-    if [row for _, row, _ in winner.path] != list(range(min(len(winner.path), schedule.rows))) or not winner.path:
+    if [k for _, k, _ in winner.path] != list(range(min(len(winner.path), schedule.transitions))) or not winner.path:
         raise OptionError(
-            f"the sample's path of {len(winner.path)} steps is none of this configuration's {schedule.rows} rows: give "
-            "the config of the result that it came with"
+            f"the sample's path of {len(winner.path)} steps is none of this configuration's "
+            f"{schedule.transitions} transitions: give the config of the result that it came with"
         )
     table, time, parent = table.to(device), schedule.time.float().to(device), torch.arange(M, device=device)
     pictures = []
     scorer = None if config.gradient is None else rewards.load(config.reward if reward is None else reward, flow)
     with evaluating(own, scorer), frozen(*() if scorer is None else (flow, scorer)):
         asked = {} if scorer is None else _rows(_asked(scorer, sample.prompt, device), M)
-        for chain, row, candidate in winner.path:
-            rows = torch.full((M,), row, device=device)
-            if row == 0 and latents is not None:
+        for chain, transition, candidate in winner.path:
+            rows = torch.full((M,), transition, device=device)
+            if transition == 0 and latents is not None:
                 x.copy_(latents.reshape(1, -1).expand_as(x))
             else:
                 address = (torch.full((M,), value, device=device) for value in (winner.key, candidate, chain))
                 torch.ops.flowfast.branch_step(x, u, parent, rows, *address, table, x, None, grad)
-            t, linear_t = time[rows], schedule.linear_time[row].float().expand(M).to(device)
+            t, linear_t = time[rows], schedule.linear_time[transition].float().expand(M).to(device)
             if scorer is not None:
                 point = (x.view(shape), t, linear_t, conds, asked, guidance, rows, table)
                 grad = evaluate(flow, rewards.graded(scorer), *point, u, x0).grad
@@ -67,7 +67,7 @@ def replay(
                 uncond = null[0] if null else None
                 torch.ops.flowfast.posterior_mean(x, velocity, uncond, guidance, rows, table, u, x0)
             image = flow.decode(x0[:1].view([1, *flow.shape]))[0].float().cpu()
-            pictures.append((float(schedule.linear_time[row]), image.clone()))  # decode may hand back x0 itself
+            pictures.append((float(schedule.linear_time[transition]), image.clone()))  # decode may hand back x0 itself
     return pictures
 
 

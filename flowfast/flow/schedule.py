@@ -28,7 +28,7 @@ from flowfast.flow.interpolant import Point, parse_interpolant
 COLUMNS = ("A", "B", "C", "G", "D", "E", "D_from", "E_from")
 TAIL_WIDTH = 0.12  # the widest step of an automatic tail, in linear t
 _TIME_TOLERANCE = 1e-9  # float64 rounding of a time that is t_finish by construction
-_INVISIBLE = 1e-6  # noise below this share of the state's scale is lost in float32: the row counts as noise-free
+_INVISIBLE = 1e-6  # noise below this share of the state's scale is lost in float32: the transition counts as noise-free
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,9 @@ class Schedule:
     """T transitions, float64, on the CPU.
 
     table (T, 8): columns A, B, C, G, D, E, D_from, E_from; D, E at the `to` time, D_from, E_from at the `from` time
-    (0 in row 0). G is 0 without gradient guidance. time, time_from (T,): model times. linear_time (T,): sigma / (alpha
-    + sigma) at the `to` time. searchable (T,) bool: C != 0, children of one parent differ, row 0 included. finished
-    (T,) bool: linear_time <= t_finish.
+    (0 at transition 0). G is 0 without gradient guidance. time, time_from (T,): model times. linear_time (T,): sigma /
+    (alpha + sigma) at the `to` time. searchable (T,) bool: C != 0, children of one parent differ, transition 0
+    included. finished (T,) bool: linear_time <= t_finish.
     """
 
     table: Tensor
@@ -49,25 +49,25 @@ class Schedule:
     finished: Tensor
 
     def __post_init__(self) -> None:
-        rows = self.table.shape[0]
-        if rows < 1 or self.table.shape != (rows, len(COLUMNS)):
+        T = self.table.shape[0]
+        if T < 1 or self.table.shape != (T, len(COLUMNS)):
             raise OptionError(
                 f"a schedule's table must be (T, {len(COLUMNS)}) with T >= 1, got {tuple(self.table.shape)}"
             )
         for name in ("time", "time_from", "linear_time", "searchable", "finished"):
             column = getattr(self, name)
-            if column.shape != (rows,):
-                raise OptionError(f"a schedule's {name} must be ({rows},), got {tuple(column.shape)}")
+            if column.shape != (T,):
+                raise OptionError(f"a schedule's {name} must be ({T},), got {tuple(column.shape)}")
         if not bool(torch.isfinite(self.table.float()).all()):
             raise OptionError(
                 "the schedule's coefficients overflow float32; lower the diffusion coefficient's norm, or the strength "
                 "of gradient guidance"
             )
         if bool(self.table[0, :2].any()) or not bool(self.searchable[0]):
-            raise OptionError("row 0 of a schedule must be the initial noise: A = B = 0 and C != 0")
+            raise OptionError("transition 0 of a schedule must be the initial noise: A = B = 0 and C != 0")
 
     @property
-    def rows(self) -> int:
+    def transitions(self) -> int:
         """T: the model evaluations of one trajectory."""
         return self.table.shape[0]
 
@@ -78,7 +78,7 @@ class ScheduleSpec:
     names.
 
     model_interpolant: the path the model was trained on; interpolant: the path that is walked; diffusion: g, None for
-    the integrator's default; steps: evaluations of the grid (None: 10, or the number of explicit times); tail: rows
+    the integrator's default; steps: evaluations of the grid (None: 10, or the number of explicit times); tail: steps
     of the noise-free tail (None: as many as needed for steps of at most 0.12 in linear t); t_finish: linear t in [1e-4,
     1]; shift: mu of the model's own shift, for grid "shift"; strength: of gradient guidance, 0 for none.
     """
@@ -102,9 +102,9 @@ class ScheduleSpec:
 
 
 class SearchOverPaths(NamedTuple):
-    """An unrolled search-over-paths schedule. Branching starts from the evaluation of row `start`; a block is one row
-    up in t (the only noise) and rows down without noise, and ends at an evaluation in `select`, where the best are
-    kept."""
+    """An unrolled search-over-paths schedule. Branching starts from the evaluation of transition `start`; a block is
+    one transition up in t (the only noise) and some down without noise, and ends at an evaluation in `select`, where
+    the best are kept."""
 
     schedule: Schedule
     start: int
@@ -114,10 +114,10 @@ class SearchOverPaths(NamedTuple):
 def build_schedule(spec: ScheduleSpec) -> Schedule:
     """The schedule of one trajectory: initial noise, S - 1 transitions of the integrator along the grid, and the tail.
 
-    The tail: when the grid's last evaluation stands at linear t > t_finish, rows without noise follow the linear path
+    The tail: when the grid's last evaluation stands at linear t > t_finish, steps without noise follow the linear path
     (Euler steps of equal width in linear t, the last evaluation exactly at t_finish); a grid that ends at t_finish or
-    below gets none, whatever `tail` says. tail = 0 leaves the schedule without a finished row. Raises OptionError for
-    unknown names, invalid pairs and values out of range.
+    below gets none, whatever `tail` says. tail = 0 leaves the schedule without a finished transition. Raises
+    OptionError for unknown names, invalid pairs and values out of range.
     """
     model, path = parse_interpolant(spec.model_interpolant), parse_interpolant(spec.interpolant)
     times = grid_times(spec.grid, spec.steps, path=path, model=model, shift=spec.shift)
@@ -138,11 +138,11 @@ def search_over_paths_schedule(
     width: float = 0.1,
     rounds: int | None = None,
 ) -> SearchOverPaths:
-    """Search over paths (Ma et al. 2025, arXiv 2501.09732): ODE from noise down to t_start; then blocks of one row up
-    by `forward` (the forward process, fresh noise) and rows down by `backward`, until t_finish, where the last block
+    """Search over paths (Ma et al. 2025, arXiv 2501.09732): ODE from noise down to t_start; then blocks of one step up
+    by `forward` (the forward process, fresh noise) and steps down by `backward`, until t_finish, where the last block
     ends.
 
-    All times are linear-equivalent t; rows down are at most `width` wide and follow the spec's integrator with zero
+    All times are linear-equivalent t; steps down are at most `width` wide and follow the spec's integrator with zero
     diffusion on the spec's path. rounds: at most so many blocks, then the tail as in `build_schedule`; None: as many as
     reach t_finish. The spec's diffusion, grid and steps do not apply. Raises OptionError for values that cannot work.
     """
@@ -194,7 +194,9 @@ def _check_paths(
         raise OptionError(f"search over paths needs width > 0, got {width}")
     blocks = (t_start - spec.t_finish) / (backward - forward)
     if (1.0 + backward / width) * (blocks + 1.0) + 1.0 / width > MOST_STEPS:
-        raise OptionError(f"search over paths needs more than {MOST_STEPS} rows; raise backward - forward or width")
+        raise OptionError(
+            f"search over paths needs more than {MOST_STEPS} transitions; raise backward - forward or width"
+        )
     if rounds is not None and rounds < 1:
         raise OptionError(f"search over paths needs rounds None (until t_finish) or at least 1, got {rounds}")
 
@@ -223,10 +225,10 @@ def _assemble(spec: ScheduleSpec, points: Sequence[Point], steps: Sequence[Step]
     steps.insert(0, Step(0.0, 0.0, math.hypot(first.alpha_t, first.sigma_t)))
     starts = [first, *points[:-1]]
     table = []
-    for row, (step, start, end) in enumerate(zip(steps, starts, points, strict=True)):
+    for k, (step, start, end) in enumerate(zip(steps, starts, points, strict=True)):
         noise = step.c if step.c > _INVISIBLE * end.sigma_t else 0.0
-        before = start.x0_hat if row else (0.0, 0.0)
-        gradient = spec.strength * step.b * start.velocity_of_score if row else 0.0
+        before = start.x0_hat if k else (0.0, 0.0)
+        gradient = spec.strength * step.b * start.velocity_of_score if k else 0.0
         table.append((step.a, step.b, noise, gradient, *end.x0_hat, *before))
     tensor = torch.tensor(table, dtype=torch.float64, device="cpu")
     linear_time = torch.tensor([point.linear_time for point in points], dtype=torch.float64, device="cpu")

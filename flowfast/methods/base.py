@@ -56,15 +56,15 @@ class Chains(nn.Module):
         """A new request moves into the slot."""
 
     @torch.jit.export
-    def bias(self, key: Tensor, row: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:
+    def bias(self, key: Tensor, transition: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:
         """(N,) for the lanes with these addresses (N,) each; asked for only if the method draws."""
         return torch.zeros_like(key, dtype=torch.float32)
 
     @torch.jit.export
-    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+    def regroup(self, rewards: Tensor, transition: Tensor, moved: Tensor, key: Tensor) -> Tensor:
         """ancestors (S, C): chain n goes on from chain ancestors[n], or ends where that is -1; survivors keep their
-        place. rewards (S, C) of the parents (-inf: dead); row (S,) the transition just taken; moved (S,) whether the
-        slot took one."""
+        place. rewards (S, C) of the parents (-inf: dead); transition (S,): the one just taken; moved (S,): did the slot
+        take one?"""
         return torch.arange(rewards.size(1), device=rewards.device).expand_as(rewards)
 
 

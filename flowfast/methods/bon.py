@@ -24,10 +24,10 @@ class BestOfN(Method):
     n: Chosen = None
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
-        rows = schedule.rows
-        need(self.name, evaluations, rows)
-        n = count_of(self.n or chains, evaluations // rows, evaluations // rows, "best-of-n's n")
-        return Plan(chains=n, lanes=1, quota=[[1] * rows] * n, left=[rows] * n, accept=[False] * rows)
+        T = schedule.transitions
+        need(self.name, evaluations, T)
+        n = count_of(self.n or chains, evaluations // T, evaluations // T, "best-of-n's n")
+        return Plan(chains=n, lanes=1, quota=[[1] * T] * n, left=[T] * n, accept=[False] * T)
 
 
 @register

@@ -23,12 +23,12 @@ class BestOfGroup(Chains):
         self.register_buffer("at", regroup, persistent=False)
 
     @torch.jit.export
-    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+    def regroup(self, rewards: Tensor, transition: Tensor, moved: Tensor, key: Tensor) -> Tensor:
         S, C = rewards.size(0), rewards.size(1)
         index = torch.arange(C, device=rewards.device).expand(S, C)
         grouped = rewards.view(S, -1, self.size)
         best = grouped.argmax(2) + torch.arange(0, C, self.size, device=rewards.device)
-        now = torch.logical_and(moved, self.at.index_select(0, row))
+        now = torch.logical_and(moved, self.at.index_select(0, transition))
         return torch.where(now.unsqueeze(1), best.repeat_interleave(self.size, dim=1), index)
 
 
@@ -49,19 +49,19 @@ class CoDe(Method):
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        rows = schedule.rows
-        need(self.name, evaluations, 2 * rows)
-        most = evaluations // rows
+        T = schedule.transitions
+        need(self.name, evaluations, 2 * T)
+        most = evaluations // T
         n = count_of(chains, 2 if most >= 4 else 1, most, "CoDe's groups (chains)")
         k = count_of(self.k, most // n, most // n, "CoDe's k")
         noisy = schedule.searchable.tolist()  # copies that no noise tells apart any more would be identical
-        regroup = [row > 0 and (row + 1) % self.block == 0 and any(noisy[row + 1 :]) for row in range(rows)]
+        regroup = [at > 0 and (at + 1) % self.block == 0 and any(noisy[at + 1 :]) for at in range(T)]
         return Plan(
             chains=n * k,
             lanes=1,
-            quota=[[1] * rows] * (n * k),
-            left=[rows] * (n * k),
-            accept=[False] * rows,
+            quota=[[1] * T] * (n * k),
+            left=[T] * (n * k),
+            accept=[False] * T,
             regroup=regroup,
             groups=n,
             keep=sorted(range(n * k), key=lambda chain: (chain % k, chain)),

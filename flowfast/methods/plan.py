@@ -17,11 +17,11 @@ class Plan:
     lanes: int
     """Most candidates a chain evaluates in one round."""
     quota: list[list[int]]
-    """(chains, rows): candidates at each transition."""
+    """(chains, transitions): candidates at each transition."""
     left: list[int]
     """(chains,): evaluations that a chain may spend in all."""
     accept: list[bool]
-    """(rows,): is the first child better than the best reward so far taken at once?"""
+    """(transitions,): is the first child better than the best reward so far taken at once?"""
     margin: float = 0.0
     """By how much must a child beat the best reward so far to be taken at once?"""
     carry: bool = False
@@ -29,14 +29,14 @@ class Plan:
     start: list[bool] = field(default_factory=list)
     """(chains,): which chains run from the beginning; empty: all."""
     regroup: list[bool] = field(default_factory=list)
-    """(rows,): after which transitions chains are regrouped; empty: never."""
+    """(transitions,): after which transitions chains are regrouped; empty: never."""
     groups: int = 1
     """How many groups of chains a regrouping method keeps (CoDe's and search-over-paths' N)."""
     finished: list[bool] = field(default_factory=list)
-    """(rows,): overrides the schedule's rule of which x0_hat is a finished sample; empty: as the schedule says."""
+    """(transitions,): overrides the schedule's rule of which x0_hat is a finished sample; empty: the schedule's."""
 
     scored: list[bool] = field(default_factory=list)
-    """(rows,): where a decision reads the score of a child; empty: everywhere. Nothing else is decoded or scored."""
+    """(transitions,): where a decision reads the score of a child; empty: everywhere. No other is decoded or scored."""
 
     keep: list[int] = field(default_factory=list)
     """Chains in the order in which they are kept when time runs short; empty: as they stand."""
@@ -49,12 +49,12 @@ class Plan:
             )
 
     def read(self, finished: list[bool]) -> list[bool]:
-        """(rows,): where a decision reads a child's score: at a finished sample, before a regrouping, and where
+        """(transitions,): where a decision reads a child's score: at a finished sample, before a regrouping, and where
         children of one parent compete. Where better children are taken early: everywhere, for then nobody knows
         before a round where its children will stand."""
         if any(self.accept):
             return [True] * len(self.accept)
-        compete = [max(of_chain[row] for of_chain in self.quota) > 1 for row in range(len(finished))]
+        compete = [max(of_chain[at] for of_chain in self.quota) > 1 for at in range(len(finished))]
         regroup = self.regroup or [False] * len(finished)
         return [any(each) for each in zip(self.finished or finished, compete, regroup, strict=True)]
 
@@ -71,33 +71,34 @@ class Plan:
         return self._greedy(cuts) if any(self.accept) else self._in_step(cuts)
 
     def _in_step(self, cuts: Sequence[tuple[int, int]]) -> "Forecast":
-        rows, widths, table = len(self.accept), list[int](), [list(q) for q in self.quota]
-        scored, read = list[int](), self.scored or [True] * rows
+        T, widths, table = len(self.accept), list[int](), [list(q) for q in self.quota]
+        scored, read = list[int](), self.scored or [True] * T
         starts = self.start or [True] * self.chains
-        row = [0 if on else rows for on in starts]
+        transition = [0 if runs else T for runs in starts]
         quota, left = [q[0] for q in self.quota], list(self.left)
         stopped, allowed = [False] * self.chains, list(left)
         while True:
             for _, evaluations in (cut for cut in cuts if cut[0] == len(widths)):
-                need = [min(left[c], rows - row[c] if row[c] < rows else left[c]) for c in range(self.chains)]
+                need = [min(left[c], T - transition[c] if transition[c] < T else left[c]) for c in range(self.chains)]
                 table, left = self._cut(table, left, need, evaluations)
                 stopped, allowed = [amount == 0 for amount in left], list(left)
-            quota = [min(quota[c], left[c] - (rows - 1 - row[c])) for c in range(self.chains)]  # as the loop does
-            lanes = [min(self.lanes, quota[c]) if row[c] < rows and not stopped[c] else 0 for c in range(self.chains)]
+            quota = [min(quota[c], left[c] - (T - 1 - transition[c])) for c in range(self.chains)]  # as the loop does
+            on = [transition[c] < T and not stopped[c] for c in range(self.chains)]
+            lanes = [min(self.lanes, quota[c]) if on[c] else 0 for c in range(self.chains)]
             if not any(lanes):
                 return Forecast(widths, scored, table, allowed)
             widths.append(sum(lanes))
-            scored.append(sum(lanes[c] for c in range(self.chains) if row[c] < rows and read[row[c]]))
+            scored.append(sum(lanes[c] for c in range(self.chains) if transition[c] < T and read[transition[c]]))
             for c in range(self.chains):
                 quota[c] -= lanes[c]
                 left[c] -= lanes[c]
-                if row[c] < rows and quota[c] == 0 and not stopped[c]:
-                    row[c] += 1
-                    quota[c] = table[c][row[c]] if row[c] < rows else 0
-            taken = max((r for c, r in enumerate(row) if r < rows and not stopped[c]), default=0) - 1
+                if on[c] and quota[c] == 0:
+                    transition[c] += 1
+                    quota[c] = table[c][transition[c]] if transition[c] < T else 0
+            taken = max((r for c, r in enumerate(transition) if r < T and not stopped[c]), default=0) - 1
             if self.regroup and taken >= 0 and self.regroup[taken]:
                 # Chains of such a method go in step: late starters join here.
-                row = [taken + 1] * self.chains
+                transition = [taken + 1] * self.chains
                 quota = [table[c][taken + 1] for c in range(self.chains)]
 
     def _greedy(self, cuts: Sequence[tuple[int, int]]) -> "Forecast":
@@ -113,9 +114,9 @@ class Plan:
 
     def _rounds(self, left: list[int], first: bool) -> list[int]:
         """Widths of all rounds in which chains may spend `left`: fewer than `lanes` once a transition at most."""
-        rows, K = len(self.accept), self.lanes
+        T, K = len(self.accept), self.lanes
         widths = [sum(min(K, amount) for amount in left)] if any(left) else []
-        widths *= max(left) if K == 1 else max(rows + amount // K for amount in left)
+        widths *= max(left) if K == 1 else max(T + amount // K for amount in left)
         return [sum(min(K, q[0]) for q in self.quota), *widths[1:]] if first else widths
 
     def _cut(
@@ -137,8 +138,8 @@ class Plan:
 
 
 class Forecast(NamedTuple):
-    """Live lanes of each round, at most, and those of them whose score is read; the quota (chains, rows) and left
-    (chains,) after the last cut."""
+    """Live lanes of each round, at most, and those of them whose score is read; the quota (chains, transitions) and
+    left (chains,) after the last cut."""
 
     widths: list[int]
     scored: list[int]
@@ -166,7 +167,7 @@ def count_of(option: int | None, wanted: int, most: int, what: str) -> int:
 
 
 def spread(total: int, weights: list[float]) -> list[int]:
-    """`total` whole candidates spread in proportion to weights, largest remainders first, ties to the earlier row."""
+    """`total` whole candidates spread in proportion to weights, largest remainders first, ties to the earlier."""
     scale = sum(weights)
     if scale <= 0:
         return [0] * len(weights)

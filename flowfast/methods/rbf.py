@@ -33,19 +33,19 @@ class RBF(Method):
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        rows = schedule.rows
-        need(self.name, evaluations, rows)
-        n = count_of(chains, 2, evaluations // rows, "RBF's chains")
+        T = schedule.transitions
+        need(self.name, evaluations, T)
+        n = count_of(chains, 2, evaluations // T, "RBF's chains")
         quota = chain_quotas(schedule, evaluations, n, list(self.weights))
         return self.forced(schedule, quota, lanes, self.spend_last, self.margin)
 
     @staticmethod
     def forced(schedule: Schedule, quota: list[list[int]], lanes: int | None, spend_last: bool, margin: float) -> Plan:
-        rows, last = schedule.rows, max(k for k, noisy in enumerate(schedule.searchable.tolist()) if noisy)
+        T, last = schedule.transitions, max(k for k, noisy in enumerate(schedule.searchable.tolist()) if noisy)
         left = [sum(q) for q in quota]
         if spend_last:
-            quota = [[ALL_THAT_IS_LEFT if k == last else q[k] for k in range(rows)] for q in quota]
-        accept = [0 < k <= last and not (spend_last and k == last) for k in range(rows)]
+            quota = [[ALL_THAT_IS_LEFT if k == last else q[k] for k in range(T)] for q in quota]
+        accept = [0 < k <= last and not (spend_last and k == last) for k in range(T)]
         return Plan(
             chains=len(quota), lanes=lanes or 1, quota=quota, left=left, accept=accept, margin=margin, carry=True
         )
@@ -73,17 +73,17 @@ class RBFOfficial(Method):
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        rows = schedule.rows
-        need(self.name, evaluations, rows)
-        n = count_of(chains, 2, evaluations // rows, "RBF's chains")
+        T = schedule.transitions
+        need(self.name, evaluations, T)
+        n = count_of(chains, 2, evaluations // T, "RBF's chains")
         first = count_of(
-            self.init_candidates, min(25, evaluations // n // 10), evaluations // n - rows + 1, "init_candidates"
+            self.init_candidates, min(25, evaluations // n // 10), evaluations // n - T + 1, "init_candidates"
         )
-        each = max(1, (evaluations - first * n) // (rows * n))
-        if first + (rows - 1) * each > evaluations // n:
+        each = max(1, (evaluations - first * n) // (T * n))
+        if first + (T - 1) * each > evaluations // n:
             raise OptionError(
                 f"init_candidates {first} leave less than one evaluation a step of {evaluations // n} a chain: lower it"
             )
-        quota = [[first] + [each] * (rows - 2) + [spend - first - (rows - 2) * each] for spend in split(evaluations, n)]
+        quota = [[first] + [each] * (T - 2) + [spend - first - (T - 2) * each] for spend in split(evaluations, n)]
         plan = RBF.forced(schedule, quota, lanes, True, self.margin)
-        return replace(plan, finished=[k == rows - 1 for k in range(rows)])
+        return replace(plan, finished=[k == T - 1 for k in range(T)])

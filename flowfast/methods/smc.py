@@ -46,8 +46,8 @@ class Particles(Chains):
         return self.log_z + torch.logsumexp(self.log_weights, 1) - math.log(self.log_weights.size(1))
 
     @torch.jit.export
-    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
-        potential = self.strength.index_select(0, row).unsqueeze(1) * rewards
+    def regroup(self, rewards: Tensor, transition: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+        potential = self.strength.index_select(0, transition).unsqueeze(1) * rewards
         dead = torch.isinf(rewards)
         moving = torch.logical_and(moved.unsqueeze(1), torch.logical_not(dead))
         step = torch.where(moving, potential - self.potential, 0.0)
@@ -57,9 +57,9 @@ class Particles(Chains):
         ess, increment = torch.empty_like(self.log_z), torch.empty_like(self.log_z)
         torch.ops.flowfast.normalize_log_weights(self.log_weights, weights, ess, increment)
         few = torch.logical_and(ess <= self.gate, ess > 0)
-        now = torch.logical_and(torch.logical_and(moved, self.at.index_select(0, row)), few)
+        now = torch.logical_and(torch.logical_and(moved, self.at.index_select(0, transition)), few)
         ancestors = torch.zeros(weights.shape, dtype=torch.int64, device=weights.device)
-        torch.ops.flowfast.resample(weights, key, row, now, self.scheme, ancestors)
+        torch.ops.flowfast.resample(weights, key, transition, now, self.scheme, ancestors)
         self.potential.copy_(self.potential.gather(1, ancestors))
         self.log_z.add_(torch.where(now, increment, 0.0))
         self.log_weights.masked_fill_(now.unsqueeze(1), 0.0)
@@ -72,8 +72,8 @@ class SMC(Method):
     """SMC: N particles, weights exp(change of r / temperature), resampled at low ESS (Kim et al. 2025, arXiv
     2501.05803). Target: p(x0) exp(r / temperature).
 
-    Rule: N = evaluations // transitions. `tempering` raises the strength of the reward linearly from row 0 to the
-    last ("linear") or not at all ("none").
+    Rule: N = evaluations // transitions. `tempering` raises the strength of the reward linearly from transition 0 to
+    the last ("linear") or not at all ("none").
     """
 
     name: ClassVar[str] = "smc"
@@ -85,23 +85,21 @@ class SMC(Method):
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        rows = schedule.rows
-        need(self.name, evaluations, 2 * rows)
-        n = count_of(chains, evaluations // rows, evaluations // rows, "SMC's particles (chains)")
+        T = schedule.transitions
+        need(self.name, evaluations, 2 * T)
+        n = count_of(chains, evaluations // T, evaluations // T, "SMC's particles (chains)")
         # Resampling pays only while noise follows that tells the copies apart.
         noisy = schedule.searchable.tolist()
-        regroup = [any(noisy[row + 1 :]) for row in range(rows)]
-        return Plan(chains=n, lanes=1, quota=[[1] * rows] * n, left=[rows] * n, accept=[False] * rows, regroup=regroup)
+        regroup = [any(noisy[at + 1 :]) for at in range(T)]
+        return Plan(chains=n, lanes=1, quota=[[1] * T] * n, left=[T] * n, accept=[False] * T, regroup=regroup)
 
     def module(self, plan: Plan, slots: int) -> Chains:
         if self.resampling not in RESAMPLING:
             raise OptionError(f"unknown resampling {self.resampling!r}: choose one of {', '.join(RESAMPLING)}")
         if self.tempering not in ("none", "linear"):
             raise OptionError(f"tempering must be 'none' or 'linear', got {self.tempering!r}")
-        rows = len(plan.accept)
-        strength = torch.linspace(
-            1 / rows if self.tempering == "linear" else 1, 1, rows, dtype=torch.float32, device="cpu"
-        )
+        T = len(plan.accept)
+        strength = torch.linspace(1 / T if self.tempering == "linear" else 1, 1, T, dtype=torch.float32, device="cpu")
         at = torch.tensor(plan.regroup, device="cpu")
         return Particles(
             slots, plan.chains, at, strength / self.temperature, RESAMPLING[self.resampling], self.ess_gate

@@ -21,14 +21,14 @@ class BestN(Chains):
         self.register_buffer("at", regroup, persistent=False)
 
     @torch.jit.export
-    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+    def regroup(self, rewards: Tensor, transition: Tensor, moved: Tensor, key: Tensor) -> Tensor:
         S, C = rewards.size(0), rewards.size(1)
         index = torch.arange(C, device=rewards.device).expand(S, C)
         winners = torch.sort(torch.sort(rewards, dim=1, descending=True, stable=True)[1][:, : self.n], dim=1)[0]
         survives = torch.zeros([S, C], dtype=torch.uint8, device=rewards.device).scatter(1, winners, 1)
         losers = torch.sort(survives, dim=1, descending=False, stable=True)[1][:, : C - self.n]
         parents = winners.gather(1, (torch.arange(C - self.n, device=rewards.device) % self.n).expand(S, C - self.n))
-        now = torch.logical_and(moved, self.at.index_select(0, row))
+        now = torch.logical_and(moved, self.at.index_select(0, transition))
         return torch.where(now.unsqueeze(1), index.scatter(1, losers, parents), index)
 
 
@@ -57,22 +57,22 @@ class SearchOverPaths(Method):
         ).schedule
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
-        rows = schedule.rows
+        T = schedule.transitions
         noisy = schedule.searchable.tolist()
-        ups = [k for k in range(1, rows) if noisy[k]]
+        ups = [k for k in range(1, T) if noisy[k]]
         down = ups[0]  # evaluations of the way down, once for each of the N
-        rest = rows - down
+        rest = T - down
         need(self.name, evaluations, down + 2 * rest)
         most = evaluations // (down + rest)
         n = count_of(chains, 2 if evaluations >= 2 * (down + 2 * rest) else 1, most, "SoP's chains (N)")
         k = count_of(self.k, (evaluations - n * down) // (n * rest), (evaluations - n * down) // (n * rest), "SoP's k")
-        regroup = [row + 1 in ups for row in range(rows)]
+        regroup = [at + 1 in ups for at in range(T)]
         return Plan(
             chains=n * k,
             lanes=1,
-            quota=[[1] * rows] * (n * k),
-            left=[rows] * n + [rest] * (n * k - n),
-            accept=[False] * rows,
+            quota=[[1] * T] * (n * k),
+            left=[T] * n + [rest] * (n * k - n),
+            accept=[False] * T,
             start=[c < n for c in range(n * k)],
             regroup=regroup,
             groups=n,

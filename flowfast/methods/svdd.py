@@ -16,17 +16,17 @@ from flowfast.methods.plan import Plan, count_of, need, split, spread
 def chain_quotas(
     schedule: Schedule, evaluations: int, chains: int, weights: list[float], first: int = 1
 ) -> list[list[int]]:
-    """Candidates (chains, rows): one at every transition, `first` initial noises, the rest in proportion to weights
-    over the transitions that add noise."""
-    rows = schedule.rows
+    """Candidates (chains, transitions): one at every transition, `first` initial noises, the rest in proportion to
+    weights over the transitions that add noise."""
+    T = schedule.transitions
     noisy = schedule.searchable.tolist()
-    if len(weights) not in (0, rows):
-        raise OptionError(f"expected {rows} weights, one a transition, got {len(weights)}")
-    shares = [(weights[k] if weights else 1.0) * (k > 0 and noisy[k]) for k in range(rows)]
+    if len(weights) not in (0, T):
+        raise OptionError(f"expected {T} weights, one a transition, got {len(weights)}")
+    shares = [(weights[k] if weights else 1.0) * (k > 0 and noisy[k]) for k in range(T)]
     quotas = []
     for spend in split(evaluations, chains):
-        extra = spread(spend - first - (rows - 1), shares)
-        quotas.append([(first if k == 0 else 1) + extra[k] for k in range(rows)])
+        extra = spread(spend - first - (T - 1), shares)
+        quotas.append([(first if k == 0 else 1) + extra[k] for k in range(T)])
     return quotas
 
 
@@ -38,9 +38,9 @@ class SoftmaxChoice(Chains):
         super().__init__(draws=True, temperature=temperature)
 
     @torch.jit.export
-    def bias(self, key: Tensor, row: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:
+    def bias(self, key: Tensor, transition: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:
         uniform = torch.empty([key.size(0), 1], dtype=torch.float32, device=key.device)
-        torch.ops.flowfast.uniform_(uniform, key, row, candidate, chain, 4)
+        torch.ops.flowfast.uniform_(uniform, key, transition, candidate, chain, 4)
         return -torch.log(-torch.log(uniform.squeeze(1)))
 
 
@@ -63,9 +63,9 @@ class SVDD(Method):
 
     def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        rows = schedule.rows
-        need(self.name, evaluations, rows)
-        n = count_of(chains, 2, evaluations // rows, "SVDD's chains")
+        T = schedule.transitions
+        need(self.name, evaluations, T)
+        n = count_of(chains, 2, evaluations // T, "SVDD's chains")
         quota = chain_quotas(schedule, evaluations, n, list(self.weights))
         width = max(max(q) for q in quota)
         return Plan(
@@ -73,7 +73,7 @@ class SVDD(Method):
             lanes=min(lanes or width, width),
             quota=quota,
             left=[sum(q) for q in quota],
-            accept=[False] * rows,
+            accept=[False] * T,
         )
 
     def module(self, plan: Plan, slots: int) -> Chains:

@@ -55,7 +55,8 @@ def reference(
     Args:
         x, u: (P, n) states and velocities of the parents, float32, bfloat16 or float16; called directly, float64 with a
             float64 table gives the ground truth for the same noise.
-        parent, row: (R,) int64 row of x and of the table for each lane; below 0: padding, its outputs stay untouched.
+        parent, row: (R,) int64 row of x and of the table (its transition) for each lane; below 0: padding, its
+            outputs stay untouched.
         key, candidate, chain: (R,) int64 address of the noise.
         table: (T, 8) float32, columns A, B, C, G, D, E, D_from, E_from.
         out: (R, n), of x's dtype; may be x itself where parent[i] == i for every lane that is not padding.

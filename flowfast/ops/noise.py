@@ -6,8 +6,8 @@
              r cos(2 pi b / 2^32) and r sin(2 pi b / 2^32)
     uniform  ((word >> 9) + 1/2) 2^-23, in (0, 1)
 
-csrc/core/philox.h is the specification; this is the same in PyTorch, to the last bit, on any device. Nothing here
-touches a global generator.
+row is one of the schedule's table: a transition's number. csrc/core/philox.h is the specification; this is the same in
+PyTorch, to the last bit, on any device. Nothing here touches a global generator.
 """
 
 from __future__ import annotations

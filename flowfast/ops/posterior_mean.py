@@ -35,7 +35,7 @@ def reference(
     Args:
         x, u: (R, n) states and conditional velocities, float32, bfloat16 or float16 (called directly also float64).
         u_uncond: (R, n) unconditional velocities; needs `guidance`, (R,) float32, a scale for each lane.
-        row: (R,) int64 row of the table; below 0: padding, its outputs stay untouched.
+        row: (R,) int64 row of the table (the transition); below 0: padding, its outputs stay untouched.
         table: (T, 8) float32, columns A, B, C, G, D, E, D_from, E_from.
         u_out, x0_out: (R, n), of x's dtype; may be u and x themselves. Without u_uncond there may be no u_out, which
             would be a copy of u.

@@ -118,7 +118,7 @@ def reference(weights: Tensor, key: Tensor, row: Tensor, enabled: Tensor, scheme
 
     Args:
         weights: (S, N) float32 or float64, sum 1 in each slot, as `normalize_log_weights` leaves them, N at most 2^20.
-        key, row: (S,) int64, address of the slot's words; row < 2^28.
+        key, row: (S,) int64, address of the slot's words; row: the transition, < 2^28.
         enabled: (S,) bool; identity where False, whatever the weights.
         scheme: a value of RESAMPLING.
         ancestors: (S, N) int64 in 0..N-1 with a[i] = i wherever i has offspring, so a[a[i]] = a[i]. A slot whose

@@ -119,7 +119,7 @@ class SlotBatch(Lanes):
             "reward": s.top_reward[slot].clone(),
             "x0": s.top_x0.narrow(0, slot * top, top).clone(),
             "x": s.top_x.narrow(0, slot * top, top).clone(),
-            "row": s.top_transition[slot].clone(),
+            "transition": s.top_transition[slot].clone(),
             "chain": s.top_chain[slot].clone(),
             "candidate": s.top_candidate[slot].clone(),
             "cost": torch.stack([s.nfe[slot], s.nfe_speculative[slot], s.reward_calls[slot], s.nan_rewards[slot]]),

@@ -121,7 +121,7 @@ class Lanes(nn.Module):
         self.shape = [int(size) for size in flow.shape]
         self.flow, self.reward, self.numel = flow, reward, math.prod(self.shape)
         self.slots, self.chains, self.lanes, self.micro_batch, self.passes = slots, chains, lanes, M, passes
-        self.transitions, self.top, self.margin, self.carry = schedule.rows, top, rules.margin, rules.carry
+        self.transitions, self.top, self.margin, self.carry = schedule.transitions, top, rules.margin, rules.carry
         # One more row of the table starts from latents that the caller gave: x' = x at the first time.
         given = schedule.table[:1].clone()
         given[:, :4] = given.new_tensor([1.0, 0.0, 0.0, 0.0])

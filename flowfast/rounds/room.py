@@ -7,14 +7,15 @@ from flowfast.memory import size_of
 
 
 def check_room(
-    latent: int, rows: int, kept: int, device: torch.device, *, slots: int, chains: int, lanes: int, micro_batch: int
-) -> None:
+    latent: int, transitions: int, kept: int, device: torch.device,
+    *, slots: int, chains: int, lanes: int, micro_batch: int,
+) -> None:  # fmt: skip
     """A slip such as slots=60000 is an OptionError before memory is taken, not a killed process. latent: its bytes;
-    rows: transitions; kept: samples that each slot keeps."""
+    kept: samples that each slot keeps."""
     all_chains, all_kept = slots * chains, slots * kept
     all_lanes = -(-all_chains * lanes // micro_batch) * micro_batch
     needed = latent * (4 * all_chains + 2 * all_kept + 3 * all_lanes) + 64 * all_lanes
-    needed += 8 * rows * (3 * all_chains + 2 * all_kept)
+    needed += 8 * transitions * (3 * all_chains + 2 * all_kept)
     if needed > size_of(device):
         raise OptionError(
             f"a batch of {slots} slots with {chains} chains of {lanes} lanes and micro-batches of {micro_batch} needs "

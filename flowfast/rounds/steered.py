@@ -77,8 +77,8 @@ def evaluate(
         rewards = reward(images, linear_t, asked)
     _check_graph([rewards], RewardError, "the reward, though it is declared differentiable,")
     g = _pull([rewards], x0, [torch.ones_like(rewards)], RewardError)
-    row_of = table.index_select(0, row.clamp(min=0))
-    d, e = row_of[:, D : D + 1], row_of[:, E : E + 1]
+    coefficients = table.index_select(0, row.clamp(min=0))
+    d, e = coefficients[:, D : D + 1], coefficients[:, E : E + 1]
     shares = [e] if guidance is None else [e * guidance.unsqueeze(1), e * (1 - guidance).unsqueeze(1)]
     through = _pull(us, x, [(share * g).to(u.dtype) for share in shares], ModelError)
     return Evaluated(u, images.detach(), rewards.detach(), d * g + through.view(M, -1))

@@ -47,8 +47,8 @@ def admit(archive: Any, slot: int, prompt: str, budget: int, seed: int = 0, guid
 def assert_same(found: dict[str, Tensor], sample: flowfast.Sample) -> None:
     """What `release` found is the sample of Python's search, bit for bit."""
     for k, ranked in enumerate(sample.top):
-        row = int(found["row"][k])
-        path = tuple((int(found["chain"][k, r]), r, int(found["candidate"][k, r])) for r in range(row + 1))
+        last = int(found["transition"][k])
+        path = tuple((int(found["chain"][k, r]), r, int(found["candidate"][k, r])) for r in range(last + 1))
         assert (float(found["reward"][k]), path) == (ranked.reward, ranked.winner.path)
         for name, wanted in (("image", ranked.image), ("x0", ranked.latent), ("x", ranked.x_t)):
             assert torch.equal(bits(found[name][k]), bits(wanted))
@@ -173,10 +173,12 @@ def test_a_driver_sees_whose_the_images_are(tmp_path: Path) -> None:
         assert all(len(value) == len(images) == len(rewards) for value in found.values())
         for i in found["live"].nonzero().flatten().tolist():
             assert found["slot"][i] == 1
-            names = ("chain", "row", "candidate")
+            names = ("chain", "transition", "candidate")
             seen.add((*(int(found[name][i]) for name in names), float(found["t"][i]), float(rewards[i])))
     searched(
-        "bb", 42, on_round=lambda made: reported.update((c.chain, c.row, c.candidate, c.t, c.reward) for c in made)
+        "bb",
+        42,
+        on_round=lambda made: reported.update((c.chain, c.transition, c.candidate, c.t, c.reward) for c in made),
     )
     assert {(*lane[:3], *torch.tensor(lane[3:]).tolist()) for lane in reported} == seen
 
@@ -388,8 +390,8 @@ def test_compiled_parts_serve_the_same_search(tmp_path: Path) -> None:
 
 def assert_close(found: dict[str, Tensor], sample: flowfast.Sample) -> None:
     """The same path, and a reward within 1e-5: compiled arithmetic rounds in another order."""
-    row = int(found["row"][0])
-    path = tuple((int(found["chain"][0, r]), r, int(found["candidate"][0, r])) for r in range(row + 1))
+    last = int(found["transition"][0])
+    path = tuple((int(found["chain"][0, r]), r, int(found["candidate"][0, r])) for r in range(last + 1))
     assert path == sample.winner.path
     assert abs(float(found["reward"][0]) - sample.reward) < 1e-5
     assert int(found["cost"][0]) == sample.nfe

@@ -52,6 +52,9 @@ def test_it_writes_all_files_of_every_prompt(run: Run, tmp_path: Path, method: s
         }
         candidates = lines_of(folder / "candidates.jsonl")
         scored = [line for line in candidates if line["reward"] is not None]
+        chain, transition, candidate = (result["winner"][name] for name in ("chain", "transition", "candidate"))
+        assert result["winner"]["path"][-1] == [chain, transition, candidate]
+        assert (chain, transition, candidate) in {(c["chain"], c["transition"], c["candidate"]) for c in candidates}
         assert len(scored) == result["reward_calls"] and (len(scored) < len(candidates)) == (method != "rbf")
         best = max(line["reward"] for line in scored if line["finished"])
         assert best == result["reward"]

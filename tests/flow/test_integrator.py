@@ -108,13 +108,13 @@ def test_published_inflation_of_the_variance(path: Interpolant, inflated: float,
     normal, one = standard_normal(), torch.ones(1, 1, dtype=torch.float64)
     points = [textbook.Converted(normal, LINEAR, path, s) for s in grid_times("paper", 10, path=path, model=LINEAR)]
     table, mutant, ratios = float(schedule.table[0, 2]) ** 2, 1.0, []
-    for row in range(1, schedule.rows):
-        a, b, c = schedule.table[row, :3].tolist()
-        slope = a + b * float(normal.velocity(one, float(schedule.time_from[row]), LINEAR))
+    for k in range(1, schedule.transitions):
+        a, b, c = schedule.table[k, :3].tolist()
+        slope = a + b * float(normal.velocity(one, float(schedule.time_from[k]), LINEAR))
         table = slope**2 * table + c**2
-        t = float(schedule.time[row])
+        t = float(schedule.time[k])
         ratios.append(table / ((1.0 - t) ** 2 + t**2))
-        start, end, g = points[row - 1], points[row], 3.0 * points[row - 1].s ** 2
+        start, end, g = points[k - 1], points[k], 3.0 * points[k - 1].s ** 2
         moved, noisy = (float(textbook.euler_maruyama(start, end, one, z, g, sign=-1.0)) for z in (0.0, 1.0))
         mutant = moved**2 * mutant + (noisy - moved) ** 2
     alpha, sigma, _, _ = points[-1].coefficients
@@ -128,9 +128,9 @@ def law(schedule: Schedule, x: Tensor, density: Tensor | None = None) -> Tensor:
     if density is None:
         density = torch.exp(-((x / schedule.table[0, 2]) ** 2) / 2.0)
         density = density / (density.sum() * dx)
-    for row in range(1, schedule.rows):
-        a, b, c = schedule.table[row, :3].tolist()
-        mean = a * x + b * mixture.velocity(x[:, None], float(schedule.time_from[row]), LINEAR)[:, 0]
+    for k in range(1, schedule.transitions):
+        a, b, c = schedule.table[k, :3].tolist()
+        mean = a * x + b * mixture.velocity(x[:, None], float(schedule.time_from[k]), LINEAR)[:, 0]
         density = textbook.propagate(density, mean, c, x)
     return density
 
@@ -226,10 +226,10 @@ def test_order_of_the_ode_is_one(interpolant: str, integrator: str) -> None:
         schedule = build_schedule(spec)
         first = float(schedule.time[0])
         x = start = torch.linspace(-2.0, 2.0, 41, dtype=torch.float64)
-        for row in range(1, schedule.rows):
-            a, b, c = schedule.table[row, :3].tolist()
+        for k in range(1, schedule.transitions):
+            a, b, c = schedule.table[k, :3].tolist()
             assert c == 0.0
-            x = a * x + b * mixture.velocity(x[:, None], float(schedule.time_from[row]), LINEAR)[:, 0]
+            x = a * x + b * mixture.velocity(x[:, None], float(schedule.time_from[k]), LINEAR)[:, 0]
         exact = transport(start, mixture.marginal(1.0 - first, first).cdf, mixture.marginal(0.8, 0.2).cdf)
         errors.append(float((x - exact).abs().mean()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1.0, abs=0.1)

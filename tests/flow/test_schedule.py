@@ -54,12 +54,12 @@ def combinations() -> list[tuple[str, str, str | None]]:
 
 
 def table_trajectory(schedule: Schedule, model: str, noise: Tensor) -> list[Tensor]:
-    """x after every row, in the model's coordinates, with a perfect model of the mixture; noise (T, N, d)."""
+    """x after every transition, in the model's coordinates, with a perfect model of the mixture; noise (T, N, d)."""
     path, x, u, states = parse_interpolant(model), torch.zeros_like(noise[0]), torch.zeros_like(noise[0]), []
-    for row in range(schedule.rows):
-        a, b, c = schedule.table[row, :3].tolist()
-        x = a * x + b * u + c * noise[row]
-        u = two_dimensions().velocity(x, float(schedule.time[row]), path)
+    for k in range(schedule.transitions):
+        a, b, c = schedule.table[k, :3].tolist()
+        x = a * x + b * u + c * noise[k]
+        u = two_dimensions().velocity(x, float(schedule.time[k]), path)
         states.append(x)
     return states
 
@@ -102,19 +102,19 @@ def test_table_is_the_textbook_in_other_coordinates(
     states = table_trajectory(schedule, model, noise)
     points = [Converted(two_dimensions(), a, b, s) for s in times]
     x_bar = math.hypot(b.alpha_t(times[0]), b.sigma_t(times[0])) * noise[0]
-    for row, point in enumerate(points):
-        if row:
-            x_bar = textbook_step(points[row - 1], point, x_bar, noise[row], integrator, diffusion, times[1])
+    for k, point in enumerate(points):
+        if k:
+            x_bar = textbook_step(points[k - 1], point, x_bar, noise[k], integrator, diffusion, times[1])
         scale = max(1.0, float(x_bar.abs().max()))
         # The exponential's integral is Simpson's here; noise below 1e-6 is left out of the table ("exp").
         tolerance = 1e-5 if integrator == "exponential" or diffusion == "exp" else 1e-9
-        assert float((point.c * states[row] - x_bar).abs().max()) < tolerance * scale
-        d, e = schedule.table[row, 4:6].tolist()
-        u = two_dimensions().velocity(states[row], float(schedule.time[row]), a)
-        assert float((d * states[row] + e * u - point.x0_hat(x_bar)).abs().max()) < tolerance * scale
-        if row:
-            assert torch.equal(schedule.table[row, 6:8], schedule.table[row - 1, 4:6])
-            assert float(schedule.time_from[row]) == float(schedule.time[row - 1])
+        assert float((point.c * states[k] - x_bar).abs().max()) < tolerance * scale
+        d, e = schedule.table[k, 4:6].tolist()
+        u = two_dimensions().velocity(states[k], float(schedule.time[k]), a)
+        assert float((d * states[k] + e * u - point.x0_hat(x_bar)).abs().max()) < tolerance * scale
+        if k:
+            assert torch.equal(schedule.table[k, 6:8], schedule.table[k - 1, 4:6])
+            assert float(schedule.time_from[k]) == float(schedule.time[k - 1])
 
 
 class Guided(GaussianMixture):
@@ -135,7 +135,7 @@ class Guided(GaussianMixture):
 def test_the_column_g_is_the_guided_score_in_every_step(
     model: str, path: str, integrator: str, diffusion: str | None
 ) -> None:
-    """One step of the table with G against the textbook's step with the guided velocity, for each row. sin(x) stands
+    """One step of the table with G against the textbook's step with the guided velocity, at each of them. sin(x) stands
     for the gradient in the model's coordinates."""
     spec = ScheduleSpec(
         model_interpolant=model, interpolant=path, integrator=integrator, diffusion=diffusion, steps=5, tail=0,
@@ -147,9 +147,9 @@ def test_the_column_g_is_the_guided_score_in_every_step(
     plain, generator = two_dimensions(), torch.Generator().manual_seed(0)
     guided = Guided(plain.weights, plain.means, plain.stds)
     x, z = (torch.randn(20, 2, dtype=torch.float64, generator=generator) for _ in range(2))
-    for row in range(1, 5):
-        start, end = (Converted(guided, a, b, times[k]) for k in (row - 1, row))
-        c_a, c_b, c_c, c_g = table[row, :4].tolist()
+    for k in range(1, 5):
+        start, end = (Converted(guided, a, b, times[j]) for j in (k - 1, k))
+        c_a, c_b, c_c, c_g = table[k, :4].tolist()
         found = c_a * x + c_b * plain.velocity(x, start.t, a) + c_c * z + c_g * torch.sin(x)
         expected = textbook_step(start, end, start.c * x, z, integrator, diffusion, times[1]) / end.c
         tolerance = 1e-5 if integrator == "exponential" or diffusion == "exp" else 1e-9
@@ -192,11 +192,11 @@ def sample_end(schedule: Schedule, count: int) -> Tensor:
     """x at the last evaluation, sorted; linear model of `two_modes`."""
     generator, path = torch.Generator().manual_seed(7), parse_interpolant("linear")
     x = u = torch.zeros(count, 1, dtype=torch.float64)
-    for row in range(schedule.rows):
-        a, b, c = schedule.table[row, :3].tolist()
+    for k in range(schedule.transitions):
+        a, b, c = schedule.table[k, :3].tolist()
         x = a * x + b * u + c * torch.randn(count, 1, dtype=torch.float64, generator=generator)
-        if row + 1 < schedule.rows:
-            u = two_modes().velocity(x, float(schedule.time[row]), path)
+        if k + 1 < schedule.transitions:
+            u = two_modes().velocity(x, float(schedule.time[k]), path)
     return x[:, 0].sort().values
 
 
@@ -283,7 +283,7 @@ def test_ten_step_ode() -> None:
     assert schedule.table[:, 4:6].tolist() == [[1.0, -t] for t in schedule.time.tolist()]
     assert schedule.searchable.tolist() == [True] + [False] * 9
     assert schedule.finished.tolist() == [False] * 9 + [True]
-    assert schedule.rows == 10
+    assert schedule.transitions == 10
     assert all(column.dtype is torch.float64 for column in (schedule.table, schedule.time, schedule.linear_time))
 
 
@@ -301,37 +301,39 @@ def test_tail(model: str) -> None:
     schedule = build_schedule(grid)
     last = float(schedule.linear_time[9])
     assert last == pytest.approx(0.709, abs=1e-3)
-    assert schedule.rows == 16
+    assert schedule.transitions == 16
     assert not bool(schedule.searchable[10:].any()) and not bool(schedule.finished[:-1].any())
     assert float(schedule.linear_time[-1]) == pytest.approx(0.1, abs=1e-12) and bool(schedule.finished[-1])
     widths = -schedule.linear_time[9:].diff()
     assert float(widths.max() - widths.min()) < 1e-12 and float(widths.max()) <= 0.12
-    # In linear-equivalent coordinates every tail row is x + (t' - t) u.
+    # In linear-equivalent coordinates every step of the tail is x + (t' - t) u.
     x = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
     path, linear, mixture = parse_interpolant(model), parse_interpolant("linear"), two_dimensions()
-    for row in range(10, 16):
-        t, t_next = float(schedule.linear_time[row - 1]), float(schedule.linear_time[row])
+    for k in range(10, 16):
+        t, t_next = float(schedule.linear_time[k - 1]), float(schedule.linear_time[k])
         scale, scale_next = (path.sigma_t(path.from_linear_time(s)) / s for s in (t, t_next))
-        u = mixture.velocity(scale * x, float(schedule.time_from[row]), path)
-        got = (schedule.table[row, 0] * scale * x + schedule.table[row, 1] * u) / scale_next
+        u = mixture.velocity(scale * x, float(schedule.time_from[k]), path)
+        got = (schedule.table[k, 0] * scale * x + schedule.table[k, 1] * u) / scale_next
         assert torch.allclose(got, x + (t_next - t) * mixture.velocity(x, t, linear), rtol=1e-11)
 
-    def rows(**changes: object) -> int:
-        return build_schedule(ScheduleSpec(model_interpolant=model, interpolant="vp", grid="paper", **changes)).rows
+    def transitions(**changes: object) -> int:
+        return build_schedule(
+            ScheduleSpec(model_interpolant=model, interpolant="vp", grid="paper", **changes)
+        ).transitions
 
-    assert rows(tail=3) == 13
-    assert rows(tail=0) == 10
-    assert rows(t_finish=0.71) == 10
-    assert rows(t_finish=0.65) == 11
+    assert transitions(tail=3) == 13
+    assert transitions(tail=0) == 10
+    assert transitions(t_finish=0.71) == 10
+    assert transitions(t_finish=0.65) == 11
 
 
 def test_a_grid_that_ends_at_t_finish_gets_no_tail() -> None:
     for steps in range(10, 40):
         for tail in (None, 4):
-            assert build_schedule(ScheduleSpec(steps=steps, tail=tail)).rows == steps
-    assert build_schedule(ScheduleSpec(steps=9)).rows == 10
+            assert build_schedule(ScheduleSpec(steps=steps, tail=tail)).transitions == steps
+    assert build_schedule(ScheduleSpec(steps=9)).transitions == 10
     assert not bool(build_schedule(ScheduleSpec(steps=9, tail=0)).finished.any())
-    assert build_schedule(ScheduleSpec(grid="times:1", t_finish=1.0)).rows == 1
+    assert build_schedule(ScheduleSpec(grid="times:1", t_finish=1.0)).transitions == 1
 
 
 def test_tail_ends_where_a_fine_ode_ends() -> None:
@@ -342,9 +344,9 @@ def test_tail_ends_where_a_fine_ode_ends() -> None:
     def end(tail: int | None, t_finish: float) -> Tensor:
         schedule = build_schedule(ScheduleSpec(interpolant="vp", grid="paper", tail=tail, t_finish=t_finish))
         x = torch.linspace(-1.5, 1.5, 31, dtype=torch.float64)[:, None]
-        for row in range(10, schedule.rows):
-            u = mixture.velocity(x, float(schedule.time_from[row]), linear)
-            x = schedule.table[row, 0] * x + schedule.table[row, 1] * u
+        for k in range(10, schedule.transitions):
+            u = mixture.velocity(x, float(schedule.time_from[k]), linear)
+            x = schedule.table[k, 0] * x + schedule.table[k, 1] * u
         d, e = schedule.table[-1, 4:6].tolist()
         return d * x + e * mixture.velocity(x, float(schedule.time[-1]), linear)
 
@@ -355,7 +357,7 @@ def test_tail_ends_where_a_fine_ode_ends() -> None:
 
 
 def test_search_over_paths() -> None:
-    """ODE to .7; blocks of one noisy row up by .1 and rows down by .25, and a selection where a block ends."""
+    """ODE to .7; blocks of one noisy step up by .1 and steps down by .25, and a selection where a block ends."""
     schedule, start, select = search_over_paths_schedule(ScheduleSpec(), t_start=0.7, forward=0.1, backward=0.25)
     expected = [1.0, 0.9, 0.8, 0.7]
     for end in (0.55, 0.4, 0.25, 0.1):
@@ -363,7 +365,7 @@ def test_search_over_paths() -> None:
         expected += [top, top - 0.25 / 3, top - 0.5 / 3, end]
     assert schedule.linear_time.tolist() == pytest.approx(expected, abs=1e-12)
     assert (start, select) == (3, [7, 11, 15, 19])
-    assert [row for row in range(schedule.rows) if schedule.searchable[row]] == [0, 4, 8, 12, 16]
+    assert [k for k in range(schedule.transitions) if schedule.searchable[k]] == [0, 4, 8, 12, 16]
     assert schedule.finished.tolist() == [False] * 19 + [True]
 
 
@@ -371,31 +373,31 @@ def test_search_over_paths() -> None:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("integrator", ["euler-maruyama", "exponential", "coefficient-preserving"])
 def test_search_over_paths_on_every_path(model: str, path: str, integrator: str) -> None:
-    """Up rows follow the model's forward process; down rows are noise-free; the end is t_finish, whatever the width."""
+    """Steps up follow the model's forward process; steps down have no noise; the end is t_finish at any width."""
     spec = ScheduleSpec(model_interpolant=model, interpolant=path, integrator=integrator, t_finish=0.07)
     schedule, start, select = search_over_paths_schedule(spec, t_start=0.83, forward=0.11, backward=0.28, width=0.09)
     interpolant = parse_interpolant(model)
     assert float(schedule.linear_time[-1]) == pytest.approx(0.07, abs=1e-12)
-    assert select[-1] == schedule.rows - 1 and bool(schedule.finished[-1])
-    ups = [row for row in range(1, schedule.rows) if schedule.searchable[row]]
-    assert ups == [start + 1] + [row + 1 for row in select[:-1]]
-    for row in range(1, schedule.rows):
-        a, b, c = schedule.table[row, :3].tolist()
-        t, t_next = float(schedule.time_from[row]), float(schedule.time[row])
-        if row in ups:
+    assert select[-1] == schedule.transitions - 1 and bool(schedule.finished[-1])
+    ups = [k for k in range(1, schedule.transitions) if schedule.searchable[k]]
+    assert ups == [start + 1] + [k + 1 for k in select[:-1]]
+    for k in range(1, schedule.transitions):
+        a, b, c = schedule.table[k, :3].tolist()
+        t, t_next = float(schedule.time_from[k]), float(schedule.time[k])
+        if k in ups:
             assert t_next > t and b == 0.0
             assert a * interpolant.alpha_t(t) == pytest.approx(interpolant.alpha_t(t_next), rel=1e-12)
             variance = (a * interpolant.sigma_t(t)) ** 2 + c**2
             assert variance == pytest.approx(interpolant.sigma_t(t_next) ** 2, rel=1e-12)
         else:
             assert t_next < t and c == 0.0
-            assert float(schedule.linear_time[row - 1] - schedule.linear_time[row]) <= 0.09 + 1e-9
+            assert float(schedule.linear_time[k - 1] - schedule.linear_time[k]) <= 0.09 + 1e-9
 
 
 def test_search_over_paths_with_rounds_ends_in_a_tail() -> None:
     schedule, _, select = search_over_paths_schedule(ScheduleSpec(), t_start=0.7, forward=0.1, backward=0.3, rounds=1)
     assert len(select) == 1 and float(schedule.linear_time[select[0]]) == pytest.approx(0.5)
-    assert schedule.rows - 1 - select[0] == 4  # .4 in steps of at most .12
+    assert schedule.transitions - 1 - select[0] == 4  # .4 in steps of at most .12
     assert bool(schedule.finished[-1])
 
 
@@ -409,7 +411,7 @@ def test_search_over_paths_with_rounds_ends_in_a_tail() -> None:
         ({"t_start": 0.95}, "lower one"),
         ({"width": 0.0}, "width > 0"),
         ({"rounds": 0}, "at least 1"),
-        ({"forward": 0.1, "backward": 0.1 + 1e-9}, "more than 10000 rows"),
+        ({"forward": 0.1, "backward": 0.1 + 1e-9}, "more than 10000 transitions"),
     ],
 )
 def test_search_over_paths_refusals(options: dict[str, float], words: str) -> None:
@@ -507,5 +509,5 @@ def test_a_schedule_checks_its_own_shapes() -> None:
     ]:
         with pytest.raises(OptionError, match=name):
             Schedule(**{**fields, name: value})
-    with pytest.raises(OptionError, match="row 0"):
+    with pytest.raises(OptionError, match="transition 0"):
         Schedule(**{**fields, "table": good.table + 1.0})

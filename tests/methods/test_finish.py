@@ -78,8 +78,8 @@ def test_a_sample_handed_out_early_is_far_from_its_end():
 def test_a_few_step_model_finishes_where_it_says(method):
     """t_finish of a distilled model is its own last sigma; then no tail is needed and none is paid for."""
     result = flowfast.search(flow(0.25), ["a"], reward=NearTarget(), method=method, budget=60, steps=4)
-    rows = len(result.samples[0].winner.path)
-    assert rows == 4 or method == "sop"
+    transitions = len(result.samples[0].winner.path)
+    assert transitions == 4 or method == "sop"
     assert math.isclose(flowfast.replay(flow(0.25), result.samples[0], result.config)[-1][0], 0.25, abs_tol=1e-6)
 
 

@@ -127,10 +127,10 @@ def children(node: int, noisy: bool) -> list[tuple[int, float]]:
     return [(3 * node + 1 + i, p) for i, p in enumerate(CHANCES)] if noisy else [(3 * node + 1, 1.0)]
 
 
-def rollout(node: int, rows: list[bool]) -> dict[int, float]:
+def rollout(node: int, steps: list[bool]) -> dict[int, float]:
     """Law of the node after free transitions."""
     law = {node: 1.0}
-    for noisy in rows:
+    for noisy in steps:
         after: dict[int, float] = defaultdict(float)
         for parent, p in law.items():
             for child, q in children(parent, noisy):
@@ -163,13 +163,14 @@ def softmax_of(law: dict[int, float], k: int, values: Tensor, temperature: float
     return dict(result)
 
 
-def stepwise(choose, rows: int) -> dict[int, float]:
-    """Law of a chain that chooses among children at every transition after the first: choose(law of one child, row)."""
+def stepwise(choose, T: int) -> dict[int, float]:
+    """Law of a chain that chooses among children at every transition after the first: choose(law of one child,
+    transition)."""
     law = rollout(0, [True])
-    for row in range(1, rows):
+    for transition in range(1, T):
         after: dict[int, float] = defaultdict(float)
         for parent, p in law.items():
-            for child, q in choose(rollout(parent, [True]), row).items():
+            for child, q in choose(rollout(parent, [True]), transition).items():
                 after[child] += p * q
         law = dict(after)
     return law
@@ -177,11 +178,11 @@ def stepwise(choose, rows: int) -> dict[int, float]:
 
 @pytest.mark.parametrize("chains", [1, 2])
 def test_svdd_argmax_against_enumeration(chains):
-    k, rows = 3, 4
-    bench, values = tree("svdd", [True] * rows, chains=chains, evaluations=chains * (1 + k * (rows - 1)))
-    assert bench.plan.quota[0] == [1] + [k] * (rows - 1)
-    law = stepwise(lambda child, row: best_of(child, k, values), rows)
-    wrong = stepwise(lambda child, row: best_of(child, k - 1, values), rows)
+    k, T = 3, 4
+    bench, values = tree("svdd", [True] * T, chains=chains, evaluations=chains * (1 + k * (T - 1)))
+    assert bench.plan.quota[0] == [1] + [k] * (T - 1)
+    law = stepwise(lambda child, transition: best_of(child, k, values), T)
+    wrong = stepwise(lambda child, transition: best_of(child, k - 1, values), T)
     for one, kills in ((law, False), (wrong, True)):
         final = best_of_two(one, values) if chains == 2 else {(node,): p for node, p in one.items()}
         assert (chi_square(outcomes(bench), final) < ALPHA) == kills
@@ -189,24 +190,24 @@ def test_svdd_argmax_against_enumeration(chains):
 
 def test_svdd_softmax_against_enumeration():
     """The parents' law; the result is the best of the last children, so the chain is read from its parent."""
-    k, rows, temperature = 3, 3, 0.2
+    k, T, temperature = 3, 3, 0.2
     options = {"choice": "softmax", "temperature": temperature}
-    bench, values = tree("svdd", [True] * rows, chains=1, evaluations=1 + k * (rows - 1), method_options=options)
+    bench, values = tree("svdd", [True] * T, chains=1, evaluations=1 + k * (T - 1), method_options=options)
     state = bench.engine.state
     parents = state.u.view(COUNT, 2)[torch.arange(COUNT), state.active].round().long().tolist()
     counts: dict[tuple[int, ...], int] = defaultdict(int)
     for node in parents:
         counts[(node,)] += 1
     for heat, kills in ((temperature, False), (temperature * 2, True)):
-        law = stepwise(lambda child, row, heat=heat: softmax_of(child, k, values, heat), rows)
+        law = stepwise(lambda child, transition, heat=heat: softmax_of(child, k, values, heat), T)
         assert (chi_square(dict(counts), {(node,): p for node, p in law.items()}) < ALPHA) == kills
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_code_against_enumeration(groups):
-    """Blocks of 2: best of K after rows 0-1, then K free runs to the end, of which the best is handed out."""
-    k, rows = 3, 4
-    bench, values = tree("code", [True] * rows, chains=groups, evaluations=groups * k * rows)
+    """Blocks of 2: best of K after transitions 0-1, then K free runs to the end, of which the best is handed out."""
+    k, T = 3, 4
+    bench, values = tree("code", [True] * T, chains=groups, evaluations=groups * k * T)
     assert (bench.plan.chains, bench.plan.groups) == (groups * k, groups)
     for count, kills in ((k, False), (k + 1, True)):
         law: dict[int, float] = defaultdict(float)
@@ -248,28 +249,30 @@ def test_search_over_paths_against_enumeration(n, k):
 
 def rbf_law(quota: list[int], accept: list[bool], left: int, values: Tensor, *, carry: bool = True) -> Law:
     """Exact law of the best final node of one chain, by recursion over the paper's Algorithm 1."""
-    rows = len(quota)
+    T = len(quota)
 
-    def step(row: int, parent: int, tries: int, bar: float, left: int) -> dict[int, float]:
-        tries = min(tries, left - (rows - 1 - row))
-        return draw(row, parent, tries, bar, None, left)
+    def step(transition: int, parent: int, tries: int, bar: float, left: int) -> dict[int, float]:
+        tries = min(tries, left - (T - 1 - transition))
+        return draw(transition, parent, tries, bar, None, left)
 
-    def draw(row: int, parent: int, tries: int, bar: float, best: int | None, left: int) -> dict[int, float]:
+    def draw(transition: int, parent: int, tries: int, bar: float, best: int | None, left: int) -> dict[int, float]:
         result: dict[int, float] = defaultdict(float)
         for child, p in children(parent, True):
             value = float(values[child])
             new = child if best is None or value > float(values[best]) else best
-            taken = accept[row] and value > bar
+            taken = accept[transition] and value > bar
             if taken or tries == 1:
                 rest = (tries - 1) if carry else 0
-                if row == rows - 1:
+                if transition == T - 1:
                     result[new] += p
                 else:
-                    go = step(row + 1, child if taken else new, rest + quota[row + 1], max(bar, value), left - 1)
+                    go = step(
+                        transition + 1, child if taken else new, rest + quota[transition + 1], max(bar, value), left - 1
+                    )
                     for node, q in go.items():
                         result[node] += p * q
             else:
-                for node, q in draw(row, parent, tries - 1, max(bar, value), new, left - 1).items():
+                for node, q in draw(transition, parent, tries - 1, max(bar, value), new, left - 1).items():
                     result[node] += p * q
         return dict(result)
 
@@ -278,9 +281,9 @@ def rbf_law(quota: list[int], accept: list[bool], left: int, values: Tensor, *, 
 
 @pytest.mark.parametrize("spend_last", [True, False])
 def test_rbf_against_enumeration(spend_last):
-    rows, evaluations = 4, 10
+    T, evaluations = 4, 10
     bench, values = tree(
-        "rbf", [True] * rows, chains=1, evaluations=evaluations, method_options={"spend_last": spend_last}
+        "rbf", [True] * T, chains=1, evaluations=evaluations, method_options={"spend_last": spend_last}
     )
     quota, accept = bench.plan.quota[0], bench.plan.accept
     assert quota[:3] == [1, 3, 3]
@@ -293,16 +296,16 @@ def test_rbf_against_enumeration(spend_last):
 def paper_rbf(bench: Bench, slot: int, chain: int, values: list[float], child_of) -> tuple[list[tuple[int, int]], int]:
     """Algorithm 1 of arXiv 2503.19385 for one chain, plain Python: ([(candidate, node) a step], evaluations)."""
     quota, accept, left = bench.plan.quota[chain], bench.plan.accept, bench.plan.left[chain]
-    rows, path, parent, best_so_far, carried, spent = len(quota), [], 0, -math.inf, 0, 0
-    for row in range(rows):
-        allowed = min(quota[row] + carried, left - spent - (rows - 1 - row))
+    T, path, parent, best_so_far, carried, spent = len(quota), [], 0, -math.inf, 0, 0
+    for transition in range(T):
+        allowed = min(quota[transition] + carried, left - spent - (T - 1 - transition))
         best = None
         for candidate in range(allowed):
-            node = child_of(parent, row, candidate)
+            node = child_of(parent, transition, candidate)
             spent += 1
             if best is None or values[node] > values[best[1]]:
                 best = (candidate, node)
-            if accept[row] and values[node] > best_so_far + bench.plan.margin:
+            if accept[transition] and values[node] > best_so_far + bench.plan.margin:
                 break
         carried = allowed - candidate - 1
         best_so_far = max(best_so_far, values[best[1]])
@@ -315,13 +318,13 @@ def paper_rbf(bench: Bench, slot: int, chain: int, values: list[float], child_of
 @pytest.mark.parametrize("evaluations", [4, 9, 23, 60])
 def test_rbf_takes_the_steps_of_a_plain_python_oracle(method, margin, evaluations):
     """The same noise through the algorithm as written: same candidates, same nodes, same cost, chain by chain."""
-    rows, slots, chains = 4, 40, 1 if evaluations < 8 else 2
-    flow, reward = TernaryFlow(CHANCES), NodeReward(rows)
+    T, slots, chains = 4, 40, 1 if evaluations < 8 else 2
+    flow, reward = TernaryFlow(CHANCES), NodeReward(T)
     bench = build(
         method,
         flow=flow,
         reward=reward,
-        schedule=ternary_schedule([True] * rows),
+        schedule=ternary_schedule([True] * T),
         slots=slots,
         micro_batch=128,
         chains=chains,
@@ -334,11 +337,11 @@ def test_rbf_takes_the_steps_of_a_plain_python_oracle(method, margin, evaluation
         total, finals = 0, []
         for chain in range(chains):
 
-            def child_of(parent: int, row: int, candidate: int, slot=slot, chain=chain) -> int:
+            def child_of(parent: int, transition: int, candidate: int, slot=slot, chain=chain) -> int:
                 z, index = torch.empty(1, 1), lambda value: torch.tensor([value])
-                purpose = 0 if row == 0 else 1
+                purpose = 0 if transition == 0 else 1
                 key = state.key[slot : slot + 1]
-                torch.ops.flowfast.normal_(z, key, index(row), index(candidate), index(chain), purpose)
+                torch.ops.flowfast.normal_(z, key, index(transition), index(candidate), index(chain), purpose)
                 return 3 * parent + 1 + int(z > flow.cuts[0]) + int(z > flow.cuts[1])
 
             path, spent = paper_rbf(bench, slot, chain, values, child_of)
@@ -421,21 +424,21 @@ class Dropped(Particles):
     """Weights are not accumulated while the gate holds resampling back: a known fault of public code."""
 
     @torch.jit.export
-    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+    def regroup(self, rewards: Tensor, transition: Tensor, moved: Tensor, key: Tensor) -> Tensor:
         self.log_weights.zero_()
-        return super().regroup(rewards, row, moved, key)
+        return super().regroup(rewards, transition, moved, key)
 
 
 class Kept(Particles):
     """Weights are kept after resampling: a known fault of public code."""
 
     @torch.jit.export
-    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+    def regroup(self, rewards: Tensor, transition: Tensor, moved: Tensor, key: Tensor) -> Tensor:
         before, log_z = self.log_weights.clone(), self.log_z.clone()
         potential = self.potential.clone()
-        ancestors = super().regroup(rewards, row, moved, key)
+        ancestors = super().regroup(rewards, transition, moved, key)
         resampled = (self.log_z != log_z).unsqueeze(1)
-        kept = before + self.strength[row].unsqueeze(1) * rewards - potential
+        kept = before + self.strength[transition].unsqueeze(1) * rewards - potential
         self.log_weights.copy_(torch.where(resampled, kept.gather(1, ancestors), self.log_weights))
         return ancestors
 
@@ -496,7 +499,7 @@ def test_chains_are_regrouped_only_while_noise_follows(method):
     noisy = bench.schedule.searchable.tolist()
     assert method == "sop" or noisy[-1] is False
     assert any(bench.plan.regroup)
-    assert all(any(noisy[row + 1 :]) for row, moves in enumerate(bench.plan.regroup) if moves)
+    assert all(any(noisy[transition + 1 :]) for transition, moves in enumerate(bench.plan.regroup) if moves)
     run_many(bench, 2)
     ends = bench.engine.state.x[2 * torch.arange(2 * bench.plan.chains) + bench.engine.state.active]
     assert len(set(map(tuple, ends.tolist()))) == ends.shape[0]

@@ -508,7 +508,7 @@ def test_a_replay_takes_the_config_and_latents_that_belong_to_its_sample() -> No
     winner = replace(result.samples[0].winner, path=())
     pathless = replace(result.samples[0], top=(replace(result.samples[0].top[0], winner=winner),))
     for sample, config, latents, message in (
-        (result.samples[0], other, None, "path of 7 steps is none of this configuration's 5 rows"),
+        (result.samples[0], other, None, "path of 7 steps is none of this configuration's 5 transitions"),
         (pathless, result.config, None, "path of 0 steps"),
         (result.samples[0], None, None, "config to be a SearchConfig, got NoneType"),
         (result.samples[0], result.config, torch.full((3,), math.nan), "latents must be finite"),

@@ -158,7 +158,7 @@ def test_groups_and_blocks_choose_where_they_should() -> None:
     )
     scheduler.set_timesteps(6)
     parents = []
-    scheduler._branch = lambda x, u, row, parent, key, chain: parents.append(parent.tolist()) or x  # type: ignore
+    scheduler._branch = lambda x, u, transition, parent, key, chain: parents.append(parent.tolist()) or x  # type: ignore
     x = torch.randn(4, 10)
     for t in scheduler.timesteps:
         scheduler.step(torch.zeros_like(x), t, x)

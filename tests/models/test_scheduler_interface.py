@@ -392,8 +392,8 @@ def test_the_key_is_that_of_flowfast() -> None:
     keys: list[list[int]] = []
     for scheduler in (sde(seed=11), search(seed=11, prompts=["a", "b"]), search(seed=11 + (1 << 32))):
         branch = scheduler._branch
-        scheduler._branch = lambda x, u, row, parent, key, chain, own=branch: (
-            keys.append(key.tolist()) or own(x, u, row, parent, key, chain)
+        scheduler._branch = lambda x, u, transition, parent, key, chain, own=branch: (
+            keys.append(key.tolist()) or own(x, u, transition, parent, key, chain)
         )
         walked(scheduler, noise(), steps=2)
     first, second, other = noise_key(11, ""), noise_key(11, "", 1), noise_key(11 + (1 << 32), "")

@@ -129,17 +129,17 @@ def test_a_released_slot_costs_nothing():
 def chain_paths(
     method: str, lanes: int, prompt: str, budget: int
 ) -> tuple[list[list[tuple[int, int]]], flowfast.Sample]:
-    """Per chain the (row, candidate) of every step that it took, in order; and the sample."""
+    """Per chain the (transition, candidate) of every step that it took, in order; and the sample."""
     steps: dict[int, list[tuple[int, int]]] = {}
     best: dict[int, tuple[int, int]] = {}
 
     def follow(candidates) -> None:
         for c in candidates:
             path = steps.setdefault(c.chain, [])
-            if c.chain in best and best[c.chain][0] < c.row:
+            if c.chain in best and best[c.chain][0] < c.transition:
                 path.append(best.pop(c.chain))
             if c.status in ("best", "accepted"):
-                best[c.chain] = (c.row, c.candidate)
+                best[c.chain] = (c.transition, c.candidate)
 
     sample = search(method, [prompt], lanes=lanes, budget=budget, on_round=follow).samples[0]
     return [path for _, path in sorted(steps.items())], sample
@@ -230,12 +230,14 @@ def test_replay_ends_in_the_same_bits(method, guidance):
         pictures = flowfast.replay(flow, sample, result.config)
         assert len(pictures) == len(sample.winner.path)
         assert torch.equal(bits(pictures[-1][1]), bits(sample.image))
-        assert sample.winner.path[-1] == (sample.winner.chain, sample.winner.row, sample.winner.candidate)
+        assert sample.winner.path[-1] == (sample.winner.chain, sample.winner.transition, sample.winner.candidate)
 
 
 def test_a_path_names_candidates_that_were_reported():
     seen = set()
-    result = search("rbf", ["a"], on_round=lambda found: seen.update((c.chain, c.row, c.candidate) for c in found))
+    result = search(
+        "rbf", ["a"], on_round=lambda found: seen.update((c.chain, c.transition, c.candidate) for c in found)
+    )
     assert set(result.samples[0].winner.path) <= seen
 
 
@@ -244,7 +246,7 @@ def test_a_path_names_candidates_that_were_reported():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_own_latents_start_every_chain_and_are_evaluated_once_each(method):
-    """The initial latent evaluated K times is a known fault: row 0 has one candidate a chain."""
+    """The initial latent evaluated K times is a known fault: transition 0 has one candidate a chain."""
     flow, initial = GaussianFlow(), torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
     first: list[tuple[int, int]] = []
     result = flowfast.search(
@@ -256,7 +258,7 @@ def test_own_latents_start_every_chain_and_are_evaluated_once_each(method):
         steps=6,
         chains=1 if method == "bon" else None,
         latents=initial,
-        on_round=lambda found: first.extend((c.chain, c.candidate) for c in found if c.row == 0),
+        on_round=lambda found: first.extend((c.chain, c.candidate) for c in found if c.transition == 0),
     )
     assert len(set(first)) == len(first)
     assert all(candidate == 0 for _, candidate in first)
@@ -297,7 +299,7 @@ def test_top_k_is_the_best_k_of_all_finished_candidates(method):
 
     def collect(found) -> None:
         finished.extend(
-            (c.reward, (c.chain, c.row, c.candidate)) for c in found if c.finished and c.status != "discarded"
+            (c.reward, (c.chain, c.transition, c.candidate)) for c in found if c.finished and c.status != "discarded"
         )
 
     sample = search(method, ["bb"], top_k=5, on_round=collect).samples[0]
@@ -312,7 +314,7 @@ def test_top_k_is_the_best_k_of_all_finished_candidates(method):
 
 @pytest.mark.parametrize("method", ["svdd", "rbf"])
 def test_until_stops_as_soon_as_a_finished_sample_has_the_reward(method):
-    """With 10 steps the last noisy row is finished at t = 0.1, so its children come one by one."""
+    """With 10 steps the last noisy transition is finished at t = 0.1, so its children come one by one."""
     events: list[tuple[int, float]] = []
     options = {"budget": 200, "steps": 10, "lanes": 1, "method": method}
     whole = search(

@@ -66,7 +66,7 @@ def test_as_many_as_planned_are_scored(method: str) -> None:
     planned = sum(bench.plan.forecast().scored)
     assert [sample.reward_calls for sample in result.samples] == [planned] * len(PROMPTS)
     read = bench.plan.scored
-    assert all((candidate.reward is not None) == read[candidate.row] for candidate in seen)
+    assert all((candidate.reward is not None) == read[candidate.transition] for candidate in seen)
     assert read[-1] and not all(read)
 
 

@@ -200,7 +200,7 @@ def test_the_sampler_has_the_steered_law(path: dict[str, Any], reward: tuple[flo
         "bon", flow=flow, reward=scorer, slots=1, micro_batch=count, chains=count, budget=count * 12, steps=8,
         gradient=f"dps:{strength}", **path,
     )  # fmt: skip
-    assert bench.schedule.rows >= 8
+    assert bench.schedule.transitions >= 8
     bench.admit(0, "a")
     bench.run()
     samples, mean = bench.engine.x0_lane[:, 0].double(), float(flow.encode(["a"])["mean"])
@@ -267,7 +267,7 @@ def test_steering_raises_the_reward_of_every_method(method: str) -> None:
     flow = GaussianFlow(shape=(16,))  # where noise alone rarely comes near the target
     plain, steered = (search(method, flow, gradient=gradient) for gradient in (None, "dps:0.5"))
     for one, other in zip(plain.samples, steered.samples, strict=True):
-        assert other.nfe == one.nfe  # forward rows, as ever
+        assert other.nfe == one.nfe  # rows of the forward pass, as ever
         assert other.reward > one.reward
     assert steered.nan_rewards == 0
 
@@ -552,7 +552,7 @@ class LastIsBroken(NearTarget):
 
 
 def test_a_finished_sample_needs_no_gradient() -> None:
-    """At the last row nothing goes on: a NaN there changes nothing."""
+    """At the last transition nothing goes on: a NaN there changes nothing."""
     plain = search("rbf", reward=NearTarget(), gradient="dps:0.5")
     found = search("rbf", reward=LastIsBroken(), gradient="dps:0.5")
     assert found.nan_rewards == 0
@@ -612,7 +612,7 @@ def test_on_scenes_the_gradient_is_the_slope_of_the_reward() -> None:
     prompts = [prompt for prompt in hard_prompts("tuning")[:10] for _ in range(2)]
     M, n = len(prompts), math.prod(flow.shape)
     schedule = build_schedule(ScheduleSpec(model_interpolant="linear", interpolant="vp", steps=10, t_finish=0.1))
-    row = (torch.arange(M) // 2).clamp(max=schedule.rows - 1)
+    row = (torch.arange(M) // 2).clamp(max=schedule.transitions - 1)
     t, linear_t = schedule.time[row].float(), schedule.linear_time[row].float()
     conds, asked = [flow.encode(prompts), flow.encode([""] * M)], reward.encode(prompts)
     guidance, table = torch.full((M,), 3.0), schedule.table.float()

@@ -204,7 +204,7 @@ class WaitingMethod(Chains):
         super().__init__(regroups=True)
 
     @torch.jit.export
-    def regroup(self, rewards: Tensor, row: Tensor, moved: Tensor, key: Tensor) -> Tensor:
+    def regroup(self, rewards: Tensor, transition: Tensor, moved: Tensor, key: Tensor) -> Tensor:
         if int(moved.sum()) > 0:
             rewards = rewards + 1
         return torch.arange(rewards.size(1), device=rewards.device).expand_as(rewards)

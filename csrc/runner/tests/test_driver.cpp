@@ -247,7 +247,7 @@ void progress_is_told() {
   CHECK(told.size() == 3);
   for (size_t i = 0; i < told.size(); ++i) {
     CHECK(told[i].nfe == static_cast<int64_t>(i) + 1 && told[i].budget == 3);
-    CHECK(told[i].candidates.size() == 1 && told[i].candidates[0].step.row == static_cast<int64_t>(i));
+    CHECK(told[i].candidates.size() == 1 && told[i].candidates[0].step.transition == static_cast<int64_t>(i));
     CHECK(told[i].candidates[0].reward == 7.0f && told[i].candidates[0].image.pixels[0] == static_cast<float>(i));
   }
   const Handle bad = searcher.submit({.prompt = "b", .budget = 3}, [](const Progress&) { throw PromptError("mine"); });

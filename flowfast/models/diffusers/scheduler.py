@@ -161,7 +161,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
         seen = as_tensor(images)
         slots = self._slots(len(seen))
         score = self._score if seen.shape == self._shape else self._score_images
-        scores = score(seen.float(), self.rows - 1).view(slots, -1)
+        scores = score(seen.float(), self.transitions - 1).view(slots, -1)
         self._unseen = ""
         self._ranked(scores)
         return self._best
@@ -188,14 +188,15 @@ class FlowSearchScheduler(FlowSDEScheduler):
             raise OptionError(
                 f"reward: expected a callable, got {self.reward!r}; flowfast.rewards.load makes one of a name"
             )
-        if self.method != "bon" and self.rows > 1 and not any(self.noisy[1:]):
+        if self.method != "bon" and self.transitions > 1 and not any(self.noisy[1:]):
             raise OptionError(
                 f"method {self.method!r} needs noise, but this diffusion is zero and copies would stay identical: "
                 "choose diffusion='square:3' (or another), or method 'bon'"
             )
         every = self.block if self.method == "code" else 1
         self.chooses = [
-            self.method != "bon" and (row + 1) % every == 0 and any(self.noisy[row + 1 :]) for row in range(self.rows)
+            self.method != "bon" and (at + 1) % every == 0 and any(self.noisy[at + 1 :])
+            for at in range(self.transitions)
         ]
         self._rewards, self._best, self.log_weights = None, [], None
         self._after, self._keys, self._drawn, self._unseen = None, None, None, ""
@@ -219,7 +220,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
 
     def _hands_out(self, latents: Tensor) -> None:
         assert self._after is not None
-        if self.step_index == self.rows:  # what the run held is let go
+        if self.step_index == self.transitions:  # what the run held is let go
             self._after = None
         else:
             self._after.hands_out(latents)
@@ -252,7 +253,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
             self._keys = torch.tensor([self._key(place) for place in range(slots)], device=x.device)
         key = self._keys
         ancestors = torch.arange(particles, device=x.device).expand(slots, -1)
-        last = at + 1 == self.rows
+        last = at + 1 == self.transitions
         if last or self.chooses[at]:
             means = self._posterior_mean(x, u, at)
             if last:
@@ -287,8 +288,8 @@ class FlowSearchScheduler(FlowSDEScheduler):
         torch.ops.flowfast.normalize_log_weights(log_weights, weights, ess, torch.empty_like(ess))
         now = (ess <= self.ess_gate * rewards.shape[1]) & (ess > 0)
         ancestors = torch.empty(weights.shape, dtype=torch.int64, device=weights.device)
-        row = torch.full_like(key, at)
-        torch.ops.flowfast.resample(weights, key, row, now, SYSTEMATIC, ancestors)
+        transition = torch.full_like(key, at)
+        torch.ops.flowfast.resample(weights, key, transition, now, SYSTEMATIC, ancestors)
         self.potential = self.potential.gather(1, ancestors)
         self.log_weights = log_weights.masked_fill(now[:, None], 0.0)
         return ancestors

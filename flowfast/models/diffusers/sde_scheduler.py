@@ -57,7 +57,7 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         self.interpolant, self.diffusion, self.seed = interpolant, diffusion, seed
         self.integrator = integrator or ("euler-maruyama" if diffusion else "coefficient-preserving:0.5")
         self._schedule_at([1.0, 0.5])  # wrong names are known now, not in the pipeline
-        self.rows = 0
+        self.transitions = 0
         self.num_inference_steps: int | None = None
         self.step_index: int | None = None
         self.begin_index: int | None = None
@@ -132,13 +132,14 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         late = times[0] < LATE  # from an image on the way
         schedule = self._schedule_at([1.0, *times] if late else times)
         self.table, self.noisy = schedule.table[late:].float().to(device), schedule.searchable[late:].tolist()
-        self.rows = len(self.noisy)
+        self.transitions = len(self.noisy)
         times_left = schedule.time[late:].float()
         self.sigmas = torch.cat([times_left, times_left.new_zeros(1)]).to(device)
         self.timesteps = self.sigmas[:-1] * self.own.config.num_train_timesteps
         if timesteps is not None:  # the model sees these, whatever times they were shifted to
-            self.timesteps = torch.as_tensor(timesteps, dtype=torch.float32, device=self.sigmas.device)[: self.rows]
-        self.num_inference_steps = self.rows
+            given = torch.as_tensor(timesteps, dtype=torch.float32, device=self.sigmas.device)
+            self.timesteps = given[: self.transitions]
+        self.num_inference_steps = self.transitions
         self.step_index = self.begin_index = None
         self._begin()
 
@@ -191,8 +192,8 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
             )
         if self.step_index is None:
             self.step_index = self._index_of(given) if self.begin_index is None else self.begin_index
-        if not 0 <= self.step_index < self.rows:
-            raise OptionError(f"all {self.rows} steps have been made: call set_timesteps for another run")
+        if not 0 <= self.step_index < self.transitions:
+            raise OptionError(f"all {self.transitions} steps have been made: call set_timesteps for another run")
         x, u = (value.detach().float().reshape(len(sample), -1).contiguous() for value in (sample, model_output))
         self._comes_back(sample)
         moved = self._advance(x, u, self.step_index, model_output).view(sample.shape).to(model_output.dtype)
@@ -246,19 +247,19 @@ class FlowSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
 
     def _advance(self, x: Tensor, u: Tensor, at: int, like: Tensor) -> Tensor:
         """x, u (N, n) at evaluation `at` to x at the next, or to the sample. like (N, ...): what the pipeline gets."""
-        if at + 1 == self.rows:
+        if at + 1 == self.transitions:
             return self._posterior_mean(x, u, at)
         chain = torch.arange(len(x), device=x.device)
         return self._branch(x, u, at + 1, chain, torch.full_like(chain, self._key(0)), chain)
 
-    def _branch(self, x: Tensor, u: Tensor, row: int, parent: Tensor, key: Tensor, chain: Tensor) -> Tensor:
+    def _branch(self, x: Tensor, u: Tensor, transition: int, parent: Tensor, key: Tensor, chain: Tensor) -> Tensor:
         out = torch.empty_like(x)
-        rows, candidate = torch.full_like(chain, row), torch.zeros_like(chain)
+        rows, candidate = torch.full_like(chain, transition), torch.zeros_like(chain)
         torch.ops.flowfast.branch_step(x, u, parent, rows, key, candidate, chain, self.table.to(x.device), out)
         return out
 
-    def _posterior_mean(self, x: Tensor, u: Tensor, row: int) -> Tensor:
+    def _posterior_mean(self, x: Tensor, u: Tensor, transition: int) -> Tensor:
         x0_hat = torch.empty_like(x)
-        rows = torch.full((len(x),), row, device=x.device)
+        rows = torch.full((len(x),), transition, device=x.device)
         torch.ops.flowfast.posterior_mean(x, u, None, None, rows, self.table.to(x.device), None, x0_hat)
         return x0_hat
