@@ -190,9 +190,9 @@ def test_a_prompt_is_encoded_once_and_alone(flow: Any, monkeypatch: pytest.Monke
     asked: list[str] = []
     plain = type(flow).encode_texts
 
-    def watch(self: Any, texts: list[str]) -> Any:
+    def watch(self: Any, texts: list[str], device: torch.device) -> Any:
         asked.extend(texts)
-        return plain(self, texts)
+        return plain(self, texts, device)
 
     monkeypatch.setattr(type(flow), "encode_texts", watch)
     alone = flow.encode([PROMPTS[1]])
@@ -201,6 +201,32 @@ def test_a_prompt_is_encoded_once_and_alone(flow: Any, monkeypatch: pytest.Monke
     assert asked == PROMPTS
     for name, value in alone.items():
         assert torch.equal(both[name][1:2], value) and torch.equal(both[name][0], both[name][2])
+
+
+@torch.no_grad()
+def test_what_walks_through_all_modules_is_read_once(
+    flow: Any, latents: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The type once a call of the model, the device once for all prompts: diffusers looks at every module for them,
+    which took 3 ms a call and 2 ms a prompt on a transformer of 14 blocks."""
+    read = {"dtype": 0, "device": 0}
+
+    def watched(name: str) -> property:
+        plain = getattr(type(flow), name)
+
+        def get(self: Any) -> Any:
+            read[name] += 1
+            return plain.fget(self)
+
+        return property(get)
+
+    for name in read:
+        monkeypatch.setattr(type(flow), name, watched(name))
+    cond = flow.encode(PROMPTS)
+    assert read == {"dtype": 0, "device": 1}
+    flow.velocity(latents, torch.tensor([0.95, 0.2]), cond)
+    models = 2 if getattr(flow.pipe, "transformer_2", None) is not None else 1
+    assert read == {"dtype": models, "device": 1}
 
 
 # ---- load and from_diffusers ----

@@ -27,9 +27,9 @@ class AuraFlowFlow(DiffusersFlow):
         return max(1.0, float(self.settings["guidance_scale"]))
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         text, mask, _, _ = self.pipe.encode_prompt(
-            texts, do_classifier_free_guidance=False, device=self.device,
+            texts, do_classifier_free_guidance=False, device=device,
             max_sequence_length=self.settings["max_sequence_length"],
         )  # fmt: skip
         return self.conditions(text, mask)
@@ -38,10 +38,11 @@ class AuraFlowFlow(DiffusersFlow):
         return {"text": prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         answer = self.transformer(
-            x_t.to(self.dtype),
-            encoder_hidden_states=cond["text"].to(self.dtype),
-            timestep=t.to(self.dtype),
+            x_t.to(dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
+            timestep=t.to(dtype),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)

@@ -161,8 +161,8 @@ class DiffusersFlow:
         """What the pipeline passes to its scheduler's set_timesteps."""
         return {"num_inference_steps": steps}
 
-    def encode_texts(self, texts: list[str]) -> Conditions:
-        """Conditions (N, ...) of N texts, without gradients."""
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
+        """Conditions (N, ...) of N texts on a device, the pipeline's, without gradients."""
         raise NotImplementedError
 
     conditions: Callable[..., Conditions]
@@ -184,9 +184,10 @@ class DiffusersFlow:
         """Each text alone, so that a prompt's conditions do not depend on its neighbours. Nothing is kept for the next
         call: by then text encoders may have other weights, which nothing but running them would show. Raises
         PromptError, ModelError."""
+        device = self.device
         if self.preview_decoder is not None:
-            self.preview_decoder.to(self.device)
-        found = {text: self._encode_alone(text) for text in dict.fromkeys(map(str, prompts))}
+            self.preview_decoder.to(device)
+        found = {text: self._encode_alone(text, device) for text in dict.fromkeys(map(str, prompts))}
         rows = [found[str(prompt)] for prompt in prompts]
         for name, value in rows[0].items():
             for prompt, row in zip(prompts, rows, strict=True):
@@ -197,10 +198,10 @@ class DiffusersFlow:
                     )
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def _encode_alone(self, text: str) -> Conditions:
+    def _encode_alone(self, text: str, device: torch.device) -> Conditions:
         if text in self.embeds:
             cond = conditions_of_embeds(self.conditions, text, self.embeds[text])
-            return {name: value.to(self.device) for name, value in cond.items()}
+            return {name: value.to(device) for name, value in cond.items()}
         absent = [name for name in self._parts("text_encoder", "tokenizer") if getattr(self.pipe, name) is None]
         unused = [name for name in self.spare if getattr(self.pipe, name.replace("tokenizer", "text_encoder")) is None]
         absent = [name for name in absent if name not in unused]
@@ -210,7 +211,7 @@ class DiffusersFlow:
                 f"this {type(self.pipe).__name__} has no {', '.join(absent)} and no embeds for the prompt {text!r}: "
                 f"load it whole, or give from_diffusers(..., embeds={{{text!r}: {{{names}}}}})"
             )
-        return self.encode_texts([text])
+        return self.encode_texts([text], device)
 
     def _parts(self, *kinds: str) -> list[str]:
         return [name for name in self.pipe.components if name.startswith(kinds)]
@@ -234,11 +235,12 @@ class DiffusersFlow:
 
     @property
     def device(self) -> torch.device:
+        """Where the pipeline runs. diffusers walks through all modules for it: read it once a search."""
         return self.pipe._execution_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Storage type of the transformer's inputs."""
+        """Storage type of the transformer's inputs. diffusers walks through its modules for it: read it once a call."""
         return self.transformer.dtype
 
     def own_times(self, steps: int | None = None) -> list[float]:

@@ -30,10 +30,10 @@ class FluxFlow(EmbeddedGuidance):
     def takes_guidance(self) -> bool:
         return bool(self.transformer.config.guidance_embeds)
 
-    def image_ids(self, device: torch.device) -> Tensor:
+    def image_ids(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Places of the tokens (tokens, 3)."""
         rows, columns = (size // (2 * self.pipe.vae_scale_factor) for size in (self.height, self.width))
-        key = rows, columns, device, self.dtype
+        key = rows, columns, device, dtype
         return self.kept("image ids", key, lambda: self.pipe._prepare_latent_image_ids(1, *key))
 
     def sampler_arguments(self, steps: int) -> dict[str, Any]:
@@ -47,27 +47,28 @@ class FluxFlow(EmbeddedGuidance):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, pooled, _ = self.pipe.encode_prompt(texts, None, device=self.device, max_sequence_length=length)
+        text, pooled, _ = self.pipe.encode_prompt(texts, None, device=device, max_sequence_length=length)
         return self.conditions(text, pooled)
 
     def conditions(self, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor) -> Conditions:
         return {"text": prompt_embeds, "pooled": pooled_prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        text = cond["text"].to(self.dtype)
+        dtype = self.dtype
+        text = cond["text"].to(dtype)
         guidance = None
         if self.takes_guidance():
             guidance = torch.full_like(t, self.distilled_guidance)
         answer = self.transformer(
-            hidden_states=x_t.to(self.dtype),
-            timestep=(1000 * t).to(self.dtype) / 1000,  # rounded as the pipeline rounds
+            hidden_states=x_t.to(dtype),
+            timestep=(1000 * t).to(dtype) / 1000,  # rounded as the pipeline rounds
             guidance=guidance,
-            pooled_projections=cond["pooled"].to(self.dtype),
+            pooled_projections=cond["pooled"].to(dtype),
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),
-            img_ids=self.image_ids(x_t.device),
+            img_ids=self.image_ids(x_t.device, dtype),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)

@@ -48,22 +48,23 @@ class Flux2Base(DiffusersFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
+        text, _ = self.pipe.encode_prompt(texts, device=device, max_sequence_length=length)
         return self.conditions(text)
 
     def conditions(self, prompt_embeds: Tensor) -> Conditions:
         return {"text": prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         scale = self.embedded_guidance()
         text_ids, image_ids = self.places(x_t.device, cond["text"].shape[1])
         answer = self.transformer(
-            hidden_states=x_t.to(self.dtype),
-            timestep=(1000 * t).to(self.dtype) / 1000,  # rounded as the pipeline rounds
+            hidden_states=x_t.to(dtype),
+            timestep=(1000 * t).to(dtype) / 1000,  # rounded as the pipeline rounds
             guidance=None if scale is None else torch.full_like(t, scale),
-            encoder_hidden_states=cond["text"].to(self.dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
             txt_ids=text_ids,
             img_ids=image_ids,
             return_dict=False,

@@ -30,9 +30,9 @@ class HunyuanVideoFlow(EmbeddedGuidance, VideoFlow):
         return {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]}
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, pooled, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
+        text, pooled, mask = self.pipe.encode_prompt(texts, device=device, max_sequence_length=length)
         return self.conditions(text, pooled, mask)
 
     def conditions(
@@ -41,13 +41,14 @@ class HunyuanVideoFlow(EmbeddedGuidance, VideoFlow):
         return {"text": prompt_embeds, "pooled": pooled_prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         answer = self.transformer(
-            hidden_states=x_t.to(self.dtype),
-            timestep=(1000 * t).to(self.dtype),  # rounded as the pipeline rounds, whose latents have this type
-            encoder_hidden_states=cond["text"].to(self.dtype),
-            encoder_attention_mask=cond["mask"].to(self.dtype),
-            pooled_projections=cond["pooled"].to(self.dtype),
-            guidance=1000.0 * torch.full_like(t, self.distilled_guidance, dtype=self.dtype),
+            hidden_states=x_t.to(dtype),
+            timestep=(1000 * t).to(dtype),  # rounded as the pipeline rounds, whose latents have this type
+            encoder_hidden_states=cond["text"].to(dtype),
+            encoder_attention_mask=cond["mask"].to(dtype),
+            pooled_projections=cond["pooled"].to(dtype),
+            guidance=1000.0 * torch.full_like(t, self.distilled_guidance, dtype=dtype),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)

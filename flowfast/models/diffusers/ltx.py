@@ -60,10 +60,10 @@ class LTXFlow(VideoFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, mask, _, _ = self.pipe.encode_prompt(
-            texts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
+            texts, do_classifier_free_guidance=False, device=device, max_sequence_length=length
         )
         return self.conditions(text, mask)
 
@@ -71,10 +71,11 @@ class LTXFlow(VideoFlow):
         return {"text": prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         (frames, rows, columns), space = self.grid(), self.pipe.vae_spatial_compression_ratio
         answer = self.transformer(
-            hidden_states=x_t.to(self.dtype),
-            encoder_hidden_states=cond["text"].to(self.dtype),
+            hidden_states=x_t.to(dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
             timestep=t * self.pipe.scheduler.config.num_train_timesteps,
             encoder_attention_mask=cond["mask"],
             num_frames=frames,

@@ -39,10 +39,10 @@ class Lumina2Flow(DiffusersFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         system = f"{self.pipe.system_prompt} <Prompt Start> "
         text, mask = self.pipe._get_gemma_prompt_embeds(
-            [system + prompt if prompt else "" for prompt in texts], self.device, self.settings["max_sequence_length"]
+            [system + prompt if prompt else "" for prompt in texts], device, self.settings["max_sequence_length"]
         )
         return self.conditions(text, mask)
 
@@ -50,10 +50,11 @@ class Lumina2Flow(DiffusersFlow):
         return {"text": prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         answer = self.transformer(
-            hidden_states=x_t.to(self.dtype),
+            hidden_states=x_t.to(dtype),
             timestep=1 - t,
-            encoder_hidden_states=cond["text"].to(self.dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
             encoder_attention_mask=cond["mask"],
             return_dict=False,
         )[0]

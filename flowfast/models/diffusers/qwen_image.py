@@ -41,9 +41,9 @@ class QwenImageFlow(DiffusersFlow):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         length = self.settings["max_sequence_length"]
-        text, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
+        text, mask = self.pipe.encode_prompt(texts, device=device, max_sequence_length=length)
         return self.conditions(text, mask)
 
     def conditions(self, prompt_embeds: Tensor, prompt_embeds_mask: Tensor | None = None) -> Conditions:
@@ -55,11 +55,12 @@ class QwenImageFlow(DiffusersFlow):
         return {"text": text, "mask": mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         side = 2 * self.pipe.vae_scale_factor
         answer = self.transformer(
-            hidden_states=x_t.to(self.dtype),
-            timestep=(1000 * t).to(self.dtype) / 1000,  # rounded as the pipeline rounds
-            encoder_hidden_states=cond["text"].to(self.dtype),
+            hidden_states=x_t.to(dtype),
+            timestep=(1000 * t).to(dtype) / 1000,  # rounded as the pipeline rounds
+            encoder_hidden_states=cond["text"].to(dtype),
             encoder_hidden_states_mask=cond["mask"],
             img_shapes=[[(1, self.height // side, self.width // side)]] * len(x_t),
             return_dict=False,

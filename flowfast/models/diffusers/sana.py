@@ -31,12 +31,12 @@ class SanaFlow(DiffusersFlow):
         return max(1.0, float(self.settings["guidance_scale"]))
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         instruction = self.call_defaults(self.pipe)["complex_human_instruction"]
         rows, masks = [], []
         for prompt in texts:
             text, mask, _, _ = self.pipe.encode_prompt(
-                prompt, do_classifier_free_guidance=False, device=self.device,
+                prompt, do_classifier_free_guidance=False, device=device,
                 max_sequence_length=self.settings["max_sequence_length"],
                 complex_human_instruction=instruction if prompt else None,
             )  # fmt: skip
@@ -48,9 +48,10 @@ class SanaFlow(DiffusersFlow):
         return {"text": prompt_embeds, "mask": prompt_attention_mask}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         answer = self.transformer(
-            x_t.to(self.dtype),
-            encoder_hidden_states=cond["text"].to(self.dtype),
+            x_t.to(dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
             encoder_attention_mask=cond["mask"],
             timestep=1000 * t * self.transformer.config.timestep_scale,
             return_dict=False,

@@ -34,9 +34,9 @@ class StableDiffusion3Flow(DiffusersFlow):
         return {"num_inference_steps": steps, "mu": resolution_shift(config, tokens, max_shift=1.16)}
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         text, _, pooled, _ = self.pipe.encode_prompt(
-            texts, None, None, device=self.device, do_classifier_free_guidance=False,
+            texts, None, None, device=device, do_classifier_free_guidance=False,
             max_sequence_length=self.settings["max_sequence_length"],
         )  # fmt: skip
         return self.conditions(text, pooled)
@@ -45,11 +45,12 @@ class StableDiffusion3Flow(DiffusersFlow):
         return {"text": prompt_embeds, "pooled": pooled_prompt_embeds}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        dtype = self.dtype
         answer = self.transformer(
-            hidden_states=x_t.to(self.dtype),
+            hidden_states=x_t.to(dtype),
             timestep=1000 * t,
-            encoder_hidden_states=cond["text"].to(self.dtype),
-            pooled_projections=cond["pooled"].to(self.dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
+            pooled_projections=cond["pooled"].to(dtype),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)

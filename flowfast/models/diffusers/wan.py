@@ -45,10 +45,10 @@ class WanFlow(VideoFlow):
         return max(1.0, float(self.settings["guidance_scale"]))  # up to 1 the pipeline runs one pass
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         length = self.settings["max_sequence_length"]
         text, _ = self.pipe.encode_prompt(
-            texts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=length
+            texts, do_classifier_free_guidance=False, device=device, max_sequence_length=length
         )
         return self.conditions(text)
 
@@ -66,10 +66,11 @@ class WanFlow(VideoFlow):
         return torch.where(early.view(-1, *[1] * (x_t.dim() - 1)), first, second)
 
     def _answer(self, model: Any, x_t: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        dtype = self.dtype
         answer = model(
-            hidden_states=x_t.to(self.dtype),
+            hidden_states=x_t.to(dtype),
             timestep=time,
-            encoder_hidden_states=text.to(self.dtype),
+            encoder_hidden_states=text.to(dtype),
             return_dict=False,
         )[0]
         return answer.to(x_t.dtype)

@@ -47,10 +47,10 @@ class ZImageFlow(DiffusersFlow):
         }  # fmt: skip
 
     @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Conditions:
+    def encode_texts(self, texts: list[str], device: torch.device) -> Conditions:
         length = self.settings["max_sequence_length"]
         rows, _ = self.pipe.encode_prompt(
-            list(texts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
+            list(texts), device=device, do_classifier_free_guidance=False, max_sequence_length=length
         )
         return self.conditions(rows)
 
@@ -59,9 +59,10 @@ class ZImageFlow(DiffusersFlow):
         return {"text": text, "length": mask.sum(1)}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        text = cond["text"].to(self.dtype)
+        dtype = self.dtype
+        text = cond["text"].to(dtype)
         rows = [row[:length] for row, length in zip(text, cond["length"].tolist(), strict=True)]
-        images = list(x_t.to(self.dtype).unsqueeze(2).unbind())  # one frame each
+        images = list(x_t.to(dtype).unsqueeze(2).unbind())  # one frame each
         time = (1000 - 1000 * t) / 1000  # 1 - t, rounded as the pipeline rounds
         answer = self.transformer(images, time, rows, return_dict=False)[0]
         return -torch.stack(list(answer)).squeeze(2).to(x_t.dtype)
