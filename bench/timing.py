@@ -179,7 +179,7 @@ def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     for result in results.values():
         for row in result["rows"]:
             shape, rate = "x".join(map(str, row["shape"])), f"{row['gb_s']:6.1f}" if row["gb_s"] else "     -"
-            ours = f"{row.get('engine', '')} {row.get('backend', '')}".strip()
+            ours = " ".join(row[key] for key in ("case", "setting", "engine", "backend") if row.get(key))
             lines.append(
                 f"{row['name']:<22} {row['peer']:<14} {row['batch']:>5} {shape:<11} {row['dtype']:<9}"
                 f"{row['ours_ms']:>10.4f} {row['peer_ms']:>10.4f} {row['ratio']:>7.2f} {rate} {ours}".rstrip()

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench import gpu, table, timing, versions
-from bench.e2e import rbf_evaluation
+from bench.e2e import pipeline_loop, rbf_evaluation
 from bench.e2e.latency import latencies, percentile
 from bench.e2e.public_code import PublicRBF
 from bench.ops.resample_in_place import on_pages, touched
@@ -33,6 +33,7 @@ PEERS = {
     "search_overhead": {"alone"},
     "latency": {"one slot"},
     "host_reward": {"one group"},
+    "pipeline_loop": {"diffusers"},
     "cpp_runner": {"python"},
 }
 LEFT_OUT = {"step_x0": "compile", "posterior_mean": "compile", "rbf_evaluation": "public_code"}
@@ -47,6 +48,7 @@ MORE = {
     "rbf_evaluation": {"ops_per_nfe", "peer_ops_per_nfe", "launches_a_round", "host_us_a_round", "engine", "case"},
     "search_overhead": {"fraction", "fraction_alone", "rounds", "micro_batch"},
     "host_reward": {"waits", "reward_ms_a_batch"},
+    "pipeline_loop": {"case", "setting", "steps", "passes", "weights", "micro_batch", "rows", "calls", "decoded"},
     "cpp_runner": {"start_up_s", "cpu_s", "searches", "rss_mib", "rss_slope_kib", "rss_slope_error_kib"},
     "latency": {"p50_ms", "p95_ms", "p99_ms", "images_s", "slots"},
 }
@@ -106,6 +108,16 @@ def test_measures_of_the_whole_are_sane(results):
         assert row["host_us_a_round"] > 0
 
 
+def test_every_pipeline_is_timed_with_every_setting(results):
+    rows = results["pipeline_loop"]["rows"]
+    expected = {(case, setting) for case in pipeline_loop.CASES for setting in pipeline_loop.SETTINGS}
+    assert {(row["case"], row["setting"]) for row in rows} == expected and len(rows) == len(expected)
+    for row in rows:
+        evaluations = len(pipeline_loop.PROMPTS) * row["steps"] * row["passes"]
+        assert row["rows"] >= evaluations == row["peer_rows"] and row["peer_calls"] == row["steps"]
+        assert row["decoded"] >= row["peer_decoded"] == len(pipeline_loop.PROMPTS)
+
+
 def test_an_unknown_benchmark_is_named_with_the_known_ones():
     done = bench("step")
     assert done.returncode == 2
@@ -156,6 +168,17 @@ def test_the_eager_baseline_is_compared_with_ours(monkeypatch):
     monkeypatch.setattr(rbf_evaluation.noise, "normals", lambda *arguments: normals(*arguments) * 1.01)
     with pytest.raises(AssertionError):
         rbf_evaluation.check_same_sample(60, scripted=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", pipeline_loop.CASES)
+def test_the_pipeline_and_ours_are_compared(case, monkeypatch):
+    sides = pipeline_loop.Sides(pipeline_loop.CASES[case], quick=True)
+    sides.check()
+    velocity = sides.flow.velocity
+    monkeypatch.setattr(sides.flow, "velocity", lambda *given: 1.01 * velocity(*given))
+    with pytest.raises(AssertionError):
+        sides.check()
 
 
 PUBLIC = {
