@@ -152,6 +152,16 @@ class Scripted : public Archive {
   bool done(int64_t slot) override { return call("done", slot).toBool(); }
   int64_t nfe(int64_t slot) override { return call("spent").toTensor()[slot].item<int64_t>(); }
 
+  Still still(int64_t slot) override {
+    const auto found = call("still", slot).toTuple();
+    return {found->elements().at(0).toInt(), found->elements().at(1).toInt()};
+  }
+  void limit(int64_t slot, int64_t evaluations) override { call("limit", slot, evaluations); }
+  int64_t rounds_of(int64_t budget) override { return call("rounds_of", budget).toInt(); }
+  int64_t budget_within(int64_t budget, int64_t rounds) override {
+    return call("budget_within", budget, rounds).toInt();
+  }
+
  protected:
   // The image (C, H, W) of the k-th sample that release found.
   virtual Tensor released_image(const Named& found, int64_t k) { return found.at("image")[k]; }

@@ -23,6 +23,11 @@ struct Lane {
   float t = 0;
 };
 
+// What is before a slot's request, at most.
+struct Still {
+  int64_t rounds = 0, evaluations = 0;
+};
+
 inline bool is_finite(const Image& image) {
   return std::all_of(image.pixels.begin(), image.pixels.end(), [](float value) { return std::isfinite(value); });
 }
@@ -52,6 +57,14 @@ class Archive {
 
   virtual bool done(int64_t slot) = 0;
   virtual int64_t nfe(int64_t slot) = 0;
+
+  virtual Still still(int64_t slot) = 0;
+  // From the next round on it spends at most so many evaluations, or what one chain needs to finish.
+  virtual void limit(int64_t slot, int64_t evaluations) = 0;
+  // Rounds of a budget, at most. Throws BudgetError.
+  virtual int64_t rounds_of(int64_t budget) = 0;
+  // The largest budget up to this one that takes at most so many rounds, or else the smallest. Throws BudgetError.
+  virtual int64_t budget_within(int64_t budget, int64_t rounds) = 0;
 };
 
 // Throws ArchiveError, OptionError. options.reward is the driver's.

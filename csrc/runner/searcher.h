@@ -25,6 +25,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #define FLOWFAST_EXPORT __attribute__((visibility("default")))
@@ -56,6 +57,12 @@ class FLOWFAST_EXPORT RewardError : public Error {
 class FLOWFAST_EXPORT CancelledError : public Error {
   using Error::Error;
 };  // by Handle::cancel or the Searcher's end
+class FLOWFAST_EXPORT QueueFullError : public Error {
+  using Error::Error;
+};  // Options::most_waiting wait already
+class FLOWFAST_EXPORT DeadlineError : public Error {
+  using Error::Error;
+};   // Request::deadline cannot be met, or came while it waited
 
 // Pixels in [0, 1], one plane after the other: value (c, y, x) is pixels[(c * height + y) * width + x].
 struct FLOWFAST_EXPORT Image {
@@ -81,7 +88,11 @@ using HostReward = std::function<std::vector<float>(std::span<const Image> image
 struct Options {
   int threads = 0;  // of the model's operations; 0: as PyTorch chooses. Give all Searchers the same number
   std::string device = "cpu";  // or "cuda:0"
-  HostReward reward = {};  // instead of the archive's own, in the driver thread; what it throws ends all that run
+  // Instead of the archive's own, in the driver thread. Where it throws it is asked again a request at a time, and ends
+  // those alone for which it throws once more.
+  HostReward reward = {};
+  // Requests beyond the archive's slots that may wait; more fail with QueueFullError. Nothing: as many as come.
+  std::optional<int64_t> most_waiting = std::nullopt;
 };
 
 // Of the noise: any whole number, as in Python; every one of them is another noise.
@@ -110,6 +121,11 @@ struct Request {
   std::optional<double> guidance = std::nullopt;
   double until = std::numeric_limits<double>::infinity();  // stop early at this reward
   std::optional<std::string> negative_prompt = std::nullopt;  // as the archive says
+  int priority = 0;  // from -1000 to 1000, lower is earlier; a level is worth 10 s of waiting, so everyone's turn comes
+  // Seconds from submit in which it should end: what waits longer fails with DeadlineError, and so does at once what
+  // cannot end in time at the pace of the last rounds. What runs never does: where it is late it is cut to what fits,
+  // at the least to what finishes a sample (Result::cuts). Such a request's bits depend on the machine's speed.
+  std::optional<double> deadline = std::nullopt;
 };
 
 // One step of a path.
@@ -131,6 +147,8 @@ struct Result {
   int64_t key = 0;  // of the noise: a function of seed, prompt and repeat
   int64_t nfe = 0, nfe_speculative = 0, reward_calls = 0, nan_rewards = 0;
   int64_t unspent = 0;
+  // What its deadline took away: (round, evaluations left from there on); at round 0: of the budget it then had.
+  std::vector<std::pair<int64_t, int64_t>> cuts;
   double seconds = 0;  // from its slot to its end
   double seconds_waited = 0;  // before that
 
@@ -187,7 +205,7 @@ class FLOWFAST_EXPORT Searcher {
   // All of them, in their order. Throws the first error in that order, and then cancels the others.
   std::vector<Result> search(const std::vector<Request>& requests);
 
-  // How many requests hold a slot, or wait for one. A server that bounds its queue asks here.
+  // How many requests hold a slot, or wait for one. A server that bounds its queue asks here, or has most_waiting.
   int64_t running() const;
   int64_t waiting() const;
   // Takes no more requests (submit throws CancelledError) and returns when those it has are over. Neither this nor the

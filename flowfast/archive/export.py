@@ -142,10 +142,7 @@ def _module(
     one, asked_one = ({name: value[:1] for name, value in of.items()} for of in (cond, asked))
     device = next(iter(cond.values())).device
     batch = resolved.batch(flow, reward, plan, slots, M, one, asked_one, device, null_cond=null)
-    quota, left, start = (torch.tensor(values, device="cpu") for values in (plans.quota, plans.left, plans.start))
-    limits = quota, left, start
-    module = Archive(batch, encoder, manifest, limits, plans.rounds, plans.of, null, hollow=stem is not None)
-    return module, packages
+    return Archive(batch, encoder, manifest, plans, null, hollow=stem is not None), packages
 
 
 def _conditions(

@@ -7,9 +7,9 @@ The engine inside is the loop of flowfast/rounds/batch.py, scripted; what drives
         archive.observe(archive.score(archive.propose()))      # search() is this loop
     found = archive.release(slot)
 
-`admit` and `release` may come between any two rounds and leave the other slots alone. Clocks, progress (`lanes`),
-cancelling (`release`), rewards on the host (in place of `score`) and noise keys belong to the driver. Where the model
-lies in packages of its own, the driver makes a round's calls of it:
+`admit`, `limit` and `release` may come between any two rounds and leave the other slots alone. Clocks, progress
+(`lanes`), cancelling (`release`), rewards on the host (in place of `score`) and noise keys belong to the driver. Where
+the model lies in packages of its own, the driver makes a round's calls of it:
 
     archive.lay(); archive.branch()
     for i in range(archive.parts()):
@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 from torch import Tensor, nn
 
-from flowfast.errors import BudgetError, OptionError, RewardError
-from flowfast.rounds.batch import Limits
+from flowfast.archive.budgets import Budgets
+from flowfast.archive.plans import Plans
+from flowfast.errors import OptionError, RewardError
 
 
 class Archive(nn.Module):
@@ -45,20 +46,16 @@ class Archive(nn.Module):
         engine: nn.Module,
         encoder: nn.Module,
         manifest: dict[str, str],
-        limits: tuple[Tensor, Tensor, Tensor],
-        rounds: list[list[int]],
-        plan_of: list[int],
+        plans: Plans,
         null_cond: dict[str, Tensor],
         hollow: bool = False,
     ):
-        """limits: quota (P, C, T), left and start (P, C) of the distinct plans of all budgets; rounds[p]: their widths
-        as [lanes, lanes that are scored, rounds, ...]; plan_of[evaluations]: the plan, -1: none. null_cond: of the
-        negative prompt, {} with one pass. hollow: the model lies outside."""
+        """null_cond: of the negative prompt, {} with one pass. hollow: the model lies outside."""
         super().__init__()
         self.engine, self.encoder, self.manifest = engine, encoder, manifest
-        self.quota, self.left, self.start = limits
-        self.rounds, self.plan_of, self.null_cond, self.hollow = rounds, plan_of, null_cond, hollow
+        self.null_cond, self.hollow = null_cond, hollow
         self.slots, self.passes, self.micro_batch = int(engine.slots), int(engine.passes), int(engine.micro_batch)  # type: ignore[arg-type]
+        self.budgets = Budgets(plans, self.slots, self.passes)
         self.shape = [int(size) for size in engine.shape]  # type: ignore[union-attr]
 
     @torch.jit.export
@@ -93,7 +90,7 @@ class Archive(nn.Module):
         self.check_slot(slot)
         if not (guidance >= 0.0 and guidance <= 1000.0):
             raise OptionError("guidance must be a number from 0 to 1000 (up to 1: off), got " + str(guidance))
-        plan = plan_of_budget(budget, self.passes, self.plan_of)
+        limits = self.budgets.admit(slot, budget)
         null: dict[str, Tensor] = {}
         if self.passes == 2:
             null = named("cond/", null_cond, self.engine.null_cond) if len(null_cond) > 0 else self.null_cond
@@ -101,23 +98,41 @@ class Archive(nn.Module):
             raise OptionError(
                 "guidance " + str(guidance) + ": this archive was exported without guidance; give 1 or export it again"
             )
-        widths: list[int] = []
-        scored: list[int] = []
-        rounds = self.rounds[plan]
-        for i in range(0, len(rounds), 3):
-            widths += [rounds[i]] * rounds[i + 2]
-            scored += [rounds[i + 1]] * rounds[i + 2]
         self.engine.admit(
             slot,
             named("cond/", cond, self.engine.cond),
             null,
             named("reward/", cond, self.engine.reward_cond),
             key,
-            Limits(self.quota[plan], self.left[plan], self.start[plan], widths, scored),
+            limits,
             max(guidance, 1.0),
             until,
             None,
         )
+
+    @torch.jit.export
+    def limit(self, slot: int, evaluations: int) -> None:
+        """From its next round on all chains of the slot together spend at most so many evaluations, or what one of them
+        needs to finish: a cut of Python's `Plan.forecast`. Raises OptionError."""
+        self.check_slot(slot)
+        self.engine.limit(slot, self.budgets.cut(slot, self.engine.rounds[slot], evaluations))
+
+    @torch.jit.export
+    def still(self, slot: int) -> tuple[int, int]:
+        """Rounds and evaluations that a slot has before it, at most."""
+        self.check_slot(slot)
+        widths = self.engine.plans[slot][self.engine.rounds[slot] :]
+        return len(widths), sum(widths)
+
+    @torch.jit.export
+    def rounds_of(self, budget: int) -> int:
+        """Rounds of a budget in NFE, at most. Raises BudgetError."""
+        return self.budgets.rounds_of(budget)
+
+    @torch.jit.export
+    def budget_within(self, budget: int, rounds: int) -> int:
+        """The largest budget up to this one that takes at most so many rounds, or the smallest. Raises BudgetError."""
+        return self.budgets.within(budget, rounds)
 
     @torch.jit.export
     def done(self, slot: int) -> bool:
@@ -138,18 +153,13 @@ class Archive(nn.Module):
         """
         self.check_slot(slot)
         found: dict[str, Tensor] = self.engine.release(slot)
+        self.budgets.plan_at[slot] = -1
         for name in ("x0", "x"):
             found[name] = found[name].view([-1] + self.shape)
         if not self.hollow:
             images = [self.engine.flow.decode(latent.unsqueeze(0)).float() for latent in found["x0"]]
             found["image"] = torch.cat(images)
-            # An image that is not finite has no reward: such samples go behind the others.
-            finite = torch.isfinite(found["image"].flatten(1)).all(1)
-            reward = torch.where(finite, found["reward"], -torch.inf)
-            reward, order = torch.sort(reward, dim=0, descending=True, stable=True)
-            for name in ("x0", "x", "transition", "chain", "candidate", "image"):
-                found[name] = found[name].index_select(0, order)
-            found["reward"] = reward
+            rank(found)
         return found
 
     @torch.jit.export
@@ -274,25 +284,14 @@ class Archive(nn.Module):
             raise OptionError("slot must lie in 0.." + str(self.slots - 1) + ", got " + str(slot))
 
 
-def plan_of_budget(budget: int, passes: int, plan_of: list[int]) -> int:
-    """The number of the plan that a budget in NFE has. Raises BudgetError, with the nearest budgets that run."""
-    evaluations, most = budget // passes, len(plan_of) - 1
-    if budget >= 0 and evaluations <= most and plan_of[evaluations] >= 0:
-        return plan_of[evaluations]
-    below, above = min(max(evaluations, -1), most), max(evaluations, 0)
-    while below >= 0 and plan_of[below] < 0:
-        below -= 1
-    while above <= most and plan_of[above] < 0:
-        above += 1
-    near: list[str] = []
-    if below >= 0:
-        near.append(str(below * passes))
-    if above <= most:
-        near.append(str(above * passes))
-    raise BudgetError(
-        "this archive cannot run a budget of " + str(budget) + " NFE: choose " + " or ".join(near)
-        + ", or export it with another --budget"
-    )  # fmt: skip
+def rank(found: dict[str, Tensor]) -> None:
+    """An image that is not finite has no reward: such samples go behind the others."""
+    finite = torch.isfinite(found["image"].flatten(1)).all(1)
+    reward = torch.where(finite, found["reward"], -torch.inf)
+    reward, order = torch.sort(reward, dim=0, descending=True, stable=True)
+    for name in ("x0", "x", "transition", "chain", "candidate", "image"):
+        found[name] = found[name].index_select(0, order)
+    found["reward"] = reward
 
 
 def named(prefix: str, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,18 +11,33 @@ from flowfast.resolve import Resolved
 
 
 class Plans(NamedTuple):
-    """The distinct plans P of all budgets; of: the plan of each number of evaluations, -1: none."""
+    """The distinct plans P of all budgets, and what all of them share."""
 
     quota: list[list[list[int]]]
+    """(P, chains, transitions)."""
     left: list[list[int]]
+    """(P, chains)."""
     start: list[list[bool]]
+    """(P, chains)."""
+    lanes: list[int]
+    """(P,)."""
+    keep: list[list[int]]
+    """(P, chains)."""
     rounds: list[list[int]]
+    """Widths of each as [lanes, lanes that are scored, rounds, ...]."""
     of: list[int]
+    """The plan of each number of evaluations, -1: none."""
+    early: bool
+    regroup: list[bool]
+    """(transitions,)."""
+    scored: list[bool]
+    """(transitions,)."""
 
 
 def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
     """Those of all budgets up to `budget`, in NFE; chains that a smaller plan does not have never start."""
-    plans, seen, T = Plans([], [], [], [], []), dict[str, int](), len(largest.accept)
+    _, _, _, _, early, regroup, scored, _ = largest.planned()
+    plans, seen, T = Plans([], [], [], [], [], [], [], early, regroup, scored), dict[str, int](), len(largest.accept)
     for evaluations in range(budget // resolved.passes + 1):
         try:
             plan = resolved.plan(evaluations * resolved.passes)
@@ -32,13 +47,15 @@ def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
         if not _runs_on(plan, largest):
             plans.of.append(-1)
             continue
-        start, missing = plan.start or [True] * plan.chains, largest.chains - plan.chains
-        key = repr((plan.quota, plan.left, start))
+        planned, missing = plan.planned(), largest.chains - plan.chains
+        key = repr((planned.quota, planned.left, planned.start, planned.lanes, planned.keep))
         if key not in seen:
             seen[key] = len(seen)
             plans.quota.append(plan.quota + [[0] * T] * missing)
             plans.left.append(plan.left + [0] * missing)
-            plans.start.append(start + [False] * missing)
+            plans.start.append(planned.start + [False] * missing)
+            plans.lanes.append(plan.lanes)
+            plans.keep.append(planned.keep + list(range(plan.chains, largest.chains)))
             forecast = plan.forecast()
             pairs = groupby(zip(forecast.widths, forecast.scored, strict=True))
             plans.rounds.append([n for pair, same in pairs for n in (*pair, len(list(same)))])

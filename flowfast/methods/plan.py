@@ -3,10 +3,10 @@ after which transitions chains are regrouped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from flowfast.bounds import MOST_ROWS
 from flowfast.errors import BudgetError
+from flowfast.methods.forecast import Forecast, Planned, forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,89 +62,27 @@ class Plan:
         """Live lanes of each round, at most: exact without early acceptance, an upper bound with it."""
         return self.forecast().widths
 
-    def forecast(self, cuts: Sequence[tuple[int, int]] = ()) -> "Forecast":
+    def forecast(self, cuts: Sequence[tuple[int, int]] = ()) -> Forecast:
         """What the host knows of a search without asking the device.
 
         cuts: (round, evaluations): from that round on all chains together spend at most so many evaluations, or what
         one of them needs to finish, in the order of rounds.
         """
-        return self._greedy(cuts) if any(self.accept) else self._in_step(cuts)
+        return forecast(self.planned(), [at for at, _ in cuts], [evaluations for _, evaluations in cuts])
 
-    def _in_step(self, cuts: Sequence[tuple[int, int]]) -> "Forecast":
-        T, widths, table = len(self.accept), list[int](), [list(q) for q in self.quota]
-        scored, read = list[int](), self.scored or [True] * T
-        starts = self.start or [True] * self.chains
-        transition = [0 if runs else T for runs in starts]
-        quota, left = [q[0] for q in self.quota], list(self.left)
-        stopped, allowed = [False] * self.chains, list(left)
-        while True:
-            for _, evaluations in (cut for cut in cuts if cut[0] == len(widths)):
-                need = [min(left[c], T - transition[c] if transition[c] < T else left[c]) for c in range(self.chains)]
-                table, left = self._cut(table, left, need, evaluations)
-                stopped, allowed = [amount == 0 for amount in left], list(left)
-            quota = [min(quota[c], left[c] - (T - 1 - transition[c])) for c in range(self.chains)]  # as the loop does
-            on = [transition[c] < T and not stopped[c] for c in range(self.chains)]
-            lanes = [min(self.lanes, quota[c]) if on[c] else 0 for c in range(self.chains)]
-            if not any(lanes):
-                return Forecast(widths, scored, table, allowed)
-            widths.append(sum(lanes))
-            scored.append(sum(lanes[c] for c in range(self.chains) if transition[c] < T and read[transition[c]]))
-            for c in range(self.chains):
-                quota[c] -= lanes[c]
-                left[c] -= lanes[c]
-                if on[c] and quota[c] == 0:
-                    transition[c] += 1
-                    quota[c] = table[c][transition[c]] if transition[c] < T else 0
-            taken = max((r for c, r in enumerate(transition) if r < T and not stopped[c]), default=0) - 1
-            if self.regroup and taken >= 0 and self.regroup[taken]:
-                # Chains of such a method go in step: late starters join here.
-                transition = [taken + 1] * self.chains
-                quota = [table[c][taken + 1] for c in range(self.chains)]
-
-    def _greedy(self, cuts: Sequence[tuple[int, int]]) -> "Forecast":
-        """Early acceptance: a live chain spends at least one evaluation a round."""
-        widths, table, left = list[int](), self.quota, list(self.left)
-        for at, evaluations in cuts:
-            rounds = at - len(widths)
-            widths += self._rounds(left, not widths)[:rounds]
-            left = [max(0, amount - rounds) for amount in left]
-            table, left = self._cut(table, left, [min(amount, len(self.accept)) for amount in left], evaluations)
-        widths += self._rounds(left, not widths)
-        return Forecast(widths, widths, table, left)
-
-    def _rounds(self, left: list[int], first: bool) -> list[int]:
-        """Widths of all rounds in which chains may spend `left`: fewer than `lanes` once a transition at most."""
-        T, K = len(self.accept), self.lanes
-        widths = [sum(min(K, amount) for amount in left)] if any(left) else []
-        widths *= max(left) if K == 1 else max(T + amount // K for amount in left)
-        return [sum(min(K, q[0]) for q in self.quota), *widths[1:]] if first else widths
-
-    def _cut(
-        self, table: list[list[int]], left: list[int], need: list[int], evaluations: int
-    ) -> tuple[list[list[int]], list[int]]:
-        """Quota and left of the chains within `evaluations`: smaller quotas, or fewer chains where quotas are 1."""
-        total = sum(left)
-        if total == 0:
-            return table, left
-        if max(max(q) for q in table) > 1:
-            share = [max(n, amount * evaluations // total) for n, amount in zip(need, left, strict=True)]
-            scaled = [[q and max(1, q * evaluations // total) for q in of_chain] for of_chain in table]
-            return scaled, [min(amount, s) for amount, s in zip(left, share, strict=True)]
-        kept, spent = [0] * self.chains, 0
-        for c in self.keep or range(self.chains):
-            if left[c] > 0 and (spent == 0 or spent + need[c] <= evaluations):
-                kept[c], spent = left[c], spent + need[c]
-        return table, kept
-
-
-class Forecast(NamedTuple):
-    """Live lanes of each round, at most, and those of them whose score is read; the quota (chains, transitions) and
-    left (chains,) after the last cut."""
-
-    widths: list[int]
-    scored: list[int]
-    quota: list[list[int]]
-    left: list[int]
+    def planned(self) -> Planned:
+        """What a forecast reads of it."""
+        T = len(self.accept)
+        return Planned(
+            self.lanes,
+            self.quota,
+            self.left,
+            self.start or [True] * self.chains,
+            any(self.accept),
+            self.regroup or [False] * T,
+            self.scored or [True] * T,
+            self.keep or list(range(self.chains)),
+        )
 
 
 def need(name: str, evaluations: int, least: int) -> None:

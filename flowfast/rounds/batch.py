@@ -99,7 +99,7 @@ class SlotBatch(Lanes):
         """Cuts what the chains of a slot may still try and spend (Plan.forecast): left 0 stops a chain. Those that go
         on keep enough to finish; `start` is not read."""
         s = self.state
-        left = limits.left
+        left = limits.left.to(s.left.device)
         own, stopped = slice_of(s.left, slot, self.chains), left <= 0
         need = torch.minimum(own, self.transitions - slice_of(s.transition, slot, self.chains))
         own.copy_(torch.where(stopped, 0, torch.maximum(torch.minimum(own, left), need)))

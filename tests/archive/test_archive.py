@@ -140,6 +140,44 @@ def test_slots_are_refilled_and_cancelled_on_the_way(method: str, tmp_path: Path
     assert archive.width() == 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cut_is_that_of_python(method: str, tmp_path: Path) -> None:
+    """Two cuts of a request between others, which keep their bits: as the `cuts` of a rerun in Python. Also at a budget
+    with fewer chains or lanes than the archive has."""
+    archive = exported(tmp_path / "a.pt", budget=84, method=method)
+    small = next(budget for budget in range(42, 85) if archive.budgets.plan_of[budget] >= 0)
+    for budget in (84, small):
+        admit(archive, 0, "a", 84)
+        admit(archive, 1, "bb", budget)
+        cuts, rounds, ahead = [(2, 30), (4, 9)], 0, [archive.still(1)]
+        assert ahead[0][0] == archive.rounds_of(budget)
+        while archive.width():
+            for _, evaluations in (cut for cut in cuts if cut[0] == rounds):
+                archive.limit(1, evaluations)
+                ahead.append(archive.still(1))
+            archive.observe(archive.score(archive.propose()))
+            rounds += 1
+        wanted = searched("bb", budget, method=method, cuts=[(0, *cut) for cut in cuts])
+        assert 0 < wanted.nfe < budget
+        assert ahead[0][1] > ahead[1][1] > ahead[2][1]  # of what is ahead
+        assert_same(archive.release(1), wanted)
+        assert_same(archive.release(0), searched("a", 84, method=method))
+    refused(lambda: archive.limit(1, 9), OptionError, "a slot with a request")
+    admit(archive, 1, "bb", 84)
+    refused(lambda: archive.limit(1, -1), OptionError, "at least 0 evaluations")
+
+
+def test_the_largest_budget_within_so_many_rounds(tmp_path: Path) -> None:
+    archive = exported(tmp_path / "a.pt", budget=60, method="rbf", lanes=1, guidance=3.0, chains=1)
+    least = int(archive.info()["budget_min"])
+    runs = [budget for budget in range(0, 61, 2) if archive.budgets.plan_of[budget // 2] >= 0]
+    for rounds in range(archive.rounds_of(60) + 2):
+        fit = [budget for budget in runs if archive.rounds_of(budget) <= rounds]
+        assert archive.budget_within(60, rounds) == max(fit, default=least)
+    assert archive.budget_within(41, archive.rounds_of(41)) == 41
+    refused(lambda: archive.budget_within(1, 5), BudgetError, "cannot run a budget of 1 NFE")
+
+
 def test_a_request_has_its_own_guidance_negative_prompt_and_end(tmp_path: Path) -> None:
     options = {"method": "rbf", "guidance": 3.0, "negative_prompt": "dddd", "steps": 10, "lanes": 1}
     finished: list[float] = []

@@ -33,8 +33,8 @@ PROMPT = "three red circles and one blue square"
 SLOTS = 2
 SHORT, LONG, ENDLESS = 24, 500, 4000  # NFE: some hundredths of a second, about one, and as many as nobody waits for
 FIELDS = (
-    "prompt, n, seed, budget, guidance, negative_prompt, model, size, response_format, output_format, stream, quality, "
-    "style, background, moderation, user, output_compression, partial_images"
+    "prompt, n, seed, budget, guidance, negative_prompt, priority, deadline, model, size, response_format, "
+    "output_format, stream, quality, style, background, moderation, user, output_compression, partial_images"
 )
 
 
@@ -266,6 +266,8 @@ REFUSED: dict[str, tuple[Any, str | None, str]] = {
     "a budget that is no number": ('{"prompt": "a", "budget": NaN}', None, "the body must be JSON"),
     "a negative guidance": ({"guidance": -1}, None, "guidance must be a number from 0 to 1000"),
     "a guidance beyond all": ('{"prompt": "a", "guidance": 1e999}', None, ""),
+    "no time": ({"deadline": 0}, None, "deadline must be above 0 and at most 1000000 seconds, got 0"),
+    "a priority beyond all": ({"priority": 1001}, "priority", "priority must be a whole number from -1000 to 1000"),
     "a field of other servers": ({"until": "0.5"}, "until", 'unknown field "until"'),
     "another size": ({"size": "1024x1024"}, "size", 'size must be "auto" or "32x32", got "1024x1024"'),
     "another format": ({"output_format": "webp"}, "output_format", 'output_format must be "png", got "webp"'),
@@ -414,17 +416,30 @@ def test_full_queue(archive: Path) -> None:
         assert "n must be a whole number from 1 to 3" in server.generate(n=4)[2]["error"]["message"]
         clients = [server.send() for _ in range(SLOTS)]
         server.wait_until(running=SLOTS, queued=0)
-        assert server.generate(n=2)[0] == 503  # one place is left
+        assert server.generate(n=2)[0] == 429  # one place is left
         clients.append(server.send())
         server.wait_until(running=SLOTS, queued=1)
         status, headers, answer = server.generate()
-        assert (status, headers["Retry-After"], answer["error"]["type"]) == (503, "1", "server_error")
+        assert (status, headers["Retry-After"], answer["error"]["type"]) == (429, "1", "server_error")
         assert "the queue is full" in answer["error"]["message"]
         for client in clients:
             client.close()
         server.wait_until(running=0, queued=0)
         assert server.generate(n=SLOTS + 1)[0] == 200
-        assert server.answers() == {200: 1, 400: 1, 503: 2}
+        assert server.answers() == {200: 1, 400: 1, 429: 2}
+
+
+def test_a_deadline(archive: Path) -> None:
+    with served(archive) as server:
+        clients = [server.send() for _ in range(SLOTS)]
+        server.wait_until(running=SLOTS, queued=0)
+        status, _, answer = server.generate(deadline=1e-6, priority=-1)
+        assert (status, answer["error"]["param"]) == (504, "deadline")
+        for client in clients:
+            client.close()
+        server.wait_until(running=0, queued=0)
+        image = server.generate(budget=ENDLESS, deadline=1.5)[2]["data"][0]
+        assert 0 < image["nfe"] < ENDLESS  # cut
 
 
 def test_a_client_that_hangs_up_frees_its_slot(archive: Path) -> None:
@@ -503,7 +518,7 @@ def test_a_second_signal_ends_it(archive: Path) -> None:
 
 
 def test_many_clients(archive: Path) -> None:
-    """Each request gets one answer, 200 or 503; an image is that of its seed, whatever else was under way."""
+    """Each request gets one answer, 200 or 429; an image is that of its seed, whatever else was under way."""
     seeds = range(4)
 
     def client(number: int) -> list[tuple[int, int, Any]]:
@@ -522,7 +537,7 @@ def test_many_clients(archive: Path) -> None:
         with ThreadPoolExecutor(16) as pool:
             answers = [answer for found in pool.map(client, range(16)) for answer in found]
         statuses = Counter(status for status, _, _ in answers)
-        assert set(statuses) == {200, 503}
+        assert set(statuses) == {200, 429}
         assert statuses.total() == 16 * 6
         assert server.answers() == statuses + Counter({200: len(seeds)})
         for status, seed, answer in answers:

@@ -1,5 +1,6 @@
 #include "runner/tests/fake_archive.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 
@@ -8,14 +9,12 @@
 namespace flowfast {
 namespace {
 
-constexpr int64_t kSlots = 2;
-
 class FakeArchive final : public Archive {
  public:
   explicit FakeArchive(Fake& fake)
       : fake_(fake),
-        slots_(kSlots),
-        info_({{"slots", std::to_string(kSlots)},
+        slots_(fake.slots),
+        info_({{"slots", std::to_string(fake.slots)},
                {"budget_min", "1"},
                {"budget_max", "1000000000"},
                {"passes", std::to_string(fake.passes)},
@@ -25,14 +24,17 @@ class FakeArchive final : public Archive {
   void enter_thread() override {}
 
   void admit(int64_t slot, const Request& request, int64_t key) override {
-    if (request.prompt == "unreadable") throw PromptError("the fake cannot read it");
+    if (fake_.unreadable.contains(request.prompt)) throw PromptError("the fake cannot read it");
     slots_.at(slot) = {request, key, 0, true};
     const std::lock_guard lock(fake_.mutex);
     fake_.guided.push_back(request.guidance.value());
+    fake_.budgets.push_back(request.budget);
   }
 
   Result release(int64_t slot) override {
     Slot& s = slots_.at(slot);
+    s.on = false;
+    if (fake_.lost.contains(s.request.prompt)) throw ModelError("the fake lost it");
     Result result;
     result.nfe = s.round;
     if (s.round > 0 && s.request.prompt != "only NaN") {
@@ -41,7 +43,6 @@ class FakeArchive final : public Archive {
       sample.image = {1, 1, 1, {static_cast<float>(s.round)}};
       sample.path.push_back({0, s.round - 1, 0});
     }
-    s.on = false;
     return result;
   }
 
@@ -55,13 +56,15 @@ class FakeArchive final : public Archive {
     fake_.changed.notify_all();
     fake_.changed.wait(lock, [&] { return !fake_.held || !fake_.inside; });
     fake_.inside = false;
-    for (const std::string& prompt : prompts)
-      if (fake_.failing.contains(prompt)) throw ModelError("the fake failed");
+    if (fake_.in_round) fake_.in_round();
+    for (const Slot& s : slots_)
+      if (const auto at = fake_.failing.find(s.request.prompt); s.on && at != fake_.failing.end())
+        if (at->second == s.round + 1) throw ModelError("the fake failed");
   }
 
   std::vector<Lane> lanes() override {
     std::vector<Lane> lanes;
-    for (int64_t slot = 0; slot < kSlots; ++slot)
+    for (int64_t slot = 0; slot < fake_.slots; ++slot)
       for (int64_t lane = 0; slots_[slot].on && lane < fake_.lanes; ++lane)
         lanes.push_back({slot, {0, slots_[slot].round, lane}, 0.5f});
     return lanes;
@@ -92,6 +95,19 @@ class FakeArchive final : public Archive {
   }
   bool done(int64_t slot) override { return slots_.at(slot).round >= slots_.at(slot).request.budget; }
   int64_t nfe(int64_t slot) override { return slots_.at(slot).round; }
+
+  Still still(int64_t slot) override {
+    const int64_t left = slots_.at(slot).request.budget - slots_.at(slot).round;
+    return {left, left};
+  }
+  void limit(int64_t slot, int64_t evaluations) override {
+    Slot& s = slots_.at(slot);
+    if (fake_.cuts) s.request.budget = std::min(s.request.budget, s.round + std::max<int64_t>(1, evaluations));
+  }
+  int64_t rounds_of(int64_t budget) override { return budget; }
+  int64_t budget_within(int64_t budget, int64_t rounds) override {
+    return fake_.cuts ? std::clamp<int64_t>(rounds, 1, budget) : budget;
+  }
 
  private:
   struct Slot {

@@ -98,6 +98,26 @@ void a_request_ends_before_its_time(const std::string& archive) {
   for (const Handle& handle : left) CHECK(throws<CancelledError>(handle));
 }
 
+// By its budget where the pace is known as it gets its slot, else on the way; other requests keep their bits.
+void a_deadline_cuts(const std::string& archive) {
+  Searcher searcher(archive, {.threads = 1});
+  const Request calm = requests()[0];
+  Request hurried = {.prompt = kPrompts[1], .budget = 200, .deadline = 0.05};
+  const Handle first = searcher.submit(hurried);
+  const Result whole = searcher.submit(calm).get(), late = first.get();
+  CHECK(!late.cuts.empty() && late.cuts[0].first > 0 && late.nfe < 200 && late.nfe + late.unspent == 200);
+  CHECK(late.image().pixels.size() == 3 * 32 * 32 && late.path().size() > 1);
+  CHECK(same(searcher.submit(calm).get(), whole) && whole.cuts.empty());
+
+  hurried.deadline = std::nullopt;
+  const Result slow = searcher.submit(hurried).get();
+  hurried.deadline = 0.6 * slow.seconds;
+  const Result quick = searcher.submit(hurried).get();
+  CHECK(quick.cuts[0].first == 0 && quick.nfe < 200 && quick.nfe + quick.unspent == 200 && slow.cuts.empty());
+  hurried.deadline = 1e-6;
+  CHECK(throws<DeadlineError>(searcher.submit(hurried)));
+}
+
 void guidance_up_to_1_is_off(const std::string& archive) {
   Searcher searcher(archive, {.threads = 1});
   std::vector<Result> off;
@@ -181,6 +201,7 @@ int main(int argc, char** argv) {
   if (argc != 2) return std::printf("usage: flowfast_archive_tests ARCHIVE\n"), 2;
   flowfast::equal_requests_give_equal_bits(argv[1]);
   flowfast::a_request_ends_before_its_time(argv[1]);
+  flowfast::a_deadline_cuts(argv[1]);
   flowfast::guidance_up_to_1_is_off(argv[1]);
   flowfast::the_host_program_may_be_in_any_state(argv[1]);
   flowfast::the_host_scores(argv[1]);

@@ -32,6 +32,10 @@ std::string error_of(const Handle& handle) {
     return "model";
   } catch (const RewardError&) {
     return "reward";
+  } catch (const QueueFullError&) {
+    return "full";
+  } catch (const DeadlineError&) {
+    return "deadline";
   }
 }
 
@@ -131,7 +135,7 @@ void a_long_prompt_is_cut_between_characters() {
 }
 
 void an_error_is_of_its_request() {
-  fake("errors").failing = {"fails"};
+  fake("errors").failing = {{"fails", 1}};
   Searcher searcher("errors");
   const Handle unreadable = searcher.submit({.prompt = "unreadable", .budget = 1});
   CHECK(error_of(unreadable) == "prompt");
@@ -156,6 +160,48 @@ void an_error_is_of_its_request() {
     CHECK(false, "a missing archive was loaded");
   } catch (const Error&) {
   }
+}
+
+void the_queue_is_bounded() {
+  Fake& archive = fake("bounded");
+  archive.hold();
+  Searcher searcher("bounded", {.most_waiting = 1});
+  std::vector<Handle> handles;
+  for (int i = 0; i < 3; ++i) handles.push_back(searcher.submit({.prompt = "a", .budget = 2}));
+  archive.wait_for_round();
+  const Handle full = searcher.submit({.prompt = "b", .budget = 1});
+  CHECK(full.wait_for(std::chrono::milliseconds(0)) && error_of(full) == "full");  // while the round still runs
+  CHECK(searcher.running() + searcher.waiting() == 3);
+  archive.let_go();
+  for (const Handle& handle : handles) CHECK(error_of(handle).empty());
+  CHECK(error_of(searcher.submit({.prompt = "c", .budget = 1})).empty());
+  try {
+    Searcher unbounded("unbounded", {.most_waiting = -1});
+    CHECK(false, "most_waiting may be -1");
+  } catch (const OptionError&) {
+  }
+}
+
+void a_lower_priority_is_earlier_and_a_deadline_ends_the_waiting() {
+  Fake& archive = fake("priorities");
+  archive.slots = 1;
+  archive.hold();
+  Searcher searcher("priorities");
+  const Handle a = searcher.submit({.prompt = "a", .budget = 1});
+  archive.wait_for_round();
+  const Handle late = searcher.submit({.prompt = "late", .budget = 1, .deadline = 1e-3});
+  const Handle b = searcher.submit({.prompt = "b", .budget = 1, .priority = 1});
+  const Handle c = searcher.submit({.prompt = "c", .budget = 1, .priority = -1, .deadline = 600});
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  archive.next_round();
+  CHECK(archive.wait_for_round() == Prompts({"c"}));
+  CHECK(error_of(late) == "deadline");  // while the round still runs
+  archive.let_go();
+  CHECK(error_of(a).empty() && error_of(b).empty() && error_of(c).empty() && archive.rounds.back() == Prompts({"b"}));
+  for (const int priority : {-1001, 1001, std::numeric_limits<int>::min()})
+    CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .priority = priority}));
+  for (const double deadline : {0.0, -1.0, 1e6 + 1, kNaN})
+    CHECK(refused<OptionError>(searcher, {.prompt = "a", .budget = 1, .deadline = deadline}));
 }
 
 void guidance_up_to_1_is_off() {
@@ -195,6 +241,12 @@ void the_host_scores() {
   CHECK(error_of(searcher.submit({.prompt = "throws", .budget = 1})) == "reward");
   CHECK(error_of(searcher.submit({.prompt = "throws a number", .budget = 1})) == "reward");
   CHECK(error_of(searcher.submit({.prompt = "one too few", .budget = 1})) == "reward");
+  fake("host").hold();
+  const Handle innocent = searcher.submit({.prompt = "a", .budget = 3});
+  fake("host").wait_for_round();
+  const Handle guilty = searcher.submit({.prompt = "throws", .budget = 3});
+  fake("host").let_go();
+  CHECK(error_of(guilty) == "reward" && innocent.get().reward() == 12.0f);
 }
 
 void the_host_gets_a_bounded_call() {
@@ -250,8 +302,10 @@ void progress_is_told() {
     CHECK(told[i].candidates.size() == 1 && told[i].candidates[0].step.transition == static_cast<int64_t>(i));
     CHECK(told[i].candidates[0].reward == 7.0f && told[i].candidates[0].image.pixels[0] == static_cast<float>(i));
   }
-  const Handle bad = searcher.submit({.prompt = "b", .budget = 3}, [](const Progress&) { throw PromptError("mine"); });
-  CHECK(error_of(bad) == "prompt");  // what the callback throws comes out
+  const Handle bad = searcher.submit({.prompt = "b", .budget = kForever},
+                                     [](const Progress&) { throw PromptError("mine"); });
+  CHECK(error_of(bad) == "prompt");  // what the callback throws comes out, and its slot is free
+  CHECK(error_of(searcher.submit({.prompt = "a", .budget = 1})).empty() && searcher.running() == 0);
 }
 
 void ends() {
@@ -281,7 +335,7 @@ void ends() {
 void many_threads() {
   std::vector<std::unique_ptr<Searcher>> searchers;
   for (const char* name : {"many threads, one", "many threads, other"})
-    searchers.push_back(std::make_unique<Searcher>(name));
+    searchers.push_back(std::make_unique<Searcher>(name, Options{.most_waiting = 1}));
   std::atomic<int> answers = 0, cancelled = 0;
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t)
@@ -291,12 +345,19 @@ void many_threads() {
         const int64_t budget = 1 + static_cast<int64_t>(random.bits() % 9);
         OnProgress on_progress;
         if (i % 5 == 0) on_progress = [](const Progress&) {};
-        const Handle handle = searchers[t % 2]->submit({.prompt = "a", .budget = budget, .seed = i}, on_progress);
+        Request request{.prompt = "a", .budget = budget, .seed = i, .priority = i % 3 - 1};
+        if (i % 7 == 0) request.deadline = 1e-3;
+        const Handle handle = searchers[t % 2]->submit(request, on_progress);
         if (i % 3 == 0) handle.cancel();
         try {
-          if (handle.get().nfe == budget) ++answers;
+          const int64_t nfe = handle.get().nfe;
+          if (nfe == budget || (request.deadline && nfe < budget)) ++answers;
         } catch (const CancelledError&) {
           ++answers, ++cancelled;
+        } catch (const QueueFullError&) {
+          ++answers;
+        } catch (const DeadlineError&) {
+          answers += request.deadline.has_value();
         }
         (void)searchers[t % 2]->running();
       }
@@ -314,6 +375,8 @@ void test_driver() {
   a_cancelled_request_is_out_before_the_next_call();
   a_long_prompt_is_cut_between_characters();
   an_error_is_of_its_request();
+  the_queue_is_bounded();
+  a_lower_priority_is_earlier_and_a_deadline_ends_the_waiting();
   guidance_up_to_1_is_off();
   the_host_scores();
   the_host_gets_a_bounded_call();

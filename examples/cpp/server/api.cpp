@@ -22,6 +22,8 @@ constexpr std::array kFields = {"prompt",
                                 "budget",
                                 "guidance",
                                 "negative_prompt",
+                                "priority",
+                                "deadline",
                                 "model",
                                 "size",
                                 "response_format",
@@ -142,7 +144,7 @@ std::string base64(const std::string& bytes) {
 Answer error_body(unsigned status, const std::string& message, const std::string& field = "") {
   json::object error;
   error["message"] = message;
-  error["type"] = status < 500 ? "invalid_request_error" : "server_error";
+  error["type"] = status < 500 && status != 429 ? "invalid_request_error" : "server_error";
   error["param"] = field.empty() ? json::value(nullptr) : json::value(field);
   error["code"] = nullptr;
   return {.status = status, .body = json::serialize(json::object{{"error", std::move(error)}})};
@@ -183,6 +185,8 @@ std::vector<flowfast::Request> read_request(const std::string& body, const Limit
       .seed = seed(fields),
       .guidance = number(fields, "guidance"),
       .negative_prompt = text(fields, "negative_prompt"),
+      .priority = static_cast<int>(integer(fields, "priority", 0, -1000, 1000)),
+      .deadline = number(fields, "deadline"),
   };
   std::vector<flowfast::Request> searches(integer(fields, "n", 1, 1, limits.most_images), request);
   for (size_t i = 0; i < searches.size(); ++i) searches[i].repeat = static_cast<int64_t>(i);
@@ -223,6 +227,10 @@ Answer error_answer(const std::exception_ptr& error) {
     return error_body(400, refusal.what(), "budget");
   } catch (const flowfast::OptionError& refusal) {
     return error_body(400, refusal.what());
+  } catch (const flowfast::QueueFullError& refusal) {
+    return error_body(429, refusal.what());
+  } catch (const flowfast::DeadlineError& refusal) {
+    return error_body(504, refusal.what(), "deadline");
   } catch (const std::exception& failure) {
     return error_body(500, failure.what());
   }

@@ -18,7 +18,7 @@ constexpr char kUsage[] = R"(usage: flowfast-server ARCHIVE [options]
 
   --host ADDRESS      an IP address to listen at (127.0.0.1: nobody but this machine)
   --port N            0: one that is free (8080)
-  --queue N           searches that may wait for a slot; more are answered 503 (64)
+  --queue N           searches that may wait for a slot; more are answered 429 (64)
   --budget NFE        of requests that name none (the archive's largest)
   --client-seconds N  that a client may take to send a request, or to take an answer (10)
   --threads N         of the model's operations (PyTorch's own number)

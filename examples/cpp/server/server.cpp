@@ -28,7 +28,7 @@ constexpr auto kNoThrow = asio::as_tuple(asio::use_awaitable);
 http::response<http::string_body> respond(const Answer& answer, const char* type = "application/json") {
   http::response<http::string_body> response(static_cast<http::status>(answer.status), 11, answer.body);
   response.set(http::field::content_type, type);
-  if (answer.status == 503) response.set(http::field::retry_after, "1");
+  if (answer.status == 429 || answer.status == 503) response.set(http::field::retry_after, "1");
   return response;
 }
 
@@ -236,7 +236,7 @@ Server::Task<std::optional<Server::Response>> Server::generate(const Request& re
   auto call = std::make_shared<Call>(Call{{}, asio::steady_timer(io_, Clock::time_point::max())});
   try {
     call->searches = read_request(request.body(), limits_);
-    if (under_way_ + std::ssize(call->searches) > capacity_) throw Refusal(503, "the queue is full: come back later");
+    if (under_way_ + std::ssize(call->searches) > capacity_) throw Refusal(429, "the queue is full: come back later");
     for (const auto& search : call->searches) call->handles.push_back(searcher_.submit(search));
   } catch (...) {
     co_return respond(error_answer(std::current_exception()));

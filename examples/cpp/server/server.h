@@ -16,7 +16,7 @@
 struct Settings {
   std::string host = "127.0.0.1";
   uint16_t port = 8080;                     // 0: one that is free
-  int64_t queue = 64;                       // searches that may wait for a slot; more are answered 503
+  int64_t queue = 64;                       // searches that may wait for a slot; more are answered 429
   int64_t budget = 0;                       // NFE of requests that name none; 0: the archive's largest
   std::chrono::seconds client_seconds{10};  // for a client to send a request, or to take an answer
 };
