@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"flow"},
     "methods": {"flow", "ops"},
     "rounds": {"flow", "ops"},
-    "models": {"flow", "ops"},
+    "models": {"flow", "methods", "ops"},
     "rewards": {"flow", "models"},
     "resolve": {"config", "flow", "methods", "models", "rounds"},
     "engine": {"config", "methods", "models", "ops", "resolve", "rewards", "rounds"},

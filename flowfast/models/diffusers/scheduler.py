@@ -26,8 +26,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 
 from flowfast.errors import FlowfastError, ModelError, OptionError, RewardError
+from flowfast.methods.base import Chains
+from flowfast.methods.code import BestOfGroup
+from flowfast.methods.smc import Particles
 from flowfast.models.diffusers.after_step import AfterStep, calling_pipeline
 from flowfast.models.diffusers.sde_scheduler import FlowSDEScheduler
+from flowfast.ops.resample import RESAMPLING
 
 METHODS = ("bon", "smc", "svdd", "code")
 ROLLOVER = (
@@ -41,7 +45,6 @@ ELSEWHERE = {
     "ode": "it is the pipeline's own scheduler",
 }
 """Why a method cannot run inside a pipeline, which runs its whole batch once at each of its times."""
-SYSTEMATIC = 2  # flowfast.ops.resample
 
 
 class UnknownPrompts(list[str]):
@@ -122,7 +125,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
         self._shape: torch.Size | None = None  # of the latents of the last run
         self._unseen = ""  # why the rewards of the last run are not known
         self._keys: Tensor | None = None  # (S,) of the noise of a run's prompts
-        self.log_weights: Tensor | None = None
+        self.chains: Chains | None = None  # of a run
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FlowSearchScheduler:
         """A copy with the same reward and decode, which may be large models, or hold what cannot be copied."""
@@ -198,7 +201,7 @@ class FlowSearchScheduler(FlowSDEScheduler):
             self.method != "bon" and (at + 1) % every == 0 and any(self.noisy[at + 1 :])
             for at in range(self.transitions)
         ]
-        self._rewards, self._best, self.log_weights = None, [], None
+        self._rewards, self._best, self.chains = None, [], None
         self._after, self._keys, self._drawn, self._unseen = None, None, None, ""
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -266,33 +269,21 @@ class FlowSearchScheduler(FlowSDEScheduler):
                 self._ranked(found)
                 self._unseen = f"{self._after.name} {self._after.unknown}" if self._after.unknown else ""
                 return means
-            ancestors = self._resample(found, key, at) if self.method == "smc" else self._best_of_groups(found)
+            if self.chains is None:
+                self.chains = self._method(slots, particles, x.device)
+            every = torch.ones_like(key, dtype=torch.bool)
+            ancestors = self.chains.regroup(found, torch.full_like(key, at), every, key)
         chain = torch.arange(particles, device=x.device).repeat(slots)
         parent = (ancestors + slot[:, None] * particles).flatten()
         return self._branch(x, u, at + 1, parent, key.repeat_interleave(particles), chain)
 
-    def _best_of_groups(self, rewards: Tensor) -> Tensor:
-        size = self.k or rewards.shape[1]
-        first = torch.arange(0, rewards.shape[1], size, device=rewards.device)
-        return (rewards.unflatten(1, (-1, size)).argmax(2) + first).repeat_interleave(size, 1)
-
-    def _resample(self, rewards: Tensor, key: Tensor, at: int) -> Tensor:
-        """Ancestors (S, C). The weights of particles are kept until their prompt resamples."""
-        if self.log_weights is None:
-            self.log_weights, self.potential = torch.zeros_like(rewards), torch.zeros_like(rewards)
-        dead, potential = rewards.isinf(), rewards / self.temperature
-        change = torch.where(dead, -torch.inf, potential - self.potential)
-        log_weights = self.log_weights + change
-        self.potential = torch.where(dead, self.potential, potential)
-        weights, ess = torch.empty_like(rewards), torch.empty_like(rewards[:, 0])
-        torch.ops.flowfast.normalize_log_weights(log_weights, weights, ess, torch.empty_like(ess))
-        now = (ess <= self.ess_gate * rewards.shape[1]) & (ess > 0)
-        ancestors = torch.empty(weights.shape, dtype=torch.int64, device=weights.device)
-        transition = torch.full_like(key, at)
-        torch.ops.flowfast.resample(weights, key, transition, now, SYSTEMATIC, ancestors)
-        self.potential = self.potential.gather(1, ancestors)
-        self.log_weights = log_weights.masked_fill(now[:, None], 0.0)
-        return ancestors
+    def _method(self, slots: int, particles: int, device: torch.device) -> Chains:
+        """What regroups particles: the method's own code."""
+        at = torch.tensor(self.chooses, device=device)
+        if self.method == "smc":
+            strength = torch.full((self.transitions,), 1 / self.temperature, device=device)
+            return Particles(slots, particles, at, strength, RESAMPLING["systematic"], self.ess_gate).to(device)
+        return BestOfGroup(self.k or particles, at)
 
     def _score(self, latents: Tensor, at: int) -> Tensor:
         """Rewards (N,) float32 of finished latents (N, ...), -inf where they or their image are not finite."""
