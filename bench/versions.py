@@ -5,9 +5,9 @@
 OLD and NEW (default: this one) are folders with their libraries built. A process of each warms up and then does one
 unit of work whenever it is its turn, so that both see the same machine; where their memory came to lie alone may be
 worth a tenth, so pairs of processes are started several times. Shown are medians over the starts, and the range of
-their ratios. One thread. Cases: `host`, an RBF
-search beside a null model, 400 NFE, which is the host's work of its rounds; `scripted`, the same in TorchScript; `bon`,
-best-of-n on `scenes`, 4 prompts, 100 NFE.
+their ratios. One thread. Cases: `host`, an RBF search beside a null model, 400 NFE, which is the host's work of its
+rounds; `scripted`, the same in TorchScript; `call`, such a search in a whole call of `flowfast.search`, 2,000 NFE;
+`slots`, a call with 16 prompts at once; `bon`, best-of-n on `scenes`, 4 prompts, 100 NFE.
 """
 
 from __future__ import annotations
@@ -32,7 +32,20 @@ prompts = ["two red circles and one blue square", "a red circle left of a green 
            "one green square and two blue triangles"]
 work = lambda: flowfast.search(flow, prompts, reward="scenes", method="bon", budget=100, seed=0)
 """
-CASES = {"host": NULL.format(scripted=False), "scripted": NULL.format(scripted=True), "bon": BON}
+CALL = """
+import torch, flowfast
+from bench.e2e.null import NullFlow, NullReward
+flow, reward = NullFlow((4, 4), 32, torch.float32), NullReward()
+options = dict(reward=reward, method="rbf", budget={budget}, seed=0, lanes=2, chains=1, micro_batch={rows}, steps=10)
+work = lambda: flowfast.search(flow, [f"prompt {{i}}" for i in range({prompts})], **options)
+"""
+CASES = {
+    "host": NULL.format(scripted=False),
+    "scripted": NULL.format(scripted=True),
+    "call": CALL.format(prompts=1, rows=2, budget=2000),
+    "slots": CALL.format(prompts=16, rows=32, budget=1000),
+    "bon": BON,
+}
 PROGRAM = """
 import sys, time, torch
 torch.set_num_threads(1)

@@ -12,10 +12,20 @@ if TYPE_CHECKING:
     from flowfast.archive.export import export
     from flowfast.archive.load import load_archive
     from flowfast.config import SearchConfig
+    from flowfast.engine.async_engine import AsyncEngine
+    from flowfast.engine.engine import Engine
+    from flowfast.engine.request import Event, Failed, Finished, Found, Progress
     from flowfast.models.diffusers import from_diffusers
     from flowfast.types import Candidate, FlowDefaults, Sample, SearchResult, Winner
 
 _HOMES = {
+    "AsyncEngine": "flowfast.engine.async_engine",
+    "Engine": "flowfast.engine.engine",
+    "Event": "flowfast.engine.request",
+    "Failed": "flowfast.engine.request",
+    "Finished": "flowfast.engine.request",
+    "Found": "flowfast.engine.request",
+    "Progress": "flowfast.engine.request",
     "SearchConfig": "flowfast.config",
     "export": "flowfast.archive.export",
     "flow_from": "flowfast.api",
@@ -42,8 +52,15 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "AsyncEngine",
     "Candidate",
+    "Engine",
+    "Event",
+    "Failed",
+    "Finished",
     "FlowDefaults",
+    "Found",
+    "Progress",
     "Sample",
     "SearchConfig",
     "SearchResult",

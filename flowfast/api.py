@@ -3,57 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flowfast import rewards, secrets
+from flowfast import rewards
 from flowfast.config import SearchConfig, make_config, options_over
 from flowfast.engine import clock
+from flowfast.engine.call import Call, Told
 from flowfast.engine.checkpoint import Checkpoint, Held
-from flowfast.engine.driver import Driver, OtherBatch
 from flowfast.engine.replay import replay
 from flowfast.errors import OptionError
 from flowfast.files import locked_file
 from flowfast.models.answers import defaults_of
 from flowfast.models.function import FunctionFlow, flow_from
+from flowfast.models.named import MODELS, load
 from flowfast.prompts import check_each, check_prompts
 from flowfast.prompts.fields import show
 from flowfast.resolve import resolve
-from flowfast.surroundings import evaluating, own_ground, plain_defaults
+from flowfast.surroundings import evaluating, own_ground
 from flowfast.types import Candidate, Flow, Sample, SearchResult
-
-MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
-
-
-@own_ground()
-@plain_defaults()
-def load(name: str | Path, **options: Any) -> Flow:
-    """A flow by name: "scenes", or the id or folder of a diffusers pipeline, for which options go to
-    `flowfast.models.diffusers.from_diffusers`. Raises OptionError for an unknown one, WeightError for damaged
-    weights."""
-    name, options = secrets.opened(str(name)), secrets.opened_options(options)
-    if name == "scenes":
-        if options:
-            raise OptionError(f"model 'scenes' takes no options, got {', '.join(options)}")
-        from flowfast.models.scenes import load_scenes
-
-        return load_scenes()
-    if "/" in name or Path(name).is_dir():
-        from flowfast.models.diffusers import from_diffusers
-
-        return from_diffusers(name, **options)
-    raise OptionError(
-        f"unknown model {name!r}: choose one of {', '.join(MODELS)}, the id or folder of a diffusers pipeline "
-        "(owner/name), or build your own with flowfast.flow_from"
-    )
 
 
 @own_ground()
@@ -104,13 +77,13 @@ def search(
     path = None if checkpoint is None else Path(os.path.realpath(checkpoint))  # a file has one lock, whatever its names
     with evaluating(flow, scorer), contextlib.nullcontext() if path is None else locked_file(path):
         file = None if path is None else Checkpoint(path)
-        driver = partial(
-            Driver, flow, prompts, scorer, resolved, latents, named, **told, checkpoint=file,
-            checkpoint_seconds=checkpoint_seconds, asked_micro_batch=config.micro_batch,
-        )  # fmt: skip
         held = None if file is None else file.read(prompts)
-        config = config.with_params(resolved.params)
-        return _run(driver, _as_it_was(config, file, held) if file and held else config, held, started)
+        whole = config.with_params(resolved.params)
+        return Call(
+            flow, prompts, scorer, resolved, latents, named, Told(**told),
+            _as_it_was(whole, file, held) if file and held else whole, checkpoint=file,
+            checkpoint_seconds=checkpoint_seconds, before=held, asked_micro_batch=config.micro_batch, started=started,
+        ).run()  # fmt: skip
 
 
 def _check_call(functions: dict[str, Any], checkpoint: Any, seconds: Any) -> None:
@@ -123,19 +96,6 @@ def _check_call(functions: dict[str, Any], checkpoint: Any, seconds: Any) -> Non
             raise OptionError(f"expected {name} to be a function, got {type(function).__name__}")
     if checkpoint is not None and (not isinstance(checkpoint, str | os.PathLike) or "\0" in str(checkpoint)):
         raise OptionError(f"expected checkpoint to be the path of a file, got {show(checkpoint)}")
-
-
-def _run(driver: Callable[..., Driver], config: SearchConfig, held: Held | None, started: float) -> SearchResult:
-    """The search, with as many drivers as it needs sizes of the micro-batch."""
-    while True:
-        try:
-            return driver(config=config, held=held).run(started)
-        except OtherBatch as other:
-            config, held = other.config, other.held
-            started = started if held else clock.now()  # nothing but the measuring of a round had begun
-        gc.collect()  # now that no frame of the failed round is left
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _as_it_was(config: SearchConfig, file: Checkpoint, held: Held) -> SearchConfig:

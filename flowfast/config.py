@@ -70,6 +70,19 @@ class EngineConfig(Config):
         return found
 
 
+class QueueConfig(Config):
+    """What a long-lived engine takes on."""
+
+    max_budget: Annotated[int, Within(1, MOST_NFE)] = 500
+    """The largest budget of a request, in NFE: batches have room for it, so that smaller ones fit into them."""
+    max_waiting: Annotated[int | None, Within(0, MOST_ROWS)] = 1024
+    """Requests that may wait for a slot; None: any number."""
+    save_to: str | None = None
+    """File of the engine's state, with a journal of its requests beside it; None: nothing is kept."""
+    save_seconds: Annotated[float, Within(0, MOST_SECONDS)] = 30.0
+    """How often the state is written; it is also written when a request is done."""
+
+
 class SearchParams(Config):
     """What a request asks for. None: the default of the method, else of the model."""
 

@@ -37,3 +37,19 @@ class OutputError(FlowfastError):
 
 class ArchiveError(FlowfastError):
     """An archive is missing, damaged, foreign or of another version."""
+
+
+class AbortedError(FlowfastError):
+    """A request was taken back before its end."""
+
+
+class QueueFullError(FlowfastError):
+    """As many requests wait as may."""
+
+
+class DeadlineError(FlowfastError):
+    """A request cannot end within its deadline, or waited beyond it."""
+
+
+class EngineDeadError(FlowfastError):
+    """An engine was closed, or died of a fault that no request owns."""

@@ -21,7 +21,7 @@ from flowfast.models.answers import asked, defaults_of, latent_shape, unusual
 from flowfast.prompts.fields import show
 from flowfast.rounds.batch import SlotBatch
 from flowfast.rounds.lanes import Examples, Rules
-from flowfast.rounds.room import check_room
+from flowfast.rounds.room import bytes_of, check_room
 from flowfast.rounds.steered import Steered
 from flowfast.types import PATH_OPTIONS, Conditions, Flow, FlowDefaults
 
@@ -69,16 +69,22 @@ class Resolved:
         everywhere = params.score_all or params.gradient is not None  # a gradient scores every child anyway
         return plan if everywhere else replace(plan, scored=plan.read(self.schedule.finished.tolist()))
 
+    def bytes(self, flow: Any, plan: Plan, slots: int, micro_batch: int, dtype: torch.dtype = torch.float32) -> int:
+        """What a batch takes of the device's memory, beside model and conditions."""
+        latent, top = math.prod(flow.shape) * dtype.itemsize, self.params.finalists or self.params.top_k
+        sizes = {"slots": slots, "chains": plan.chains, "lanes": plan.lanes, "micro_batch": micro_batch}
+        return bytes_of(latent, self.schedule.transitions, top, **sizes)
+
     def batch(
         self, flow: Any, reward: Any, plan: Plan, slots: int, micro_batch: int, cond: Conditions,
         reward_cond: Conditions, device: torch.device, dtype: torch.dtype = torch.float32,
-        null_cond: Conditions | None = None,
+        null_cond: Conditions | None = None, captured: bool = False,
     ) -> SlotBatch:  # fmt: skip
-        """A batch of slots. cond, reward_cond: of one prompt; null_cond: where it is not like cond. Raises OptionError
-        where it could not fit the device."""
+        """A batch of slots. cond, reward_cond: of one prompt; null_cond: where it is not like cond. captured: its model
+        calls run in CUDA graphs. Raises OptionError where it could not fit the device."""
         sizes = {"slots": slots, "chains": plan.chains, "lanes": plan.lanes, "micro_batch": micro_batch}
         top = self.params.finalists or self.params.top_k
-        check_room(math.prod(flow.shape) * dtype.itemsize, self.schedule.transitions, top, device, **sizes)
+        check_room(self.bytes(flow, plan, slots, micro_batch, dtype), device, **sizes)
         rules = Rules(
             passes=self.passes,
             accept=torch.tensor(plan.accept, device="cpu"),
@@ -91,7 +97,17 @@ class Resolved:
         kind = SlotBatch if self.params.gradient is None else Steered
         method, examples = self.method.module(plan, slots), Examples(cond, null, reward_cond)
         return kind(
-            flow, reward, method, self.schedule, rules, examples, **sizes, top=top, dtype=dtype, device=device
+            flow,
+            reward,
+            method,
+            self.schedule,
+            rules,
+            examples,
+            **sizes,
+            top=top,
+            dtype=dtype,
+            device=device,
+            captured=captured,
         ).to(device)
 
 

@@ -44,7 +44,7 @@ def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
         except FlowfastError:  # below what the method needs
             plans.of.append(-1)
             continue
-        if not _runs_on(plan, largest):
+        if not plan.fits(largest):
             plans.of.append(-1)
             continue
         planned, missing = plan.planned(), largest.chains - plan.chains
@@ -61,15 +61,3 @@ def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
             plans.rounds.append([n for pair, same in pairs for n in (*pair, len(list(same)))])
         plans.of.append(seen[key])
     return plans
-
-
-def _runs_on(plan: Plan, largest: Plan) -> bool:
-    """Does an engine made for the largest plan do with this one exactly what one of its own would?
-
-    Not where chains are regrouped and there are fewer of them: which ones go on depends on their number.
-    """
-    names = ("accept", "margin", "carry", "regroup", "groups", "finished", "scored")
-    alike = all(getattr(plan, name) == getattr(largest, name) for name in names)
-    chains = plan.chains == largest.chains or (plan.chains < largest.chains and not plan.regroup)
-    lanes = plan.lanes == largest.lanes or max(map(max, plan.quota)) <= plan.lanes <= largest.lanes
-    return alike and chains and lanes

@@ -46,10 +46,6 @@ class Held:
     facts: dict[str, Any]
     samples: dict[int, Sample]
     cuts: list[tuple[int, int, int]]
-    clocks: Any = None
-    """Within one process: the clock, the deadline, and seconds spent on finding out how long a round takes."""
-    most_images: int | None = None
-    """Where memory ran out: images that a reward on the host gets at once."""
 
 
 @dataclass
@@ -85,8 +81,7 @@ class Checkpoint:
             self.kept |= held.samples.keys()
         running = [cut for cut in held.cuts if cut[0] not in self.kept]
         facts = {"format": FORMAT, "done": [self.size, self.hashed.hexdigest()], **held.facts, "cuts": running}
-        host = {name: tensor.contiguous() for name, tensor in held.tensors.items()}
-        write_bytes(self.path, _sealed(save(host, metadata={"blake2b": BLANK, "flowfast": _text(facts)})))
+        write_bytes(self.path, packed(facts, held.tensors))
 
     def read(self, prompts: list[str]) -> Held | None:
         """What was written, with these prompts for its samples; None: nothing. Raises OptionError: it is damaged, of
@@ -95,7 +90,7 @@ class Checkpoint:
             return None
         try:
             with self.path.open("rb") as file:
-                facts, tensors = _unsealed(file)
+                facts, tensors = unpacked(file)
             self.check_same(facts, {"prompts": digest_of_prompts(prompts)})
             samples: dict[int, Sample] = {}
             cuts = [(cut[0], cut[1], cut[2]) for cut in facts["cuts"]]
@@ -185,10 +180,10 @@ def state_of(engine: SlotBatch) -> dict[str, Tensor]:
     return state | {f"method.{name}": buffer for name, buffer in engine.method.named_buffers()}
 
 
-def load_into(engine: SlotBatch, tensors: dict[str, Tensor], prefix: str) -> None:
+def load_into(engine: SlotBatch, tensors: dict[str, Tensor]) -> None:
     """Fills an engine whose slots have been admitted. Raises ValueError where tensors are not its own."""
     for name, tensor in state_of(engine).items():
-        found = tensors.get(prefix + name)
+        found = tensors.get(name)
         if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"it has no {name} of {tuple(tensor.shape)} {tensor.dtype}")
         tensor.copy_(found)
@@ -201,13 +196,19 @@ def _text(facts: dict[str, Any]) -> str:
     return json.dumps(facts, allow_nan=False)
 
 
+def packed(facts: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file with a digest of all its bytes; facts say their format."""
+    host = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return _sealed(save(host, metadata={"blake2b": BLANK, "flowfast": _text(facts)}))
+
+
 def _sealed(data: bytes) -> bytes:
     """A safetensors file whose digest is BLANK, with its digest."""
     at = data.index(SEAL + BLANK.encode()) + len(SEAL)
     return data[:at] + digest_of(data).encode() + data[at + len(BLANK) :]
 
 
-def _header(file: BinaryIO, any_format: bool = False) -> tuple[bytes, dict[str, Any]]:
+def _header(file: BinaryIO, any_format: bool = False, expected: int = FORMAT) -> tuple[bytes, dict[str, Any]]:
     """The first bytes of a checkpoint, up to its tensors, and its facts. Raises ValueError for any other file."""
     start = file.read(8)
     count = int.from_bytes(start, "little")
@@ -219,14 +220,14 @@ def _header(file: BinaryIO, any_format: bool = False) -> tuple[bytes, dict[str, 
         written = facts["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("it is not a checkpoint, or damaged") from None
-    if written != FORMAT and not any_format:
-        raise ValueError(f"it is a checkpoint of format {written!r}, and this flowfast reads format {FORMAT}")
+    if written != expected and not any_format:
+        raise ValueError(f"it is a checkpoint of format {written!r}, and this flowfast reads format {expected}")
     return start + header, facts
 
 
-def _unsealed(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Facts and tensors of a sealed file. Raises ValueError."""
-    header, facts = _header(file)
+def unpacked(file: BinaryIO, expected: int = FORMAT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of a sealed file of this format. Raises ValueError."""
+    header, facts = _header(file, expected=expected)
     data = header + file.read()
     at = header.find(SEAL) + len(SEAL)
     found = data[at : at + len(BLANK)]

@@ -1,4 +1,5 @@
-"""Budgets in seconds: what a micro-batch takes, the largest budget in NFE that fits, and what is left on the way."""
+"""Deadlines and budgets in seconds: what a micro-batch takes, the largest budget in NFE that fits, what is left on the
+way. Numbers only: who runs what stands in core.py."""
 
 from __future__ import annotations
 
@@ -7,9 +8,6 @@ from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
-
-from flowfast.engine import clock
 from flowfast.errors import BudgetError
 from flowfast.resolve import Resolved
 
@@ -70,45 +68,68 @@ def largest_budget(
     return low
 
 
-class Deadline:
-    """How much time of a budget in seconds is left, and what a micro-batch takes at the pace of the last rounds."""
+class Pacer:
+    """What a micro-batch of one batch takes at the pace of its last rounds."""
 
-    def __init__(self, seconds: float, pace: Pace):
-        self.seconds, self.pace, self.round_seconds, self.worked = seconds, pace, 0.0, 0.0
-        self.recent: deque[tuple[float, float]] = deque(maxlen=8)
+    def __init__(self, pace: Pace | None = None):
+        """pace None: the first round will tell."""
+        self._pace, self._last, self.worked, self._fresh = pace, 0.0, 0.0, True
+        self._recent: deque[tuple[float, float]] = deque(maxlen=8)
 
-    def start(self, begun: float, device: torch.device) -> None:
-        self.begun = self.last = begun
-        self.events: deque[Any] | None = deque() if device.type == "cuda" else None
+    @property
+    def pace(self) -> Pace | None:
+        """None: no round has told it yet."""
+        if not self._fresh and self._recent:
+            taken = sum(seconds for seconds, _ in self._recent) / sum(count for _, count in self._recent)
+            self._pace = (self._pace or UNKNOWN)._replace(seconds=taken)
+            self._fresh = True
+        return self._pace
 
-    def tick(self, work: float) -> None:
-        """A round of so much work was sent off. On CUDA at most two rounds are under way, so that the host's
-        clock tells what the device has done."""
-        if self.events is not None:
-            self.events.append(torch.cuda.Event())
-            self.events[-1].record()
-            if len(self.events) > 2:
-                self.events.popleft().synchronize()
-        at = clock.now()
-        self.recent.append((at - self.last, work))
-        self.last = at
-        self.worked += work
-        taken = sum(seconds for seconds, _ in self.recent) / sum(count for _, count in self.recent)
-        self.pace = self.pace._replace(seconds=taken)
-        self.round_seconds = taken * work
+    @property
+    def round_seconds(self) -> float:
+        """Of a round like the last one."""
+        return self.seconds(self._last)
+
+    def work(self, widths: list[int], scored: list[int], prompts: int, micro_batch: int) -> float:
+        """`Pace.work`, by what is known of scoring."""
+        return (self._pace or UNKNOWN).work(widths, scored, prompts, micro_batch)
+
+    def tick(self, seconds: float, micro_batches: int, scored: int) -> None:
+        """A round of so many micro-batches, so many of them scored, took so long, with all that went with it."""
+        work = self._last = micro_batches + (self._pace or UNKNOWN).scoring * scored
+        if work:
+            self._recent.append((seconds, work))
+            self.worked += work
+            self._fresh = False
+
+    def seconds(self, work: float) -> float:
+        """What so much work takes; 0 as long as nobody knows."""
+        return 0.0 if self.pace is None else work * self.pace.seconds
 
     def restart(self) -> None:
         """Micro-batches have another size from here on: the pace is that of the rounds to come."""
-        self.recent.clear()
-        self.last = clock.now()
+        self._recent.clear()
 
-    def left(self) -> float:
-        return self.begun + self.seconds - self.last
 
-    def share(self, work: float) -> float:
-        """The share of so much work, which is still planned, that leaves the search no more than a round late: 1 where
-        all of it does."""
-        over = work * self.pace.seconds - self.left()
-        if not work or over <= self.round_seconds:
-            return 1.0
-        return max(0.0, 1 - over / (work * self.pace.seconds))
+UNKNOWN = Pace(0.0, 0.0)
+
+
+def share(needed: float, left: float, round_seconds: float) -> float:
+    """The share of the planned rest, which needs so many seconds, that ends no more than a round late: 1 where all of
+    it does."""
+    over = needed - left
+    if not needed or over <= round_seconds:
+        return 1.0
+    return max(0.0, 1 - over / needed)
+
+
+def first_late(seconds_and_dues: list[tuple[float, float]], now: float) -> set[int]:
+    """Who of these would end late, by place in the list, if each took so many seconds and the earliest due came
+    first."""
+    late, at = set(), now
+    for place in sorted(range(len(seconds_and_dues)), key=lambda place: (seconds_and_dues[place][1], place)):
+        seconds, due = seconds_and_dues[place]
+        at += seconds
+        if at > due:
+            late.add(place)
+    return late

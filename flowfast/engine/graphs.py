@@ -1,9 +1,11 @@
-"""CUDA graphs: a round is captured once for each size, rows of the model and rows that are scored; with a host reward,
-its model and decoder.
+"""CUDA graphs: the parts of a round are captured one by one, each once for every number of rows: the model's call with
+its posterior mean, decoder and reward, and what regroups chains. So the graphs of many sizes add up, where those of
+whole rounds would multiply.
 
-Everything a round reads and writes lies in buffers that never move (`Lanes` makes its views once), padding lanes are
-masked by the ops, and seeds, rows and coefficients are read from the device, so a replay works on the state of its own
-round. What cannot be captured runs eagerly, and the log says why, once.
+Everything that one part leaves to the next lies in buffers that never move (`Lanes` makes its views once), padding
+lanes are masked by the ops, and seeds, transitions and coefficients are read from the device, so a replay works on the
+state of its own round. All graphs of an engine share one pool of memory: nothing in it outlives its part but the images
+of a round, which are read before the next part runs. What cannot be captured runs eagerly, and the log says why, once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from flowfast.errors import FlowfastError
 
 log = logging.getLogger("flowfast.engine")
 MOST_GRAPHS = 32
-"""Of a batch: sizes of rounds, of which requests at different transitions may mix many."""
+"""Of one part of a batch: numbers of rows, of which requests at different transitions may mix many."""
 
 
 class Recorder(Protocol):
@@ -51,6 +53,10 @@ class Graphs:
         self.recorder, self.eager_because = recorder, dict[Hashable, str]()
         self._warm: set[Hashable] = set()
         self._captured = OrderedDict[Hashable, tuple[Any, Callable[[], None], list[tuple[int, ...]]]]()
+
+    def captures(self, key: Hashable) -> bool:
+        """Is there a recorder, and has it not failed at this key?"""
+        return self.recorder is not None and key not in self.eager_because
 
     def run(self, key: Hashable, work: Callable[[], Any], inputs: Sequence[Tensor]) -> Any:
         """What `work` returns; from a replay these are the tensors of its capture, overwritten.

@@ -58,6 +58,17 @@ class Plan:
         regroup = self.regroup or [False] * len(finished)
         return [any(each) for each in zip(self.finished or finished, compete, regroup, strict=True)]
 
+    def fits(self, largest: "Plan") -> bool:
+        """Does a batch made for the largest plan do with this one exactly what one of its own would?
+
+        Not where chains are regrouped and there are fewer of them: which ones go on depends on their number.
+        """
+        names = ("accept", "margin", "carry", "regroup", "groups", "finished", "scored")
+        alike = all(getattr(self, name) == getattr(largest, name) for name in names)
+        chains = self.chains == largest.chains or (self.chains < largest.chains and not self.regroup)
+        lanes = self.lanes == largest.lanes or max(map(max, self.quota)) <= self.lanes <= largest.lanes
+        return alike and chains and lanes
+
     def widths(self) -> list[int]:
         """Live lanes of each round, at most: exact without early acceptance, an upper bound with it."""
         return self.forecast().widths

@@ -114,8 +114,10 @@ class Lanes(nn.Module):
         top: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        captured: bool = False,
     ):
-        """slots of so many chains, each with so many lanes a round; `top` finished samples are kept of a slot."""
+        """slots of so many chains, each with so many lanes a round; `top` finished samples are kept of a slot.
+        captured: the model runs in a CUDA graph, whose memory the next one writes over."""
         super().__init__()
         device, M, passes = device or torch.device("cpu"), micro_batch, rules.passes
         self.shape = [int(size) for size in flow.shape]
@@ -130,6 +132,8 @@ class Lanes(nn.Module):
         sizes = Sizes(slots, chains, lanes, self.transitions, self.widest, top)
         fields = self._lay_out(sizes, schedule, rules, device)
         self.state = State(fields, sizes, self.numel, dtype, device)
+        # Without guidance and in one micro-batch the model's own output is u_lane: nothing copies it.
+        self.direct = passes == 1 and self.widest == M and not captured
         self._make_lanes(dtype, device)
         self.padded, self.scored_padded = 0, 0
         self.image_dims, self.has_sums = [1, 2, 3], False  # of `look`: what it sums over, and whether it has
@@ -159,8 +163,6 @@ class Lanes(nn.Module):
     def _make_lanes(self, dtype: torch.dtype, device: torch.device) -> None:
         """Latents of the lanes, and views of micro-batches: a round makes none."""
         M, widest = self.micro_batch, self.widest
-        # Without guidance and in one micro-batch the model's own output is u_lane: nothing copies it.
-        self.direct = self.passes == 1 and widest == M
         for name, rows in (("x_lane", widest), ("u_lane", 0 if self.direct else widest), ("x0_lane", widest)):
             setattr(self, name, torch.zeros([rows, self.numel], dtype=dtype, device=device))
         self.lane_slot, self.lane_transition = self.lane[LANE_SLOT], self.lane[LANE_TRANSITION]

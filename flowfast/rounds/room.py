@@ -6,16 +6,16 @@ from flowfast.errors import OptionError
 from flowfast.memory import size_of
 
 
-def check_room(
-    latent: int, transitions: int, kept: int, device: torch.device,
-    *, slots: int, chains: int, lanes: int, micro_batch: int,
-) -> None:  # fmt: skip
-    """A slip such as slots=60000 is an OptionError before memory is taken, not a killed process. latent: its bytes;
-    kept: samples that each slot keeps."""
+def bytes_of(latent: int, transitions: int, kept: int, *, slots: int, chains: int, lanes: int, micro_batch: int) -> int:
+    """Of a batch's own tensors. latent: bytes of one; kept: samples that each slot keeps."""
     all_chains, all_kept = slots * chains, slots * kept
     all_lanes = -(-all_chains * lanes // micro_batch) * micro_batch
     needed = latent * (4 * all_chains + 2 * all_kept + 3 * all_lanes) + 64 * all_lanes
-    needed += 8 * transitions * (3 * all_chains + 2 * all_kept)
+    return needed + 8 * transitions * (3 * all_chains + 2 * all_kept)
+
+
+def check_room(needed: int, device: torch.device, *, slots: int, chains: int, lanes: int, micro_batch: int) -> None:
+    """A slip such as slots=60000 is an OptionError before memory is taken, not a killed process."""
     if needed > size_of(device):
         raise OptionError(
             f"a batch of {slots} slots with {chains} chains of {lanes} lanes and micro-batches of {micro_batch} needs "

@@ -14,7 +14,8 @@ from PIL import Image
 from flowfast import api, rewards
 from flowfast.comparison import results as result_files
 from flowfast.comparison import run as comparing
-from flowfast.engine import driver
+from flowfast.engine import call
+from flowfast.engine.runner import LiveRunner
 from flowfast.errors import OutputError
 from flowfast.files import LOCK, locked_file, locked_folder
 from flowfast.report import generate as generating
@@ -151,7 +152,7 @@ def test_a_picture_that_fails_takes_nothing_with_it(
     assert f"{place / 'search.png'} was not drawn (ValueError: no such glyph)" in record.message
     for folder in folders(tmp_path):
         assert {path.name for path in folder.iterdir()} == FILES - ({"search.png"} if folder == place else set())
-    monkeypatch.setattr(driver.Driver, "_start", lambda *given: pytest.fail("searched again"))
+    monkeypatch.setattr(LiveRunner, "start", lambda *given: pytest.fail("searched again"))
     run("generate", "--resume", tmp_path)
     assert {path.name for path in place.iterdir()} == FILES and len(list(tmp_path.iterdir())) == 3
 
@@ -199,7 +200,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_infinite_rewards_are_said_in_every_file(
     run: Run, tmp_path: Path, endless: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(generating, "heldout", lambda *given: (_ for _ in ()).throw(OutputError("stopped")))
         run(*CALL, "--method", "bon", "--until", "inf", "--score-all", "--out", tmp_path, expect=2)

@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from flowfast import api
-from flowfast.engine import driver
+from flowfast.engine import call
+from flowfast.engine.runner import LiveRunner
 from flowfast.errors import RewardError
 from tests.cli.conftest import PROMPTS, Run, lines_of
 
@@ -216,23 +217,23 @@ def test_a_prompt_that_cannot_be_drawn_is_named_first_and_the_others_drawn(
     argv = (empty, PROMPTS[0], empty, PROMPTS[1])
     load, said = api.load, []
     monkeypatch.setattr(api, "load", lambda *a, **k: (said.append(run.capfd.readouterr().err), load(*a, **k))[1])
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
     run("generate", *argv, *FAST, "--out", tmp_path / "a", expect=2)
     fault = "it is empty" if not empty.strip() else "character 1 is half of a pair"
     assert said[0].startswith(f"flowfast: prompt 1 of 4: {fault}") and "; prompt 3 of 4: " in said[0]
     assert said[0].endswith("left out, the others are drawn\n") and said[0].count("\n") == 1
     names = ["01-two-red-circles", "03-a-green-cross-and-a-blue-square"]
     assert [path.name for path in folders(tmp_path / "a")] == names
-    decide, rounds = driver.Driver._decide, [0]
+    decide, rounds = LiveRunner._decide, [0]
 
-    def dies(self: Any, group: Any, found: Any) -> None:
+    def dies(self: Any, found: Any) -> None:
         rounds[0] += 1
         if rounds[0] == 4:
             raise RewardError("killed")
-        decide(self, group, found)
+        decide(self, found)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver.Driver, "_decide", dies)
+        patch.setattr(LiveRunner, "_decide", dies)
         run("generate", *argv, *FAST, "--out", tmp_path / "b", expect=2)
     run("generate", "--resume", tmp_path / "b", expect=2)
     run("generate", "--config", tmp_path / "a" / names[0] / "config.yaml", "--out", tmp_path / "c", expect=2)
@@ -333,19 +334,19 @@ def test_a_call_that_was_stopped_resumes_to_the_same_files(
 ) -> None:
     """The call dies at some round; --resume leaves the files of a call that was never stopped."""
     options = (*PROMPTS[:3], *FAST, "--method", "rbf", "--seed", "4", "--micro-batch", "4")
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
     run("generate", *options, "--out", tmp_path / "whole")
     count = [0]
-    decide = driver.Driver._decide
+    decide = LiveRunner._decide
 
-    def dies(self: Any, group: Any, found: Any) -> None:
+    def dies(self: Any, found: Any) -> None:
         count[0] += 1
         if count[0] == rounds:
             raise RewardError("killed")
-        decide(self, group, found)
+        decide(self, found)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver.Driver, "_decide", dies)
+        patch.setattr(LiveRunner, "_decide", dies)
         run("generate", *options, "--out", tmp_path / "out", expect=2)
     assert (tmp_path / "out" / "call.yaml").exists()
     run("generate", "--resume", tmp_path / "out")

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from flowfast import api
-from flowfast.engine import driver
+from flowfast.engine import call
+from flowfast.engine.runner import LiveRunner
 from flowfast.errors import RewardError
 from tests.cli.conftest import Run
 
@@ -97,7 +98,7 @@ def test_a_call_that_does_not_begin_removes_nothing(
     run(*argv, "2")
     before = evaluated(tmp_path / "o")
     with monkeypatch.context() as patch:
-        patch.setattr(driver.Driver, "_decide", lambda *a: pytest.fail("began"))
+        patch.setattr(LiveRunner, "_decide", lambda *a: pytest.fail("began"))
         run.refused(*argv, "1", "--budget", "1")
     assert evaluated(tmp_path / "o") == before
 
@@ -121,17 +122,17 @@ def test_the_pictures_are_those_of_the_plain_layout_and_rerun(run: Run, tmp_path
 def test_a_stopped_call_goes_on_in_its_layout(
     run: Run, tmp_path: Path, metadata: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
 
-    def dies(self: Any, group: Any, found: Any) -> None:
+    def dies(self: Any, found: Any) -> None:
         rounds[0] += 1
         if rounds[0] == 3:
             raise RewardError("killed")
-        decide(self, group, found)
+        decide(self, found)
 
-    decide, rounds = driver.Driver._decide, [0]
+    decide, rounds = LiveRunner._decide, [0]
     with monkeypatch.context() as patch:
-        patch.setattr(driver.Driver, "_decide", dies)
+        patch.setattr(LiveRunner, "_decide", dies)
         run("generate", "--prompts", metadata, *FAST, "--layout", "geneval", "--out", tmp_path / "o", expect=2)
     run("generate", "--resume", tmp_path / "o")
     assert evaluated(tmp_path / "o") == {f"{i:05d}": (line, ["00000.png"]) for i, line in enumerate(LIST)}

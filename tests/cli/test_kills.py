@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flowfast import cli
-from flowfast.engine import driver
+from flowfast.engine import call
 from flowfast.errors import OutputError
 from flowfast.files import LOCK, PART, locked_folder
 from flowfast.report.write import Lines
@@ -68,7 +68,7 @@ def dies_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kills_at_any_file_operation_leave_the_files_of_a_call_that_was_not(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int
 ) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
     run(*CALL, "--out", tmp_path / "whole")
     out, kills, operations = tmp_path / "out", 0, stride
     while True:
@@ -124,13 +124,13 @@ def kill_at_random_times(run: Run, tmp_path: Path, kills: int) -> None:
 
 
 def test_kills_at_random_times(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
     kill_at_random_times(run, tmp_path, 4)
 
 
 @pytest.mark.slow
 def test_39_kills_at_random_times(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
     kill_at_random_times(run, tmp_path, 39)
 
 
@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_line_and_the_call_goes_on_when_it_is_not(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """A limit on the size of files stands for it: call.yaml, a picture, the checkpoint do not fit."""
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)
     run(*CALL, "--out", tmp_path / "whole")
     out = tmp_path / "out"
 

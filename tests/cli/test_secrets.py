@@ -19,7 +19,7 @@ from flowfast import api, secrets
 from flowfast.cli.config_file import parse_options
 from flowfast.comparison.design import Comparison
 from flowfast.config import SearchConfig, make_config
-from flowfast.engine import driver
+from flowfast.engine import call
 from flowfast.errors import OptionError
 from flowfast.rewards.http import unpack
 from tests.cli.conftest import Run
@@ -36,7 +36,7 @@ OPTIONS = ["--method", "bon", "--budget", "16", "--steps", "4", "--micro-batch",
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets.forget()
-    monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)  # so that runs that fail leave one
+    monkeypatch.setattr(call, "CHECKPOINT_SECONDS", 0.0)  # so that runs that fail leave one
 
 
 def scores(got: list[Asked], i: int) -> tuple[int, bytes]:

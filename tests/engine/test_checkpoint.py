@@ -12,7 +12,7 @@ from torch import Tensor
 import flowfast
 from flowfast.errors import ModelError, OptionError
 from flowfast.prompts import Prompt
-from tests.engine.test_driver import assert_same, near
+from tests.engine.test_call import assert_same, near
 from tests.toys import METHODS, GaussianFlow, NearTarget
 
 PROMPTS = ["a", "bb", Prompt("ccc", seed=5), "dddd", "eeeee"]

@@ -17,8 +17,8 @@ from torch import Tensor
 import flowfast
 from flowfast.engine.checkpoint import BLANK, Checkpoint, _header, _sealed
 from flowfast.errors import OptionError, OutputError
+from tests.engine.test_call import assert_same
 from tests.engine.test_checkpoint import PROMPTS, Counted, Killed, killed, search
-from tests.engine.test_driver import assert_same
 from tests.toys import GaussianFlow, NearTarget
 
 OPTIONS: dict[str, Any] = {"method": "svdd", "top_k": 2}

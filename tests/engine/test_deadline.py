@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import flowfast
 from flowfast.engine import clock as clocks
-from flowfast.engine import driver
+from flowfast.engine.core import EngineCore
 from flowfast.errors import BudgetError
 from flowfast.rounds.batch import Limits
 from tests.toys import METHODS, GaussianFlow, NearTarget, build
@@ -114,7 +114,7 @@ def test_two_groups_with_a_host_reward_keep_the_deadline_too(monkeypatch, factor
 
 @pytest.mark.parametrize("method", SEARCHING)
 def test_without_the_guard_the_slow_down_would_be_late(monkeypatch, method):
-    monkeypatch.setattr(driver.Driver, "_hold", lambda self, group, waiting: None)  # the mutant
+    monkeypatch.setattr(EngineCore, "_keep_time", lambda self, batch: None)  # the mutant
     result, longest = timed(monkeypatch, method, 2.0)
     assert result.overshoot > longest
 

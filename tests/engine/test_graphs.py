@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_flatten
 
 import flowfast
-from flowfast.engine import driver, graphs
+from flowfast.engine import graphs, loaded
 from flowfast.engine.graphs import Graphs
 from flowfast.errors import FlowfastError
+from flowfast.rounds.batch import SlotBatch
 from tests.toys import METHODS, GaussianFlow, NearTarget
 
 
@@ -27,6 +28,7 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self.ops: list[tuple[Any, Any, Any, Any]] = []
         self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self.made: set[int] = set()  # what the ops themselves allocated
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_flatten((args, kwargs))[0]:
@@ -34,6 +36,8 @@ class Tape(TorchDispatchMode):
                 storage = leaf.untyped_storage()
                 self.before[storage.data_ptr()] = (storage, storage.clone())
         result = func(*args, **(kwargs or {}))
+        places = [leaf.untyped_storage().data_ptr() for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+        self.made |= set(places) - self.before.keys()
         self.ops.append((func, args, kwargs or {}, result))
         return result
 
@@ -58,7 +62,8 @@ class CpuRecorder:
         def replay() -> None:
             self.replays += 1
             for tensor in tree_flatten(result)[0]:
-                tensor.fill_(torch.nan)
+                if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() in tape.made:
+                    tensor.fill_(torch.nan)
             for func, args, kwargs, kept in tape.ops if self.alive else []:
                 fresh = func(*args, **kwargs)
                 for to, new in zip(tree_flatten(kept)[0], tree_flatten(fresh)[0], strict=True):
@@ -71,7 +76,7 @@ class CpuRecorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> CpuRecorder:
     found = CpuRecorder()
-    monkeypatch.setattr(driver, "recorder_for", lambda device, wanted: found if wanted else None)
+    monkeypatch.setattr(loaded, "recorder_for", lambda device, wanted: found if wanted else None)
     return found
 
 
@@ -113,13 +118,20 @@ def test_host_rewards_are_not_captured(recorder: CpuRecorder) -> None:
     assert len(calls) == result.rounds and sum(calls) == result.samples[0].reward_calls
 
 
-@pytest.mark.parametrize(("method", "sizes"), [("rbf", 1), ("smc", 2), ("bon", 2)])
-def test_after_its_warm_up_a_whole_round_is_one_replay(recorder: CpuRecorder, method: str, sizes: int) -> None:
-    """Nothing of a round but the laying of its lanes goes past the graph. A round that is scored and one that is not
-    are two sizes."""
-    result = search(method, micro_batch=16)
-    assert recorder.captures == sizes
-    assert recorder.replays == result.rounds - sizes
+@pytest.mark.parametrize(("method", "regroups"), [("rbf", False), ("smc", True), ("bon", False)])
+def test_after_their_warm_up_the_parts_of_a_round_are_replays(
+    recorder: CpuRecorder, method: str, regroups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's part in every round, decoder and reward where a score is read, and what regroups chains: each is
+    captured once for each number of its rows, so that numbers add up and do not multiply."""
+    sizes: list[tuple[int, int]] = []
+    lay = SlotBatch.lay
+    monkeypatch.setattr(SlotBatch, "lay", lambda self: (lay(self), sizes.append(self.size())))
+    search(method, micro_batch=16)
+    parts = [[rows for rows, _ in sizes], [scored for _, scored in sizes if scored]]
+    parts += [[scored for _, scored in sizes]] * regroups
+    assert recorder.captures == sum(len(set(rows)) for rows in parts)
+    assert recorder.replays == sum(len(rows) - len(set(rows)) for rows in parts)
 
 
 def test_a_reward_that_cannot_be_captured_leaves_model_and_decoder_in_the_graph(
@@ -152,12 +164,12 @@ def test_a_flow_that_waits_is_not_captured_and_says_why(
     assert [record.getMessage() for record in caplog.records] == [
         "runs without CUDA graphs, more slowly, because it reads the weather"
     ]
-    assert recorder.captures == 1  # the other flow's
+    assert recorder.captures == 2  # the other flow's
     assert [sample.winner for sample in found[0].samples] == [sample.winner for sample in found[1].samples]
 
 
 def test_a_dead_replay_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "recorder_for", lambda device, wanted: CpuRecorder(alive=False))
+    monkeypatch.setattr(loaded, "recorder_for", lambda device, wanted: CpuRecorder(alive=False))
     try:
         broken = search("rbf")
     except FlowfastError:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 import flowfast
 from flowfast.engine import clock as clocks
-from flowfast.engine import driver
+from flowfast.engine import loaded
 from flowfast.errors import ModelError, OptionError
-from tests.engine.test_driver import assert_same, near
+from flowfast.rounds.batch import SlotBatch
+from tests.engine.test_call import assert_same, near
 from tests.engine.test_graphs import CpuRecorder
 from tests.toys import METHODS, GaussianFlow, NearTarget
 
@@ -213,7 +214,7 @@ def test_where_a_smaller_micro_batch_is_no_help_is_said_at_once(
     def decide(self: Any, rewards: Tensor) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(driver.SlotBatch, "decide", decide)
+    monkeypatch.setattr(SlotBatch, "decide", decide)
     with pytest.raises(ModelError, match="after 0 rounds, as it decided on one: "):
         flowfast.search(GaussianFlow(), PROMPTS, **options)
     assert not caplog.records
@@ -223,7 +224,7 @@ def test_where_a_smaller_micro_batch_is_no_help_is_said_at_once(
 def test_with_graphs_too(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round that is captured whole counts on the host only when it has run."""
     recorder = CpuRecorder()
-    monkeypatch.setattr(driver, "recorder_for", lambda device, wanted: recorder if wanted else None)
+    monkeypatch.setattr(loaded, "recorder_for", lambda device, wanted: recorder if wanted else None)
     expected = flowfast.search(GaussianFlow(), PROMPTS, reward=NearTarget(), method=method, **OPTIONS)
     for after in (0, 1):  # the warm-up; a capture, and what then runs without one
         flow = Hungry(Memory(3, after))

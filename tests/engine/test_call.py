@@ -1,5 +1,5 @@
-"""The driver: host rewards overlap the device without changing results, records lag without losing anything, requests
-wait once. What a device would do late is played by letters that arrive late."""
+"""A call of `search`: host rewards overlap the device without changing results, records lag without losing anything,
+requests wait once. What a device would do late is played by letters that arrive late."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fake_device import DEVICE, FakeDevice
 from torch import Tensor
 
 import flowfast
-from flowfast.engine import driver, transfer
+from flowfast.engine import outputs, transfer
 from flowfast.errors import RewardError
 from flowfast.models import compiled as compiling
 from flowfast.types import Candidate
@@ -161,7 +161,7 @@ def belongs(told: Any, prompt: int) -> bool:
 
 
 def test_records_that_are_overwritten_too_early_would_show(late: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "LAG", 6)  # the mutant: as many letters are read late, but the ring is not longer
+    monkeypatch.setattr(outputs, "LAG", 6)  # the mutant: as many letters are read late, but the ring is not longer
     init = transfer.Transfers.__init__
     monkeypatch.setattr(transfer.Transfers, "__init__", lambda self, device, depth: init(self, device, 3))
     with FakeDevice():
@@ -172,7 +172,8 @@ def test_records_that_are_overwritten_too_early_would_show(late: None, monkeypat
 @pytest.mark.parametrize("reward", ["device", "host"])
 def test_a_request_waits_once_and_a_round_never(reward: str) -> None:
     """Blocking copies and reads are the same however many rounds and requests there are; a request's result is one
-    asynchronous copy (which the host then waits for), a round's host rewards are one each way."""
+    asynchronous copy (which the host then waits for), a round's host rewards are one each way, and the plan that all of
+    them have goes over in three."""
     waits, copies, rounds = [], [], []
     for prompts, budget in ((2, 40), (2, 80), (4, 40)):
         with FakeDevice() as device:
@@ -186,7 +187,7 @@ def test_a_request_waits_once_and_a_round_never(reward: str) -> None:
         rounds.append(result.rounds)
     assert waits[0] == waits[1] == waits[2]
     a_round = 2 if reward == "host" else 0
-    assert copies == [count * a_round + prompts for count, prompts in zip(rounds, (2, 2, 4), strict=True)]
+    assert copies == [3 + count * a_round + prompts for count, prompts in zip(rounds, (2, 2, 4), strict=True)]
 
 
 def test_until_and_progress_do_not_wait_either() -> None:

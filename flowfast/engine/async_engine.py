@@ -1,0 +1,185 @@
+"""An engine on a thread of its own, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any
+
+from flowfast.engine.engine import Engine
+from flowfast.engine.request import Event, Failed, Finished
+from flowfast.errors import EngineDeadError, FlowfastError
+
+Listener = Callable[[Event], None]
+
+
+class AsyncEngine:
+    """`Engine` for servers: its thread alone runs the model, any number of tasks wait for their events.
+
+        engine = flowfast.AsyncEngine("scenes", reward="scenes", slots=16, micro_batch=16)
+        async for event in engine.generate("two red circles", method="svdd", budget=200):
+            if isinstance(event, flowfast.Finished):
+                event.sample.image
+        await engine.drain(seconds=30)
+
+    A task that is cancelled, or leaves its loop early, aborts its request. Takes what `Engine` takes, or an engine that
+    nobody else will touch.
+    """
+
+    def __init__(self, *args: Any, engine: Engine | None = None, **options: Any):
+        self._work: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._listeners: dict[str, Listener] = {}
+        self._closed = False
+        self._death: BaseException | None = None
+        self._engine = Engine(*args, **options) if engine is None else engine
+        self._thread = threading.Thread(target=self._run, name="flowfast engine", daemon=True)
+        self._thread.start()
+
+    # ---- any task ----
+
+    async def generate(self, prompt: str, **params: Any) -> AsyncIterator[Event]:
+        """Events of one request, the last one `Finished` or `Failed`. Takes what `Engine.add_request` takes; raises
+        what it raises."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def hear(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        added = self._ask(lambda: self._add(prompt, params, hear))
+        try:
+            id = await asyncio.wrap_future(added)
+        except asyncio.CancelledError:
+            added.add_done_callback(self._abort_added)
+            raise
+        over = False
+        try:
+            while not over:
+                event = await events.get()
+                over = isinstance(event, Finished | Failed)
+                yield event
+        finally:
+            if not over:
+                self.abort(id)
+
+    def _abort_added(self, added: Future[str]) -> None:
+        if added.exception() is None:
+            self.abort(added.result())
+
+    def abort(self, id: str) -> None:
+        """Takes a request back; its last event is `Failed`. Nothing happens where none of this id runs or waits."""
+        if not self._closed and self._death is None:
+            self._ask(lambda: self._engine.abort(id))
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Takes no more requests; returns when those that it has are done. What is not after so many seconds is
+        aborted."""
+        future: Future[None] = Future()
+
+        def begin() -> None:
+            self._engine.stop_admitting()
+            self._drained = future
+            if not self._engine.busy:
+                future.set_result(None)
+
+        self._ask(begin)
+        done = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait_for(asyncio.shield(done), seconds)
+        except TimeoutError:
+            self._ask(self._engine.abort_all)
+            await done
+
+    async def snapshot(self, path: Any) -> None:
+        """As `Engine.snapshot`, between two rounds."""
+        await asyncio.wrap_future(self._ask(lambda: self._engine.snapshot(path)))
+
+    def close(self) -> None:
+        """Ends the thread after the round that is under way; requests that run hear `Failed`."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    # ---- its thread ----
+
+    _drained: Future[None] | None = None
+
+    def _add(self, prompt: str, params: dict[str, Any], hear: Listener) -> str:
+        id = self._engine.add_request(prompt, **params)
+        self._listeners[id] = hear
+        return id
+
+    def _ask(self, work: Callable[[], Any]) -> Future[Any]:
+        """What `work` answers or raises, between two rounds."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                if self._closed or self._death is not None:
+                    raise self._dead()
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._wake:
+            if self._closed or self._death is not None:
+                raise self._dead()
+            self._work.append(run)
+            self._wake.notify()
+        return future
+
+    def _dead(self) -> EngineDeadError:
+        why = "it was closed" if self._death is None else f"{type(self._death).__name__}: {self._death}"
+        return EngineDeadError(f"this engine runs no more ({why}): make a new one")
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                while self._work:
+                    self._work.popleft()()
+                if self._engine.busy:
+                    self._tell(self._engine.step())
+                if self._drained is not None and not self._engine.busy and not self._drained.done():
+                    self._drained.set_result(None)
+        except BaseException as error:  # a fault that no request owns: nobody may wait for ever
+            self._death = error
+        finally:
+            self._end()
+
+    def _wait(self) -> bool:
+        with self._wake:
+            while not (self._closed or self._work or self._engine.busy):
+                self._wake.wait()
+            return not self._closed
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            over = isinstance(event, Finished | Failed)
+            hear = self._listeners.pop(event.id, None) if over else self._listeners.get(event.id)
+            if hear is not None:
+                try:
+                    hear(event)
+                except RuntimeError:  # its event loop is closed
+                    self._listeners.pop(event.id, None)
+
+    def _end(self) -> None:
+        with self._wake:
+            self._closed = True
+            rest, self._work = list(self._work), deque()
+        for work in rest:
+            work()  # hears that the engine is gone
+        error: FlowfastError = self._dead()
+        self._tell([Failed(id, "closed", error) for id in list(self._listeners)])
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_exception(error)
+        self._engine.close()

@@ -1,0 +1,307 @@
+"""The public engine: long-lived, for searches that come and go."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flowfast import rewards
+from flowfast.config import EngineConfig, QueueConfig, SearchParams, make
+from flowfast.engine import clock
+from flowfast.engine.core import EngineCore
+from flowfast.engine.loaded import Loaded
+from flowfast.engine.maker import BATCH_CAPS, LiveMaker
+from flowfast.engine.prepare import Preparer
+from flowfast.engine.request import Event, Failed, Finished, Job, Request
+from flowfast.engine.snapshot import Found, Kept, read
+from flowfast.errors import OptionError
+from flowfast.models.answers import defaults_of
+from flowfast.models.named import load
+from flowfast.prompts import check_prompts
+from flowfast.prompts.fields import show
+from flowfast.resolve import real_latents
+from flowfast.rounds.steered import frozen
+from flowfast.surroundings import modules_of, own_ground
+from flowfast.types import Flow
+
+SLOTS = 16
+
+
+class EngineOptions(EngineConfig, QueueConfig):
+    """All that an engine is made of."""
+
+
+class Engine:
+    """Searches that come and go; those that fit share model calls, and none sees that it has neighbours.
+
+        engine = flowfast.Engine("scenes", reward="scenes", slots=16, micro_batch=16)
+        engine.add_request("two red circles", method="svdd", budget=200, seed=0)
+        for event in engine.stream():
+            if isinstance(event, flowfast.Finished):
+                event.sample.image
+
+    A request has the same bits alone and among any others, at one micro-batch; a deadline or a lack of memory may
+    change them, and `Finished.rerun` says what happened. One thread's own: `flowfast.AsyncEngine` is for several.
+
+    Args:
+        model: a name, as `flowfast.load` takes it, or a flow.
+        reward: one, or several by name ({"name": reward}) or in a list: names, modules or callables, as
+            `flowfast.search` takes them. The first is that of requests that name none.
+        options: fields of EngineConfig and QueueConfig: slots (16 prompts of a kind at once), micro_batch (by default
+            that of `default_micro_batch`), max_budget, max_waiting, save_to, ...
+
+    Raises:
+        OptionError, WeightError: what is asked for does not exist, or does not go together.
+    """
+
+    def __init__(self, model: str | Flow = "scenes", reward: Any = "scenes", **options: Any):
+        self.options = make(EngineOptions, options)
+        flow = load(model, **self.options.model_options) if isinstance(model, str) else model
+        named = rewards_by_name(reward)
+        scorers = {name: rewards.load(each, flow, self.options.reward_deadline) for name, each in named.items()}
+        self.first_reward = next(iter(named))
+        self.loaded = Loaded(flow, scorers, cuda_graphs=self.options.cuda_graphs, compile=self.options.compile)
+        self.reads_prompts = defaults_of(flow).reads_prompts
+        self._modules = [module for part in (flow, *scorers.values()) for module in modules_of(part)]
+        self._trained = [each for module in self._modules for each in module.modules() if each.training]
+        for module in self._trained:
+            module.training = False
+        self._jobs: dict[str, Job] = {}
+        self._numbers = itertools.count()
+        self._told: list[str] = []  # whose last event was told
+        self._draining = False
+        self.kept: Kept | None = None
+        self._begin()
+        if self.options.save_to is not None:
+            self._keep(Kept(Path(self.options.save_to), []))
+
+    def _begin(self) -> None:
+        """An empty core for the model as it is now."""
+        options, loaded = self.options, self.loaded
+        maker = LiveMaker(loaded, slots=options.slots or SLOTS, overlap=options.overlap, share=0.5)
+        self.core = EngineCore(maker, micro_batch=options.micro_batch or 1, most_waiting=options.max_waiting)
+        self._sized = options.micro_batch is not None
+        self.core.save = None if self.kept is None else partial(self.kept.save, self.core)
+        self.preparer = Preparer(loaded, options.max_budget)
+        self._fingerprint = self._of_model()
+
+    # ---- requests ----
+
+    def add_request(
+        self, prompt: str, *, id: str | None = None, reward: str | None = None, latents: Tensor | None = None,
+        priority: int = 0, deadline: float | None = None, **params: Any,
+    ) -> str:  # fmt: skip
+        """Takes a search on, and answers its id, by which its events are known.
+
+        id: your own, of no request that runs. reward: one of the engine's. latents: own initial noise. priority: lower
+        is earlier. deadline: seconds to its end. params: fields of SearchParams; budget is needed. Raises OptionError,
+        PromptError, BudgetError, ...: nothing was taken on. Where the queue is full or the deadline cannot be met, its
+        event is `Failed`.
+        """
+        if self._draining:
+            raise OptionError("this engine takes no more requests: it is being drained")
+        (text,) = check_prompts([prompt], empty=not self.reads_prompts)
+        number = next(self._numbers)
+        name = str(number) if id is None else id
+        if not isinstance(name, str) or name in self._jobs:
+            raise OptionError(f"expected an id that no other request has, got {show(id)}: leave it out, or change it")
+        request = Request(
+            id=name, prompt=text, params=make(SearchParams, params), reward=reward or self.first_reward,
+            latents=None if latents is None else real_latents(latents), priority=whole(priority, "priority"),
+            deadline=None if deadline is None else positive(deadline, "deadline"),
+        )  # fmt: skip
+        self._add(request, number)
+        if self.kept is not None:
+            self.kept.add(request)
+        return name
+
+    @own_ground()
+    def _add(self, request: Request, number: int) -> None:
+        self._check_model()
+        scorer = self.loaded.reward(request.reward)
+        if rewards.on_host(scorer):
+            scorer.check(request.prompt)
+        self.core.add(self._job(request, number))
+
+    def _job(self, request: Request, number: int) -> Job:
+        job = self._jobs[request.id] = self.preparer.job(request, number, clock.now())
+        if not self._sized:  # now that the model has said on which device it runs
+            rows = min(default_micro_batch(self.loaded), BATCH_CAPS.get(self.loaded.original, 32))
+            self.core.micro_batch = self.core.last_micro_batch = rows
+            self._sized = True
+        return job
+
+    def abort(self, id: str) -> bool:
+        """Takes a request back: no model call that begins now sees it. False where none of this id runs or waits."""
+        job = self._jobs.get(id)
+        if job is None:
+            return False
+        self.core.abort(job)
+        return True
+
+    # ---- steps ----
+
+    @property
+    def busy(self) -> bool:
+        """Is there anything to do or to tell?"""
+        return self.core.busy
+
+    @own_ground()
+    def step(self) -> list[Event]:
+        """One round of one batch; what happened since the last step, in order. Who calls again has heard of it: a
+        request whose last event was told is not run again by an engine that is restored."""
+        if self.kept is not None and self._told:
+            self.kept.end(self._told)
+        self._told = []
+        steered = any(job.request.params.gradient is not None for job in self._jobs.values())
+        with frozen(*(self.loaded.original, *self.loaded.scorers.values()) if steered else ()):
+            events = self.core.step()
+        for event in events:
+            if isinstance(event, Finished | Failed):
+                self._jobs.pop(event.id, None)
+                self._told.append(event.id)
+        if self.kept is not None and clock.now() - self.kept.saved >= self.options.save_seconds:
+            self.kept.save(self.core)
+        self.core.scheduler.free_idle(clock.now())
+        return events
+
+    def stream(self) -> Iterator[Event]:
+        """Events of all requests until none is left; requests may be added on the way."""
+        while self.busy:
+            yield from self.step()
+
+    def drain(self, seconds: float | None = None) -> list[Event]:
+        """Takes no more requests and finishes those that it has; what is not done after so many seconds is aborted."""
+        self.stop_admitting()
+        end, events = None if seconds is None else clock.now() + seconds, list[Event]()
+        while self.busy:
+            if end is not None and clock.now() >= end:
+                self.abort_all()
+                end = None
+            events += self.step()
+        return events
+
+    def stop_admitting(self) -> None:
+        """From here on no request is taken on."""
+        self._draining = True
+
+    def abort_all(self) -> None:
+        for id in list(self._jobs):
+            self.abort(id)
+
+    def close(self) -> None:
+        """Lets go of threads and files, and puts modules back into training mode where they were. What had not ended is
+        still in `save_to`."""
+        self.loaded.close()
+        for module in self._trained:
+            module.training = True
+        self._trained = []
+        if self.kept is not None:
+            self.kept.end(self._told)
+            self.kept.close()
+            self.kept = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- the model ----
+
+    def _of_model(self) -> list[tuple[int, int, str]]:
+        """By which a change of weights, devices or adapters shows."""
+        of_modules = (module.parameters() for module in self._modules)
+        return [(each.data_ptr(), each._version, str(each.device)) for of in of_modules for each in of]
+
+    def _check_model(self) -> None:
+        if self._of_model() != self._fingerprint:
+            raise OptionError(
+                "the model or a reward has changed under the engine (weights, device or adapters): wait until no "
+                "request runs, and call engine.reload()"
+            )
+
+    def reload(self) -> None:
+        """Takes a changed model or reward over. Raises OptionError while requests run."""
+        if self._jobs or self.busy:
+            raise OptionError(f"{len(self._jobs)} requests still run on the old model: drain first, then reload()")
+        self._begin()
+
+    # ---- a state that lasts ----
+
+    def snapshot(self, path: str | Path) -> None:
+        """Writes what runs and waits to `path`, and a journal of the requests beside it, for `restore`."""
+        place = Path(path)
+        if self.kept is not None and place.resolve() == self.kept.path.resolve():
+            return self.kept.save(self.core)
+        kept = Kept(place, [job.request for job in self._jobs.values()])
+        kept.save(self.core)
+        kept.close()
+
+    @classmethod
+    def restore(cls, path: str | Path, model: str | Flow = "scenes", reward: Any = "scenes", **options: Any) -> Engine:
+        """An engine that goes on where the one of this snapshot, or that was saving to it, stood: with the same model,
+        rewards (by name) and options its requests find what they would have found. Deadlines begin anew. It goes on
+        saving there. Raises OptionError where the file is damaged, saying what is intact, or is of another engine."""
+        found = read(Path(path))
+        engine = cls(model, reward, **{**options, "save_to": None})
+        engine.options = make(EngineOptions, {**options, "save_to": str(path)})
+        engine._go_on(found)
+        return engine
+
+    @own_ground()
+    def _go_on(self, found: Found) -> None:
+        for request in found.requests:
+            self._job(request, next(self._numbers))
+        running = found.put_back(self.core, self._jobs)
+        for id, job in self._jobs.items():
+            if id not in running:
+                self.core.scheduler.add(job)
+        self._keep(Kept(found.path, found.requests))
+
+    def _keep(self, kept: Kept) -> None:
+        self.kept = kept
+        self.core.save = partial(kept.save, self.core)
+        kept.save(self.core)
+
+
+def rewards_by_name(reward: Any) -> dict[str, Any]:
+    """{"name": reward} of one reward or several. Raises OptionError."""
+    if isinstance(reward, Mapping):
+        found = dict(reward)
+    else:
+        several = reward if isinstance(reward, Sequence) and not isinstance(reward, str) else [reward]
+        found = {each if isinstance(each, str) else rewards.name_of(rewards.load(each)): each for each in several}
+        if len(found) < len(several):
+            raise OptionError('two rewards have one name: give them as {"name": reward, ...}')
+    if not found or not all(isinstance(name, str) for name in found):
+        raise OptionError(f"expected a reward, or several by name, got {show(reward)}")
+    return found
+
+
+def default_micro_batch(loaded: Loaded) -> int:
+    """Rows of a model call where none are given: by the device and the size of a latent alone, for results depend on
+    it. On a CPU 4; on a GPU as many as have 2^20 numbers together (4 at 1024 x 1024 of FLUX), from 1 to 32."""
+    numel = 1
+    for size in loaded.flow.shape:
+        numel *= int(size)
+    if loaded.device.type == "cpu":
+        return 4
+    return max(1, min(32, 1 << (2**20 // numel).bit_length() - 1)) if numel < 2**20 else 1
+
+
+def whole(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**31:
+        raise OptionError(f"expected {name} to be a whole number, got {show(value)}")
+    return value
+
+
+def positive(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
+        raise OptionError(f"expected {name} to be positive seconds, at most 1e6, got {show(value)}")
+    return float(value)

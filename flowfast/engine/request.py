@@ -1,0 +1,136 @@
+"""What goes into an engine and what comes out of it: a `Request`, then events with its id, of which the last is
+`Finished` or `Failed`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from flowfast.config import Rerun, SearchParams
+from flowfast.errors import FlowfastError
+from flowfast.methods.forecast import Forecast
+from flowfast.methods.plan import Plan
+from flowfast.ops.noise import noise_key
+from flowfast.prompts import fields_of
+from flowfast.resolve import Resolved
+from flowfast.types import Candidate, Conditions, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A search for one prompt. `flowfast.Engine.add_request` makes one of its arguments."""
+
+    id: str
+    prompt: str
+    params: SearchParams
+    """With a budget in NFE."""
+    reward: str
+    """One of the engine's, by name."""
+    latents: Tensor | None = None
+    """Its own initial noise, (*shape) or (chains, *shape)."""
+    priority: int = 0
+    """Lower is earlier. Who waits gains one in ten seconds, so that none waits for ever."""
+    deadline: float | None = None
+    """Seconds from its arrival to its end: its budget shrinks where time is short."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a request."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """A round of it was decided; the device may be up to two rounds further."""
+
+    nfe: int
+    budget: int
+    candidates: tuple[Candidate, ...] = ()
+    """What the round evaluated, where the engine records it."""
+
+
+@dataclass(frozen=True)
+class Found(Event):
+    """It has a better finished sample than before."""
+
+    reward: float
+    nfe: int
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """It is done."""
+
+    sample: Sample
+    rerun: Rerun
+    """What happened on the way (cuts of a deadline, micro-batches that memory made smaller): with it, a search for this
+    prompt alone repeats it."""
+    seconds: float
+    """From its arrival."""
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """It ended without a sample."""
+
+    reason: str
+    """aborted, full, deadline, prompt, reward or model."""
+    error: FlowfastError
+
+
+@dataclass
+class Job:
+    """A request on its way through an engine."""
+
+    request: Request
+    number: int
+    """In the order of arrival."""
+    arrived: float
+    resolved: Resolved
+    plan: Plan
+    room: Plan
+    """The largest plan that a batch of its kind has room for."""
+    forecast: Forecast
+    """Of its plan."""
+    cond: Conditions
+    null_cond: Conditions
+    reward_cond: Conditions
+    kind: Hashable
+    """Jobs of one kind may share a batch."""
+    due: float | None = None
+    """The end of its deadline by the engine's clock."""
+    repeats: list[tuple[int, int]] = field(default_factory=list)
+    """Cuts that it is to repeat: (round, evaluations left)."""
+    cuts: list[tuple[int, int]] = field(default_factory=list)
+    """Those that were made."""
+    splits: list[tuple[int, int]] = field(default_factory=list)
+    """(its rounds, rows): until then its micro-batches had so many rows, more than the device's memory holds."""
+    nfe: int = 0
+    best: float = float("-inf")
+    aborted: bool = False
+
+    @property
+    def rerun(self) -> Rerun:
+        """What happened to it, as that of a search for this prompt alone."""
+        return Rerun(splits=tuple(self.splits), cuts=tuple((0, *cut) for cut in self.cuts))
+
+    @property
+    def seed(self) -> int:
+        return int(fields_of(self.request.prompt).get("seed", self.request.params.seed))
+
+    @property
+    def noise_key(self) -> int:
+        return noise_key(self.seed, self.request.prompt, self.request.params.repeat)
+
+    @property
+    def place(self) -> float:
+        """Of the waiting, the lowest one moves in first."""
+        return self.arrived + AGEING * self.request.priority
+
+
+AGEING = 10.0
+"""Seconds of waiting that outweigh one level of priority."""

@@ -1,0 +1,36 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flowfast import secrets
+from flowfast.errors import OptionError
+from flowfast.surroundings import own_ground, plain_defaults
+from flowfast.types import Flow
+
+MODELS = {"scenes": "the embedded default: 32 x 32 scenes from prompts with counts, colours, kinds and relations"}
+
+
+@own_ground()
+@plain_defaults()
+def load(name: str | Path, **options: Any) -> Flow:
+    """A flow by name: "scenes", or the id or folder of a diffusers pipeline, for which options go to
+    `flowfast.models.diffusers.from_diffusers`. Raises OptionError for an unknown one, WeightError for damaged
+    weights."""
+    name, options = secrets.opened(str(name)), secrets.opened_options(options)
+    if name == "scenes":
+        if options:
+            raise OptionError(f"model 'scenes' takes no options, got {', '.join(options)}")
+        from flowfast.models.scenes import load_scenes
+
+        return load_scenes()
+    if "/" in name or Path(name).is_dir():
+        from flowfast.models.diffusers import from_diffusers
+
+        return from_diffusers(name, **options)
+    raise OptionError(
+        f"unknown model {name!r}: choose one of {', '.join(MODELS)}, the id or folder of a diffusers pipeline "
+        "(owner/name), or build your own with flowfast.flow_from"
+    )
