@@ -236,7 +236,9 @@ class EngineCore:
     def _hand_out(self, batch: Batch) -> None:
         """Decodes what is done and frees its slots."""
         done = [slot for slot in batch.taken if batch.runner.done(slot)]
-        if done and self.save:
+        if not done:
+            return
+        if self.save:
             self.save()
         for slot in done:
             job = batch.job(slot)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -45,8 +44,7 @@ class Report(NamedTuple):
     """Empty where they are not recorded."""
 
 
-@dataclass(frozen=True)
-class _Sent:
+class _Sent(NamedTuple):
     """A report on its way, and what the host knew when the round was sent off."""
 
     transfer: Transfer
@@ -90,7 +88,8 @@ class Reports:
     def _read(self, sent: _Sent) -> Report:
         alive, *found = sent.transfer.read()
         slots = len(sent.jobs)
-        running = alive.view(slots, -1).any(1).tolist()
+        cells, C = alive.tolist(), self.engine.chains  # a launch on the CPU costs more than a short list
+        running = [True in cells[at : at + C] for at in range(0, len(cells), C)]
         if not found:
             return Report(sent.jobs, running, [], [], [])
         nfe, best, *records = found
