@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from flowfast.engine import clock, deadline
-from flowfast.engine.memory import no_memory, resize, shrink
+from flowfast.engine.memory import less_memory, no_memory, resize
 from flowfast.engine.outputs import events_of
 from flowfast.engine.request import Event, Failed, Finished, Job
 from flowfast.engine.runner import Runner
@@ -52,7 +53,7 @@ class EngineCore:
         make: makes batches.
         micro_batch: rows of a model call.
         splits: (rounds, rows): until so many rounds have run, a model call has so many rows.
-        most_waiting: requests that may wait; None: any number.
+        most_waiting: requests that may wait for a slot; None: any number.
         contain: what fails ends the requests that it belongs to, as `Failed`; else it is raised.
         polls: reports are read, which say what happened and when a request has ended before its plan.
     """
@@ -88,7 +89,7 @@ class EngineCore:
     def add(self, job: Job) -> None:
         """Takes a request on; where it cannot be, the next step says so."""
         name, most = job.request.id, self.most_waiting
-        if most is not None and self.scheduler.count >= most:
+        if most is not None and self.scheduler.full(job, most, partial(slots_of, self)):
             full = QueueFullError(f"{most} requests wait already, as many as may: try again later")
             self._events.append(Failed(name, "full", full))
         elif job.due is not None and self.scheduler.too_late(job, clock.now()):
@@ -113,8 +114,9 @@ class EngineCore:
 
     def abort(self, job: Job) -> None:
         """No model call that begins now sees it; the next step says that it is gone."""
-        job.aborted = True
-        self._aborted.append(job)
+        if not job.aborted:
+            job.aborted = True
+            self._aborted.append(job)
 
     @property
     def busy(self) -> bool:
@@ -150,7 +152,7 @@ class EngineCore:
                 raise
             self.end(batch, error)
         if out_of_memory:  # now that no frame of the failed round is left
-            self._less_memory(batch)
+            less_memory(self, batch)
         return self.told()
 
     def told(self) -> list[Event]:
@@ -187,6 +189,11 @@ class EngineCore:
             for batch in self.scheduler.in_order():
                 self._hand_out(batch)
         for job, error in self.scheduler.fill():
+            if isinstance(error, torch.OutOfMemoryError):
+                if self.micro_batch > 1 or not self.contain:
+                    self.scheduler.add(job)
+                    raise error
+                error = no_memory(self)
             if not self.contain:
                 raise error
             self._fails(job, reason_of(error), error)
@@ -210,14 +217,14 @@ class EngineCore:
         runner = batch.runner
         self.rounds += 1
         self.rows_seen += runner.rows[0] * batch.example.resolved.passes
-        if self.polls:
-            runner.report(batch.jobs)
-            self.tell(batch)
-        self._keep_time(batch)
         for slot, error in failed.items():
             job = batch.job(slot)
             self._let_go(batch, slot)
             self._fails(job, "reward", error)
+        if self.polls:
+            runner.report(batch.jobs)
+            self.tell(batch)
+        self._keep_time(batch)
         self._hand_out(batch)
         if self.splits and self.rows_at(self.rounds) != self.micro_batch:
             resize(self, self.rows_at(self.rounds))
@@ -275,14 +282,6 @@ class EngineCore:
         for slot in batch.taken:
             self._fails(batch.job(slot), reason_of(error), error)
 
-    def _less_memory(self, batch: Batch | None) -> None:
-        stage = "" if batch is None else batch.runner.stage
-        if not stage and self.micro_batch > 1:
-            return shrink(self)
-        if not self.contain or batch is None:
-            raise no_memory(self, stage)
-        self.end(batch, no_memory(self, stage))
-
     def _keep_time(self, batch: Batch) -> None:
         """Learns the pace of a batch, and keeps to deadlines."""
         if self._timed:
@@ -292,6 +291,12 @@ class EngineCore:
         self.last = now
         if self._timed or self._repeating:
             batch.cut_late(now, self.scheduler.needed)
+
+
+def slots_of(core: EngineCore, job: Job) -> int:
+    """Of all batches of the job's kind together."""
+    groups = core.make.groups(job, core.micro_batch)
+    return groups * core.make.slots(job, groups)
 
 
 def reason_of(error: FlowfastError) -> str:

@@ -12,6 +12,7 @@ from flowfast.errors import ModelError
 
 if TYPE_CHECKING:
     from flowfast.engine.core import EngineCore
+    from flowfast.engine.scheduler import Batch
 
 
 def no_memory(core: EngineCore, stage: str = "") -> ModelError:
@@ -21,6 +22,16 @@ def no_memory(core: EngineCore, stage: str = "") -> ModelError:
         f"out of memory with micro-batches of {rows} after {core.rounds} rounds{stage}: choose a smaller "
         "micro_batch, fewer slots or finalists, or load the model with offload or vae_tiling" + core.kept_in
     )
+
+
+def less_memory(core: EngineCore, batch: Batch | None) -> None:
+    """After a step ran out of memory, in a round of this batch: a smaller micro-batch where that may help."""
+    stage = "" if batch is None else batch.runner.stage
+    if not stage and core.micro_batch > 1:
+        return shrink(core)
+    if not core.contain or batch is None:
+        raise no_memory(core, stage)
+    core.end(batch, no_memory(core, stage))
 
 
 def shrink(core: EngineCore) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flowfast.engine.deadline import Pacer, first_late, share
@@ -121,9 +123,23 @@ class Scheduler:
         self.count += 1
         heapq.heappush(self._waiting.setdefault(job.kind, []), (job.place, job.number, job))
 
+    def full(self, newcomer: Job, most: int, slots: Callable[[Job], int]) -> bool:
+        """Would it wait beside `most` others? Those for whom one of the slots of their kind is free do not wait."""
+        if self.count < most:
+            return False
+        jobs = [job for job in self.jobs() if not job.aborted]
+        there, like = Counter(job.kind for job in jobs), {job.kind: job for job in [*jobs, newcomer]}
+        beyond = {kind: there[kind] - slots(job) for kind, job in like.items()}
+        return beyond[newcomer.kind] >= 0 and sum(max(0, count) for count in beyond.values()) >= most
+
     def waiting(self) -> list[Job]:
         """In the order of their numbers."""
         return sorted((job for heap in self._waiting.values() for *_, job in heap), key=lambda job: job.number)
+
+    def jobs(self) -> Iterator[Job]:
+        """All that run or wait."""
+        yield from (job for heap in self._waiting.values() for *_, job in heap)
+        yield from (job for *_, job in self.running())
 
     def drop(self, jobs: list[Job]) -> None:
         """These wait no more."""
@@ -148,25 +164,24 @@ class Scheduler:
                 if job is not None:
                     yield batch, slot, job
 
-    def fill(self) -> list[tuple[Job, FlowfastError]]:
+    def fill(self) -> Iterator[tuple[Job, FlowfastError | torch.OutOfMemoryError]]:
         """Moves waiting requests into free slots, the first in place first; those that could not be, with the reason.
         Where one waits for memory, none behind it moves in, so that others drain and it gets its turn."""
-        refused: list[tuple[Job, FlowfastError]] = []
         for kind in sorted(self._waiting, key=lambda kind: self._waiting[kind][0][:2]):
-            heap = self._waiting[kind]
-            while heap:
-                job = heap[0][2]
+            while heap := self._waiting.get(kind):
+                job, failed = heap[0][2], None
                 try:
                     if not self._place(job):
                         break
                 except NoRoomError:
-                    return refused
-                except FlowfastError as error:
-                    refused.append((job, error))
+                    return
+                except (FlowfastError, torch.OutOfMemoryError) as error:
+                    failed = error
                 heapq.heappop(heap)
                 self.count -= 1
-            self._set(kind, heap)
-        return refused
+                self._set(kind, heap)
+                if failed is not None:
+                    yield job, failed
 
     def _place(self, job: Job) -> bool:
         alike = [batch for batch in self.batches if batch.kind == job.kind]
