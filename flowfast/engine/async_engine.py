@@ -97,6 +97,10 @@ class AsyncEngine:
         """As `Engine.snapshot`, between two rounds."""
         await asyncio.wrap_future(self._ask(lambda: self._engine.snapshot(path)))
 
+    async def reload(self) -> None:
+        """As `Engine.reload`: after `drain` and a change of the model."""
+        await asyncio.wrap_future(self._ask(self._engine.reload))
+
     def close(self) -> None:
         """Ends the thread after the round that is under way; requests that run hear `Failed`."""
         with self._wake:

@@ -227,9 +227,10 @@ class Engine:
             )
 
     def reload(self) -> None:
-        """Takes a changed model or reward over. Raises OptionError while requests run."""
+        """Takes a changed model or reward over, and requests again after `drain`. Raises OptionError while some run."""
         if self._jobs or self.busy:
             raise OptionError(f"{len(self._jobs)} requests still run on the old model: drain first, then reload()")
+        self._draining = False
         self._begin()
 
     # ---- a state that lasts ----

@@ -78,7 +78,7 @@ class Failed(Event):
     """It ended without a sample."""
 
     reason: str
-    """aborted, full, deadline, prompt, reward or model."""
+    """aborted, full, deadline, prompt, reward, model, or closed (of `AsyncEngine`)."""
     error: FlowfastError
 
 
