@@ -1,0 +1,169 @@
+"""The example server, and the Python of the pages about the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import flowfast
+from flowfast.engine.request import Job
+from flowfast.engine.runner import LiveRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVER = ROOT / "examples/async_server.py"
+PROMPTS = ("two red circles", "three blue squares")
+SECONDS = 120  # nothing here may hang
+
+
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("async_server", SERVER)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def ask(cls, port: int, *prompts: str) -> Client:
+        client = cls(*await asyncio.open_connection("127.0.0.1", port))
+        client.writer.write("".join(f"{prompt}\n" for prompt in prompts).encode())
+        return client
+
+    async def line(self) -> list[str]:
+        """number, word, and what follows."""
+        return (await self.reader.readline()).decode().rstrip("\n").split(" ", 2)
+
+    async def answer(self, lines: list[list[str]] | None = None) -> bytes | str:
+        """The PNG, or why there is none; every line before it goes to `lines`."""
+        while True:
+            number, word, rest = await self.line()
+            if word == "png":
+                return await self.reader.readexactly(int(rest))
+            if word == "failed":
+                return rest
+            if lines is not None:
+                lines.append([number, word, rest])
+
+
+async def started(budget: int) -> tuple[asyncio.subprocess.Process, int]:
+    """A server, and its port."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, str(SERVER), "0", str(budget))
+    process = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=pipe)
+    assert process.stdout
+    return process, int((await process.stdout.readline()).split()[-1])
+
+
+def test_the_server_answers_what_it_was_asked_before_it_ends() -> None:
+    """Three clients at once, of whom one goes away; then SIGTERM, before anybody has an answer."""
+
+    async def run() -> tuple[list[Any], list[list[str]], int | None, bytes]:
+        process, port = await started(200)
+        gone = await Client.ask(port, "one green triangle")
+        clients = [await Client.ask(port, prompt) for prompt in PROMPTS]
+        first = await asyncio.gather(*(client.line() for client in (gone, *clients)))
+        gone.writer.close()
+        process.send_signal(signal.SIGTERM)
+        lines: list[list[str]] = []
+        pngs = await asyncio.gather(*(client.answer(lines) for client in clients))
+        _, errors = await process.communicate()
+        assert [words[:2] for words in first] == [["0", "progress"]] * 3
+        return pngs, lines, process.returncode, errors
+
+    pngs, lines, code, errors = asyncio.run(asyncio.wait_for(run(), SECONDS))
+    assert (code, errors) == (0, b"")
+    assert {words[1] for words in lines} == {"progress", "found"}
+    assert ["0", "progress", "200 200"] in lines
+    options: dict[str, Any] = {"reward": "scenes", "method": "svdd", "budget": 200, "seed": 0, "micro_batch": 8}
+    result = flowfast.search(flowfast.load("scenes"), list(PROMPTS), **options)
+    for png, sample in zip(pngs, result.samples, strict=True):
+        assert png == example().png(sample.image)
+        assert Image.open(io.BytesIO(png)).size == sample.image.shape[:0:-1]
+
+
+def test_who_goes_away_aborts_its_requests_and_a_server_that_ends_takes_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One slot: who stands behind one that goes away gets it, and the model has seen few rows of that one."""
+    budget, began = 400, list[str]()
+    admit = LiveRunner.admit
+
+    def seen(runner: LiveRunner, slot: int, job: Job) -> None:
+        began.append(job.request.prompt)
+        admit(runner, slot, job)
+
+    monkeypatch.setattr(LiveRunner, "admit", seen)
+
+    async def run() -> tuple[int, list[bytes | str]]:
+        stop = asyncio.Event()
+        inner = flowfast.Engine("scenes", reward="scenes", slots=1, micro_batch=8)
+        async with flowfast.AsyncEngine(engine=inner) as engine:
+            server = asyncio.create_task(example().serve(engine, 0, budget, stop))
+            while not (out := capsys.readouterr().out):
+                await asyncio.sleep(0.01)
+            port = int(out.split()[-1])
+            gone = await Client.ask(port, "one green triangle", "three green triangles")
+            await gone.line()  # its first one runs, its second waits
+            stays = await Client.ask(port, PROMPTS[0])
+            gone.writer.close()
+            answers = [await stays.answer()]
+            rows = inner.core.rows_seen
+            stays.writer.write(f"\n{PROMPTS[1]}\n".encode())
+            answers.append(await stays.answer())
+            await stays.line()  # it runs
+            stop.set()
+            while not (server.done() or inner._draining):
+                await asyncio.sleep(0.01)
+            stays.writer.write(b"one blue square\n")
+            answers += [await stays.answer(), await stays.answer()]
+            await server
+        return rows, answers
+
+    rows, (first, empty, late, second) = asyncio.run(asyncio.wait_for(run(), SECONDS))
+    assert began == ["one green triangle", *PROMPTS]
+    assert budget <= rows < 1.5 * budget
+    assert isinstance(first, bytes) and isinstance(second, bytes)
+    assert isinstance(empty, str) and "empty" in empty
+    assert isinstance(late, str) and "drained" in late
+
+
+def blocks(page: str) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_about_the_engine_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks("docs/engine.md"):
+        exec(compile(block, "docs/engine.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert re.search(r"^circles has a sample of reward .* after 200 NFE$", said, re.MULTILINE)
+    assert re.search(r"^circles: \(3, 32, 32\), 200 NFE in", said, re.MULTILINE)
+    assert [type(sample).__name__ for sample in names["samples"]] == ["Sample"] * 3
+
+
+def test_the_engine_of_the_readme_runs() -> None:
+    (block,) = [each for each in blocks("README.md") if "flowfast.Engine(" in each]
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile("import flowfast\n" + block, "README.md", "exec"), names)
+    assert set(names["images"]) == {"0", "1"}
