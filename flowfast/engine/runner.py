@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,7 +24,8 @@ from flowfast.engine.graphs import Graphs
 from flowfast.engine.loaded import Loaded
 from flowfast.engine.outputs import LAG, Jobs, Report, Reports, Taken, take
 from flowfast.engine.request import Job
-from flowfast.engine.transfer import Transfer, Transfers
+from flowfast.engine.scoring import Failed, score_on_host, score_one_by_one
+from flowfast.engine.transfer import Transfers
 from flowfast.errors import FlowfastError
 from flowfast.methods.forecast import Forecast
 from flowfast.rounds.batch import Limits, SlotBatch
@@ -110,7 +112,8 @@ class LiveRunner:
         self.steered = self.resolved.params.gradient is not None
         self.stage = ""
         self._known: tuple[Any, Any] = (None, None)
-        self.scored: Future[tuple[Tensor, dict[int, FlowfastError]]] | None = None
+        self.scored: Future[tuple[Tensor, Failed]] | None = None
+        self.failed: Failed = {}
         self._events: deque[Any] = deque()
         self.over: set[int] = set()
         """Slots whose chains have all ended before their plan."""
@@ -237,15 +240,20 @@ class LiveRunner:
         """Rewards (n,) of the scored lanes by a reward on the device."""
         clock = self.loaded.clock
         if self.judge.captures(n):
-            with spans.REWARD:  # decoder included
+            with spans.REWARD, suppress(FlowfastError):  # decoder included; what fails is seen to below
                 found: Tensor = self.judge.run(n, lambda: self.device_rewards(self.engine.decode()), self.inputs)
-            clock.mark("model")
-            return found
+                clock.mark("model")
+                return found
         with spans.DECODE:
             images = self.engine.decode()
         clock.mark("decode")
         with spans.REWARD:
-            found = self.device_rewards(images)
+            try:
+                found = self.device_rewards(images)
+            except FlowfastError:
+                if not self.loaded.by_request:
+                    raise
+                found, self.failed = score_one_by_one(self.engine, self.scorer, images)
         clock.mark("reward")
         return found
 
@@ -255,7 +263,8 @@ class LiveRunner:
     def finish(self) -> dict[int, FlowfastError]:
         """Waits for the host's scores."""
         if self.scored is None:
-            return {}
+            failed, self.failed = self.failed, {}
+            return failed
         self.loaded.clock.mark()
         waiting, self.scored = self.scored, None
         scores, failed = waiting.result()
@@ -297,32 +306,10 @@ class LiveRunner:
         read = engine.scored.index_select(0, engine.lane_transition[:n]).logical_and_(engine.lane_live[:n])
         lanes = (read, engine.lane_slot[:n], engine.lane_real[1, :n], engine.image_sum[:n])
         transfer = self.transfers.send([images, *lanes])
-        work = partial(self._host_rewards, transfer, ["" if job is None else job.request.prompt for job in jobs])
-        self.scored = self.loaded.worker().submit(work) if self.apart else done(work)
-
-    @torch.no_grad()
-    def _host_rewards(self, transfer: Transfer, texts: list[str]) -> tuple[Tensor, dict[int, FlowfastError]]:
-        """Rewards (N,) of a round's images on the host; the reward sees finite images of lanes whose score is read. And
-        the slots for whose images it failed."""
-        images, on, slot, t, image_sum = transfer.read()
-        live = on.logical_and(image_sum.isfinite()).nonzero().flatten()
-        scores, failed = self.scores[: len(on)].fill_(-math.inf), dict[int, FlowfastError]()
-
-        def score(lanes: Tensor) -> None:
-            for part in lanes.split(self.loaded.most_images or len(lanes)):
-                scores[part] = self.scorer(images[part], [texts[i] for i in slot[part].tolist()], t[part])
-
-        if len(live) and not self.loaded.by_request:
-            with spans.REWARD:
-                score(live)
-        elif len(live):
-            for of in sorted(set(slot[live].tolist())):
-                try:
-                    with spans.REWARD:
-                        score(live[slot[live] == of])
-                except FlowfastError as error:
-                    failed[of] = error
-        return scores, failed
+        texts = ["" if job is None else job.request.prompt for job in jobs]
+        loaded = self.loaded
+        work = partial(score_on_host, self.scorer, transfer, texts, self.scores, loaded.most_images, loaded.by_request)
+        self.scored = loaded.worker().submit(work) if self.apart else done(work)
 
     # ---- the same state in other micro-batches ----
 

@@ -30,6 +30,8 @@ class CallableReward:
         function: any callable; a list, an array or a tensor of N real numbers will do as its answer.
         name: for reports and errors; default: the function's own.
         deadline: seconds one call may take; None: no limit.
+        independent: is each image scored by itself, to the bit whatever stands beside it? Then a long-lived engine may
+            show it the images of several requests in a call.
     """
 
     differentiable = False
@@ -40,12 +42,13 @@ class CallableReward:
         name: str | None = None,
         range: tuple[float, float] = (-math.inf, math.inf),
         deadline: float | None = None,
+        independent: bool = False,
     ) -> None:
         check_deadline(deadline)
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.range = range
-        self.deadline = deadline
+        self.deadline, self.independent = deadline, independent
 
     def __call__(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Scores (N,) float32 on the CPU. t (N,), the linear times of the posterior means, is for rewards that take it.
