@@ -103,23 +103,29 @@ std::optional<double> EngineCore::pace() const {
 
 // ---- before the model is called ----
 
-bool EngineCore::ends_in_time(const Entry& newcomer) const {
-  const std::optional<double> pace = this->pace();
-  if (!pace) return true;
+int64_t EngineCore::late(const Entry* newcomer, double pace) const {
   const int64_t least = archive_.rounds_of(number(archive_.info(), "budget_min"));
   std::vector<double> free(slots_.size(), settings_.clock());  // when each slot is
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
     if (!slots_[slot] || slots_[slot]->aborted) continue;
     const int64_t planned = archive_.still(slot).rounds, needed = std::max<int64_t>(1, least - slots_[slot]->rounds);
-    free[slot] += *pace * static_cast<double>(slots_[slot]->request.deadline ? std::min(planned, needed) : planned);
+    free[slot] += pace * static_cast<double>(slots_[slot]->request.deadline ? std::min(planned, needed) : planned);
   }
-  const auto before = [&](const Entry& e) { return !e.aborted && e.request.deadline && e.end() <= newcomer.end(); };
-  double end = 0;
-  for (int64_t i = std::count_if(waiting_.begin(), waiting_.end(), before); i >= 0; --i) {
-    double& first = *std::min_element(free.begin(), free.end());
-    end = first += *pace * static_cast<double>(least);
-  }
-  return end <= newcomer.end();
+  std::vector<const Entry*> order;
+  for (const Entry& entry : waiting_)
+    if (!entry.aborted) order.push_back(&entry);
+  if (newcomer) order.push_back(newcomer);
+  std::sort(order.begin(), order.end(), [](const Entry* a, const Entry* b) { return moves_in_before(*a, *b); });
+  return std::count_if(order.begin(), order.end(), [&](const Entry* entry) {
+    double& end = *std::min_element(free.begin(), free.end());
+    end += pace * static_cast<double>(entry->request.deadline ? least : archive_.rounds_of(entry->request.budget));
+    return entry->request.deadline && end > entry->end();
+  });
+}
+
+bool EngineCore::ends_in_time(const Entry& newcomer) const {
+  const std::optional<double> pace = this->pace();
+  return !pace || late(&newcomer, *pace) == late(nullptr, *pace);
 }
 
 void EngineCore::leave_aborted() {
@@ -151,12 +157,9 @@ void EngineCore::leave_late() {
 }
 
 void EngineCore::fill_slots() {
-  const auto earlier = [](const Entry& a, const Entry& b) {
-    return std::pair(a.turn(), a.id) < std::pair(b.turn(), b.id);
-  };
   for (size_t slot = 0; slot < slots_.size(); ++slot)
     while (!slots_[slot] && !waiting_.empty()) {
-      const auto next = std::min_element(waiting_.begin(), waiting_.end(), earlier);
+      const auto next = std::min_element(waiting_.begin(), waiting_.end(), moves_in_before);
       Entry entry = std::move(*next);
       waiting_.erase(next);
       admit(slot, std::move(entry));

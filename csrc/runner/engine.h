@@ -4,11 +4,11 @@
 //
 //   Refused requests come first, in their order. add_request refuses
 //     - "full": slots + most_waiting requests run or wait already, those that were aborted left out;
-//     - "deadline": it would end late even if from now on it and all others with a deadline took their least work. That
-//       is, at the pace of the last 8 rounds that did not fail: a running request keeps its slot for the rounds it needs at least (its
-//       plan's, where it has no deadline), then each waiting one with a deadline not after the newcomer's, and last the
-//       newcomer, takes the slot that is free first for the rounds of the smallest budget. Before the first round the
-//       pace is unknown and nothing is refused; nor is ever one that was taken.
+//     - "deadline": it, or one that was taken before, would end late because of it even if from now on all with a
+//       deadline took their least work. That is, at the pace of the last 8 rounds that did not fail: a running request
+//       keeps its slot for the rounds it needs at least (its plan's, where it has no deadline), then the waiting ones
+//       and the newcomer, in the order of c, take the slot that is free first for the rounds of the smallest budget (of
+//       their own, where they have no deadline). Before the first round the pace is unknown and nothing is refused.
 //   a. Aborted requests leave, running or waiting, in the order of their numbers: failed, "aborted".
 //   b. Waiting requests whose deadline has come leave in the same order: failed, "deadline".
 //   c. Waiting requests move into free slots, the lowest slot first, the request with the smallest
@@ -86,10 +86,14 @@ class EngineCore {
     double end() const { return arrived + *request.deadline; }
     double turn() const { return arrived + kAgeing * request.priority; }
   };
+  static bool moves_in_before(const Entry& a, const Entry& b) {
+    return std::pair(a.turn(), a.id) < std::pair(b.turn(), b.id);
+  }
   using Slots = std::vector<std::optional<Entry>>;
 
   std::optional<Failure> refusal(const Entry& newcomer) const;
   bool ends_in_time(const Entry& newcomer) const;
+  int64_t late(const Entry* newcomer, double pace) const;  // how many of those that wait would end late, with it
   std::optional<double> pace() const;  // seconds a round
   void leave_aborted();
   void leave_late();

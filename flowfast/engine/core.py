@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from flowfast.engine import clock, deadline
+from flowfast.engine.admission import too_late
 from flowfast.engine.memory import less_memory, no_memory, resize
 from flowfast.engine.outputs import events_of
 from flowfast.engine.request import Event, Failed, Finished, Job
@@ -92,7 +93,7 @@ class EngineCore:
         if most is not None and self.scheduler.full(job, most, partial(slots_of, self)):
             full = QueueFullError(f"{most} requests wait already, as many as may: try again later")
             self._events.append(Failed(name, "full", full))
-        elif job.due is not None and self.scheduler.too_late(job, clock.now()):
+        elif job.due is not None and too_late(self.scheduler, job, partial(slots_of, self), clock.now()):
             beside = f"its {job.request.deadline:g} s beside those that were taken on before"
             late = DeadlineError(f"request {name!r} cannot end within {beside}: give it more time, or try later")
             self._events.append(Failed(name, "deadline", late))

@@ -121,15 +121,3 @@ def share(needed: float, left: float, round_seconds: float) -> float:
     if not needed or over <= round_seconds:
         return 1.0
     return max(0.0, 1 - over / needed)
-
-
-def first_late(seconds_and_dues: list[tuple[float, float]], now: float) -> set[int]:
-    """Who of these would end late, by place in the list, if each took so many seconds and the earliest due came
-    first."""
-    late, at = set(), now
-    for place in sorted(range(len(seconds_and_dues)), key=lambda place: (seconds_and_dues[place][1], place)):
-        seconds, due = seconds_and_dues[place]
-        at += seconds
-        if at > due:
-            late.add(place)
-    return late

@@ -66,7 +66,9 @@ class Preparer:
         self.loaded.reward(request.reward)
         resolved, shared = self.resolved(request.params)
         budget = request.params.budget
-        if budget is None or request.params.seconds is not None:
+        if request.params.seconds is not None:
+            raise OptionError("seconds are for flowfast.search: give a budget in NFE and a deadline")
+        if budget is None:
             raise OptionError("expected a budget in NFE, got none; where time is short, give a deadline beside it")
         if budget > self.max_budget:
             raise BudgetError(f"this engine runs budgets of up to {self.max_budget} NFE, got {budget}: lower it")

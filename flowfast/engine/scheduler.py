@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfast.engine.deadline import Pacer, first_late, share
+from flowfast.engine.deadline import Pacer, share
 from flowfast.engine.request import Job
 from flowfast.engine.runner import Runner
 from flowfast.errors import FlowfastError
@@ -96,8 +96,9 @@ class Batch:
         return min(dues) - now - self.seconds(self.taken) if dues else float("inf")
 
     def seconds(self, slots: list[int]) -> float:
-        """What the rounds to come of these slots take at its pace."""
-        rows, scored = self.runner.rest(slots)
+        """What the rounds to come of these slots take at its pace, with what their neighbours have in them."""
+        rounds = len(self.runner.rest(slots)[0])
+        rows, scored = (each[:rounds] for each in self.runner.rest(self.taken))
         return self.pacer.seconds(self.pacer.work(rows, scored, 1, self.runner.micro_batch))
 
 
@@ -249,25 +250,6 @@ class Scheduler:
         """Its share of a batch full of requests like it."""
         slots, M = like.runner.slots, like.runner.micro_batch
         return like.pacer.work(job.forecast.widths, job.forecast.scored, slots, M) / slots
-
-    def too_late(self, newcomer: Job, now: float) -> bool:
-        """Would the newcomer, or one that was taken on, miss its deadline though each got the least that it needs?"""
-        timed = [(self._least(batch, slot, job), job.due) for batch, slot, job in self.running() if job.due is not None]
-        for job in [*self.waiting(), newcomer]:
-            like = next((batch for batch in self.batches if batch.kind == job.kind), None)
-            if job.due is not None:
-                timed.append((0.0 if like is None else self._least(like, None, job), job.due))
-        before = first_late(timed[:-1], now)
-        return bool(first_late(timed, now) - before)
-
-    def _least(self, batch: Batch, slot: int | None, job: Job) -> float:
-        """Seconds of the least that a request needs to end finished; slot None: it waits."""
-        at = 0 if slot is None else batch.runner.rounds[slot]
-        forecast, M = job.plan.forecast([*job.cuts, (at, 0)]), batch.runner.micro_batch
-        # Its rows share micro-batches with those of others.
-        rows, scored = sum(forecast.widths[at:]) / M, sum(forecast.scored[at:]) / M
-        pace = batch.pacer.pace
-        return 0.0 if pace is None else (rows + pace.scoring * scored) * pace.seconds
 
     def free_idle(self, now: float, seconds: float = IDLE_SECONDS) -> None:
         """Frees the batches that nobody has used for so long."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flowfast.engine import clock
+from flowfast.engine import clock, core
 from flowfast.engine.core import EngineCore
 from flowfast.engine.request import Event, Failed, Found, Job, Progress
 from flowfast.engine.scheduler import Batch, Scheduler
@@ -20,12 +20,12 @@ TRACES = json.loads(Path(__file__).with_name("traces.json").read_text())
 
 
 class Replay:
-    """One trace on a core of its own. Micro-batches of one row: a request alone is at the pace of its batch."""
+    """One trace on a core of its own. A micro-batch holds every round whole, so that all rounds take as long."""
 
     def __init__(self, trace: dict[str, Any], patch: pytest.MonkeyPatch):
         self.trace, self.world = trace, World(slots=trace["slots"], seconds=trace["seconds"], of_round=True)
         patch.setattr(clock, "now", lambda: self.world.now)
-        self.core = EngineCore(FakeMaker(self.world), micro_batch=1, most_waiting=trace["most_waiting"])
+        self.core = EngineCore(FakeMaker(self.world), micro_batch=64, most_waiting=trace["most_waiting"])
         self.jobs: dict[str, Job] = {}
         self.ended: set[str] = set()
 
@@ -90,7 +90,7 @@ def test_python_tells_what_cpp_tells(trace: dict[str, Any], monkeypatch: pytest.
         (Job, "place", property(lambda job: job.arrived)),
         (Batch, "free", property(lambda batch: max((s for s, job in enumerate(batch.jobs) if not job), default=None))),
         (Scheduler, "full", lambda scheduler, job, most, slots: scheduler.count >= most),
-        (Scheduler, "too_late", lambda scheduler, job, now: False),
+        (core, "too_late", lambda scheduler, job, slots, now: False),
         (EngineCore, "_aborted", property(lambda core: [], lambda core, jobs: None)),
     ],
     ids=["no priority", "highest slot first", "free slots are waited for", "no door", "no abort"],

@@ -1,0 +1,68 @@
+"""Whether a request with a deadline may come in: nobody who was taken on before may be late because of it."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Hashable
+
+from flowfast.engine.deadline import Pacer
+from flowfast.engine.request import Job
+from flowfast.engine.scheduler import Batch, Scheduler
+
+
+def too_late(scheduler: Scheduler, newcomer: Job, slots: Callable[[Job], int], now: float) -> bool:
+    """Would the newcomer, or one that was taken on, miss its deadline though each with a deadline got the least that it
+    needs? False as long as no round has told a pace. slots(job): of the job's kind."""
+    pacer = known_pacer(scheduler.batches, newcomer.kind)
+    if pacer is None:
+        return False
+    waiting = sorted(scheduler.waiting(), key=lambda job: (job.place, job.number))
+    with_it = sorted([*waiting, newcomer], key=lambda job: (job.place, job.number))
+    turn = pacer.seconds(micro_batches(scheduler, with_it, slots))
+    return bool(late(scheduler, with_it, slots, now, turn) - late(scheduler, waiting, slots, now, turn))
+
+
+def late(scheduler: Scheduler, waiting: list[Job], slots: Callable[[Job], int], now: float, turn: float) -> set[int]:
+    """Numbers of those that would end late. turn: seconds of a round of every batch; slots run side by side."""
+    found: set[int] = set()
+    free: dict[Hashable, list[float]] = {}
+    for batch, slot, job in scheduler.running():
+        end = now + turn * len(least(job, batch.runner.rounds[slot]))
+        heapq.heappush(free.setdefault(job.kind, []), end)
+        found |= {job.number} if job.due is not None and end > job.due else set()
+    for job in waiting:
+        ends = free.setdefault(job.kind, [])
+        begin = now if len(ends) < slots(job) else heapq.heappop(ends)
+        end = begin + turn * len(least(job, 0))
+        heapq.heappush(ends, end)
+        found |= {job.number} if job.due is not None and end > job.due else set()
+    return found
+
+
+def least(job: Job, at: int) -> list[int]:
+    """Lanes of the rounds that a request which has run `at` rounds still takes: as planned, or with a deadline the
+    least."""
+    forecast = job.forecast if job.due is None else job.plan.forecast([*job.cuts, (at, 0)])
+    return forecast.widths[at:]
+
+
+def micro_batches(scheduler: Scheduler, waiting: list[Job], slots: Callable[[Job], int]) -> float:
+    """Of a round of every kind, for these take turns, with all slots taken that the waiting ones could take."""
+    rows: dict[Hashable, list[float]] = {}
+    for batch, slot, job in scheduler.running():
+        widths = least(job, batch.runner.rounds[slot])
+        rows.setdefault(job.kind, []).append(sum(widths) / max(1, len(widths)))
+    for job in waiting:
+        of_kind = rows.setdefault(job.kind, [])
+        if len(of_kind) < slots(job):
+            widths = least(job, 0)
+            of_kind.append(sum(widths) / max(1, len(widths)))
+    M = next((batch.runner.micro_batch for batch in scheduler.batches), 1)
+    return float(sum(math.ceil(sum(of_kind) / M) for of_kind in rows.values()))
+
+
+def known_pacer(batches: list[Batch], kind: Hashable) -> Pacer | None:
+    """That of the kind, else of any: it is the same model."""
+    known = [batch for batch in batches if batch.pacer.pace is not None]
+    return next((batch.pacer for batch in known if batch.kind == kind), known[0].pacer if known else None)
