@@ -49,7 +49,7 @@ class EngineConfig(Config):
 
     Faster after a first call of up to minutes; last bits may differ."""
     overlap: bool = True
-    """With a reward on the host: two groups of slots take turns, the host scores one while the device runs the other.
+    """With a reward on the host: two batches take turns, the host scores one while the device runs the other.
 
     At equal micro-batch results are the same without."""
     reward_deadline: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None

@@ -116,7 +116,7 @@ class Reward(Protocol):
 
 
 HostReward = Callable[[Tensor, Sequence[str]], Any]
-"""A plain callable (images (N, 3, H, W), prompts) -> N scores; scored by the driver on the host."""
+"""A plain callable (images (N, 3, H, W), prompts) -> N scores; it runs on the host."""
 
 
 class Candidate(NamedTuple):

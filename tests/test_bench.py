@@ -32,7 +32,7 @@ PEERS = {
     "rbf_evaluation": {"eager"},
     "search_overhead": {"alone"},
     "latency": {"one slot"},
-    "host_reward": {"one group"},
+    "host_reward": {"one batch"},
     "pipeline_loop": {"diffusers"},
     "cpp_runner": {"python"},
 }

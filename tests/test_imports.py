@@ -112,7 +112,7 @@ def test_import_boundaries(path: Path) -> None:
         ("rounds", "from flowfast.methods.plan import Plan"),
         ("methods", "from flowfast.rounds.state import State"),
         ("resolve", "from flowfast.rewards import load"),
-        ("archive", "from flowfast.engine.driver import Driver"),
+        ("archive", "from flowfast.engine.core import EngineCore"),
         ("engine", "from flowfast.archive.load import load_archive"),
         ("rewards", "from flowfast import engine"),
         ("engine", "from flowfast.cli import main"),

@@ -1,10 +1,10 @@
-"""A reward on the host beside the model: two groups of slots in turns against one group.
+"""A reward on the host beside the model: two batches in turns against one.
 
     python -m bench host_reward
 
 `scenes`, 16 prompts in 16 slots, RBF, micro-batches of 16; the reward answers after as long as the model takes for its
 batch, as a reward on another machine does (it sleeps). `ours_ms` is the whole call with `overlap`, the peer
-`one group` the same without; results are the same. `waits` is the share of the call that the driver waited for the
+`one batch` the same without; results are the same. `waits` is the share of the call that the engine waited for the
 reward. At best a call takes half of the time.
 """
 
@@ -49,8 +49,8 @@ def test_host_reward(benchmark: Any, suite: Suite) -> None:
 
     one, other = run(True), run(False)
     assert [sample.winner for sample in one.samples] == [sample.winner for sample in other.samples]
-    times = paired(benchmark, {"ours": lambda: run(True), "one group": lambda: run(False)}, options.turns(5))
+    times = paired(benchmark, {"ours": lambda: run(True), "one batch": lambda: run(False)}, options.turns(5))
     suite.row(
-        "host_reward", batch=count, shape=flow.shape, dtype=torch.float32, ours=times["ours"], peer="one group",
-        theirs=times["one group"], waits=statistics.median(waits), reward_ms_a_batch=1e3 * seconds_a_batch * passes,
+        "host_reward", batch=count, shape=flow.shape, dtype=torch.float32, ours=times["ours"], peer="one batch",
+        theirs=times["one batch"], waits=statistics.median(waits), reward_ms_a_batch=1e3 * seconds_a_batch * passes,
     )  # fmt: skip

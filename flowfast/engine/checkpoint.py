@@ -1,6 +1,6 @@
 """A search on disk while it runs, so that one that was killed goes on to the identical result.
 
-Two files. At the path itself lies what runs: one safetensors file with the tensors of every group's state and of the
+Two files. At the path itself lies what runs: one safetensors file with the tensors of every batch's state and of the
 method, and as its metadata a digest of all its bytes and one JSON text with what the host knows. It is written whole,
 between rounds; a round that was under way then is run again, from the same state, with the same noise. It is also
 written before a finished prompt is decoded, so that a decoder that fails takes nothing with it.

@@ -29,11 +29,11 @@ from flowfast.errors import (
 class Maker(Protocol):
     """Makes what runs a batch for an engine."""
 
-    def groups(self, job: Job, micro_batch: int) -> int:
+    def batches(self, job: Job, micro_batch: int) -> int:
         """How many batches of the job's kind there may be: two take turns where a reward on the host scores one while
         the device runs the other."""
 
-    def slots(self, job: Job, groups: int) -> int:
+    def slots(self, job: Job, batches: int) -> int:
         """Of each of so many batches of the job's kind."""
 
     def has_room(self, batches: list[Batch], job: Job, micro_batch: int, slots: int) -> bool:
@@ -200,12 +200,12 @@ class EngineCore:
             self._fails(job, reason_of(error), error)
 
     def _batch(self, job: Job, alike: int) -> Batch | None:
-        groups = self.make.groups(job, self.micro_batch)
-        if alike >= groups:
+        most = self.make.batches(job, self.micro_batch)
+        if alike >= most:
             return None
-        slots = self.make.slots(job, groups)
+        slots = self.make.slots(job, most)
         self.scheduler.make_room(lambda batches: self.make.has_room(batches, job, self.micro_batch, slots))
-        return self.new_batch(job, slots, groups > 1)
+        return self.new_batch(job, slots, most > 1)
 
     def new_batch(self, job: Job, slots: int, apart: bool) -> Batch:
         runner = self.make.runner(job, self.micro_batch, slots, apart)
@@ -296,8 +296,8 @@ class EngineCore:
 
 def slots_of(core: EngineCore, job: Job) -> int:
     """Of all batches of the job's kind together."""
-    groups = core.make.groups(job, core.micro_batch)
-    return groups * core.make.slots(job, groups)
+    most = core.make.batches(job, core.micro_batch)
+    return most * core.make.slots(job, most)
 
 
 def reason_of(error: FlowfastError) -> str:

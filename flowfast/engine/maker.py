@@ -47,13 +47,13 @@ class LiveMaker:
         """Of a batch, where two take turns if they may."""
         return -(-self._slots // 2) if self.overlaps(reward, forecast) else self._slots
 
-    def groups(self, job: Job, micro_batch: int) -> int:
+    def batches(self, job: Job, micro_batch: int) -> int:
         if not self.overlaps(job.request.reward, job.forecast):
             return 1
         return 2 if self.slots(job, 2) * max(job.forecast.widths) >= micro_batch else 1
 
-    def slots(self, job: Job, groups: int) -> int:
-        slots = -(-self._slots // groups)
+    def slots(self, job: Job, batches: int) -> int:
+        slots = -(-self._slots // batches)
         while self.share is not None and slots > 1 and self._bytes(job, 1, slots) > self.most_bytes // 4:
             slots //= 2
         return slots

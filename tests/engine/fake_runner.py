@@ -115,11 +115,11 @@ class FakeMaker:
     def __init__(self, world: World):
         self.world = world
 
-    def groups(self, job: Job, micro_batch: int) -> int:
+    def batches(self, job: Job, micro_batch: int) -> int:
         return 2 if str(job.kind).startswith("host") else 1
 
-    def slots(self, job: Job, groups: int) -> int:
-        return -(-self.world.slots // groups)
+    def slots(self, job: Job, batches: int) -> int:
+        return -(-self.world.slots // batches)
 
     def has_room(self, batches: list[Batch], job: Job, micro_batch: int, slots: int) -> bool:
         return len(batches) < self.world.most_batches

@@ -49,16 +49,16 @@ def assert_same(one: flowfast.SearchResult, other: flowfast.SearchResult) -> Non
         assert torch.equal(left.latent, right.latent) and torch.equal(left.image, right.image)
 
 
-# ---- two groups of slots ----
+# ---- two batches in turns ----
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_groups_give_the_results_of_one(method: str) -> None:
+def test_two_batches_give_the_results_of_one(method: str) -> None:
     assert_same(search(method=method, overlap=True), search(method=method, overlap=False))
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_the_device_runs_one_group_while_the_host_scores_the_other(overlap: bool) -> None:
+def test_the_device_runs_one_batch_while_the_host_scores_the_other(overlap: bool) -> None:
     """Both take 10 ms, whatever the load: then spans of time either overlap or cannot."""
     spans: dict[str, list[tuple[float, float]]] = {"flow": [], "reward": []}
 
@@ -89,7 +89,7 @@ def test_an_error_of_the_reward_comes_out_of_the_other_thread() -> None:
         search(broken)
 
 
-def test_one_slot_needs_no_second_group() -> None:
+def test_one_slot_needs_no_second_batch() -> None:
     names = set()
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:

@@ -79,7 +79,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     assert_same(found, expected)
 
 
-def test_two_groups_with_a_host_reward_go_on_too(tmp_path: Path) -> None:
+def test_two_batches_with_a_host_reward_go_on_too(tmp_path: Path) -> None:
     path, options = tmp_path / "search.safetensors", {"method": "rbf", "reward": near, "slots": 4}
     expected = search(Counted(), None, **options)
     killed(path, 20, **options)
@@ -170,7 +170,7 @@ def test_what_a_decoder_left_undone_is_decoded_and_not_searched_again(tmp_path: 
         assert_same(found, expected)
         assert [sample.reward_calls for sample in found.samples] == [sample.reward_calls for sample in expected.samples]
         assert (found.rounds, found.rows_padded) == (expected.rounds, expected.rows_padded)
-        again = 4 if reward is near else 0  # calls of the round of the other group that was under way
+        again = 4 if reward is near else 0  # calls of the round of the other batch that was under way
         assert whole.calls <= first.calls + rest.calls <= whole.calls + again
         assert images in told and (images < 4 or (rest.calls == 0 and told == [4]))
 

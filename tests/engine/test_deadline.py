@@ -101,8 +101,8 @@ def test_a_slow_down_costs_a_round_at_most(monkeypatch, method, factor):
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_two_groups_with_a_host_reward_keep_the_deadline_too(monkeypatch, factor):
-    """A round of either group may be under way when time runs out."""
+def test_two_batches_with_a_host_reward_keep_the_deadline_too(monkeypatch, factor):
+    """A round of either batch may be under way when time runs out."""
 
     def score(images, prompts):
         return -images.flatten(1).square().sum(1)

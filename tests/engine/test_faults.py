@@ -128,7 +128,7 @@ def test_a_reward_that_hangs_meets_its_deadline():
 
 
 def test_a_deadline_is_not_waited_for_twice():
-    """The images of the other group of slots wait for the reward, too: nobody waits for them once one has failed."""
+    """The images of the other batch wait for the reward, too: nobody waits for them once one has failed."""
 
     def hang(images, prompts):
         time.sleep(20)
@@ -151,7 +151,7 @@ flowfast.search(flow, ["a", "b"], reward=hang, **options)
 
 
 def test_a_reward_that_hangs_is_left_at_one_signal():
-    """Two groups of slots, the one on another thread; one group; a deadline, which has a thread of its own."""
+    """Two batches, the one on another thread; one batch; a deadline, which has a thread of its own."""
     cases = [(2, 0, "SIGINT"), (1, 0, "SIGINT"), (2, 60, "SIGINT"), (2, 0, "SIGTERM")]
     heeds = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     programs = [
@@ -164,7 +164,7 @@ def test_a_reward_that_hangs_is_left_at_one_signal():
     try:
         for program, (_, _, name) in zip(programs, cases, strict=True):
             assert program.stdout.readline() == "asked\n", program.stderr.read()
-            time.sleep(0.2)  # the other group has begun its round
+            time.sleep(0.2)  # the other batch has begun its round
             program.send_signal(getattr(signal, name))
             _, said = program.communicate(timeout=20)
             assert program.returncode == -getattr(signal, name)

@@ -82,7 +82,7 @@ def parts(where: str, memory: Memory, host: bool) -> tuple[Hungry, Any]:
     return Hungry(**{where: memory}), near if host else NearTarget()
 
 
-@pytest.mark.parametrize("host", [False, True], ids=["one group", "two groups"])
+@pytest.mark.parametrize("host", [False, True], ids=["one batch", "two batches"])
 @pytest.mark.parametrize("where", ["velocity", "decode", "reward"])
 @pytest.mark.parametrize("method", METHODS)
 def test_it_goes_on_to_the_same_result(method: str, where: str, host: bool) -> None:
@@ -122,7 +122,7 @@ def test_a_steered_search_keeps_its_gradients(method: str) -> None:
     assert memory.failures and found.micro_batch == 2 and found.config.splits
 
 
-@pytest.mark.parametrize("host", [False, True], ids=["one group", "two groups"])
+@pytest.mark.parametrize("host", [False, True], ids=["one batch", "two batches"])
 @pytest.mark.parametrize("method", ["rbf", "smc", "sop", "bon"])
 def test_a_rerun_repeats_the_micro_batches(method: str, host: bool) -> None:
     """Which rounds ran at which size is in the configuration: the model is called with the same rows again."""

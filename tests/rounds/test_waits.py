@@ -122,7 +122,7 @@ class RewardOnDevice(NearTarget):
         return on(super().encode(prompts), DEVICE)
 
 
-def test_the_driver_waits_for_admissions_and_results_only():
+def test_the_engine_waits_for_admissions_and_results_only():
     """Twice the rounds, as many waits."""
     waits, rounds = [], []
     for budget in (40, 80):
