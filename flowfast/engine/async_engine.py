@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from flowfast.engine.engine import Engine
@@ -33,6 +34,7 @@ class AsyncEngine:
         self._work: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._listeners: dict[str, Listener] = {}
+        self._drains: list[Future[None]] = []
         self._closed = False
         self._death: BaseException | None = None
         self._engine = Engine(*args, **options) if engine is None else engine
@@ -66,26 +68,21 @@ class AsyncEngine:
                 self.abort(id)
 
     def _abort_added(self, added: Future[str]) -> None:
-        if added.exception() is None:
+        if not added.cancelled() and added.exception() is None:
             self.abort(added.result())
 
     def abort(self, id: str) -> None:
         """Takes a request back; its last event is `Failed`. Nothing happens where none of this id runs or waits."""
-        if not self._closed and self._death is None:
+        with suppress(EngineDeadError):
             self._ask(lambda: self._engine.abort(id))
 
     async def drain(self, seconds: float | None = None) -> None:
         """Takes no more requests; returns when those that it has are done. What is not after so many seconds is
         aborted."""
         future: Future[None] = Future()
-
-        def begin() -> None:
-            self._engine.stop_admitting()
-            self._drained = future
-            if not self._engine.busy:
-                future.set_result(None)
-
-        self._ask(begin)
+        with self._wake:
+            self._ask(self._engine.stop_admitting)
+            self._drains.append(future)
         done = asyncio.wrap_future(future)
         try:
             await asyncio.wait_for(asyncio.shield(done), seconds)
@@ -116,18 +113,18 @@ class AsyncEngine:
 
     # ---- its thread ----
 
-    _drained: Future[None] | None = None
-
     def _add(self, prompt: str, params: dict[str, Any], hear: Listener) -> str:
         id = self._engine.add_request(prompt, **params)
         self._listeners[id] = hear
         return id
 
     def _ask(self, work: Callable[[], Any]) -> Future[Any]:
-        """What `work` answers or raises, between two rounds."""
+        """What `work` answers or raises, between two rounds; it is not done where nobody waits for it any more."""
         future: Future[Any] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 if self._closed or self._death is not None:
                     raise self._dead()
@@ -153,8 +150,9 @@ class AsyncEngine:
                     self._work.popleft()()
                 if self._engine.busy:
                     self._tell(self._engine.step())
-                if self._drained is not None and not self._engine.busy and not self._drained.done():
-                    self._drained.set_result(None)
+                with self._wake:
+                    if self._drains and not self._work and not self._engine.busy:
+                        self._end_drains()
         except BaseException as error:  # a fault that no request owns: nobody may wait for ever
             self._death = error
         finally:
@@ -175,6 +173,14 @@ class AsyncEngine:
                     hear(event)
                 except RuntimeError:  # its event loop is closed
                     self._listeners.pop(event.id, None)
+                    self._engine.abort(event.id)
+
+    def _end_drains(self, error: FlowfastError | None = None) -> None:
+        with self._wake:
+            drains, self._drains = self._drains, []
+        for drain in drains:
+            if drain.set_running_or_notify_cancel():
+                drain.set_exception(error) if error else drain.set_result(None)
 
     def _end(self) -> None:
         with self._wake:
@@ -184,6 +190,5 @@ class AsyncEngine:
             work()  # hears that the engine is gone
         error: FlowfastError = self._dead()
         self._tell([Failed(id, "closed", error) for id in list(self._listeners)])
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_exception(error)
+        self._end_drains(error)
         self._engine.close()
