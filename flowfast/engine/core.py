@@ -20,6 +20,7 @@ from flowfast.errors import (
     AbortedError,
     DeadlineError,
     FlowfastError,
+    OutputError,
     PromptError,
     QueueFullError,
     RewardError,
@@ -148,6 +149,9 @@ class EngineCore:
                 self._after_round(batch, failed)
         except torch.OutOfMemoryError:
             out_of_memory = True
+        except OutputError:  # its state could not be saved: what is done is handed out by the next step
+            self._look = True
+            raise
         except FlowfastError as error:
             if not self.contain or batch is None:
                 raise

@@ -14,7 +14,7 @@ from flowfast.engine import clock, core, memory, scheduler
 from flowfast.engine.core import EngineCore
 from flowfast.engine.request import Event, Failed, Finished, Job
 from flowfast.engine.scheduler import Batch, Scheduler
-from flowfast.errors import FlowfastError, ModelError
+from flowfast.errors import FlowfastError, ModelError, OutputError
 from tests.engine.drive import Drive
 from tests.engine.fake_runner import Ask, FakeMaker, World, alone, job_of
 
@@ -125,6 +125,31 @@ def test_faults_are_raised_where_they_are_not_contained(world: World) -> None:
     world.model_fails.add(("b", 2))
     with pytest.raises(ModelError):
         run([Ask("a"), Ask("b")], world, contain=False)
+
+
+@pytest.mark.parametrize("kind", ["plain", "host"])
+def test_a_state_that_cannot_be_saved_is_no_fault_of_who_runs(kind: str, world: World) -> None:
+    """A full disk is raised, and nobody is lost: whoever makes room goes on."""
+    one, events, full = engine(world), list[Event](), [2]
+
+    def save() -> None:
+        full[0] -= 1
+        if full[0] >= 0:
+            raise OutputError("no space left")
+
+    one.save = save
+    asks = [Ask("a", kind=kind, transitions=2), Ask("b", kind=kind), Ask("c", kind=kind, transitions=1)]
+    for number, ask in enumerate(asks):
+        one.add(job_of(ask, number, world.now))
+    raised = 0
+    while one.busy:
+        try:
+            events += one.step()
+        except OutputError:
+            raised += 1
+    assert raised == 2 and ends(events) == {"a": "finished", "b": "finished", "c": "finished"}
+    samples = {event.id: int(event.sample.image) for event in events if isinstance(event, Finished)}
+    assert samples == {ask.id: alone(ask, ask.budget) for ask in asks}
 
 
 # ---- mutants: each of these must be seen ----
