@@ -20,7 +20,7 @@ from flowfast.rounds.batch import Limits
 CPU = torch.device("cpu")
 SPEC = ScheduleSpec(steps=6, integrator="coefficient-preserving:0.5")
 PROMPTS = ["a", "bb", "ccc", "dddd"]
-METHODS = ["bon", "ode", "sop", "smc", "code", "svdd", "rbf", "rbf-official"]
+METHODS = ["bon", "ode", "prune", "sop", "smc", "code", "svdd", "rbf", "rbf-official"]
 
 
 @pytest.fixture(autouse=True)

@@ -45,15 +45,17 @@ class Chains(nn.Module):
 
     regroups: torch.jit.Final[bool]
     draws: torch.jit.Final[bool]
+    ends: torch.jit.Final[bool]
 
-    def __init__(self, regroups: bool = False, draws: bool = False, temperature: float = 1.0):
-        """draws: children compete with reward / temperature + bias instead of their rewards."""
+    def __init__(self, regroups: bool = False, draws: bool = False, temperature: float = 1.0, ends: bool = False):
+        """draws: children compete with reward / temperature + bias instead of their rewards. ends: a regrouping may end
+        chains; the others then go on in the first places, with what the plan has for these."""
         super().__init__()
-        self.regroups, self.draws, self.temperature = regroups, draws, float(temperature)
+        self.regroups, self.draws, self.ends, self.temperature = regroups, draws, ends, float(temperature)
 
     @torch.jit.export
-    def reset(self, slot: int) -> None:
-        """A new request moves into the slot."""
+    def reset(self, slot: int, quota: Tensor) -> None:
+        """A new request moves into the slot. quota (C, T): its candidates at each transition."""
 
     @torch.jit.export
     def bias(self, key: Tensor, transition: Tensor, candidate: Tensor, chain: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ class Plan:
     """(chains,): which chains run from the beginning; empty: all."""
     regroup: list[bool] = field(default_factory=list)
     """(transitions,): after which transitions chains are regrouped; empty: never."""
+    ends: bool = False
+    """Does a regrouping end chains? Those that go on stand in the first places: where a chain has quota 0 there is
+    none."""
     groups: int = 1
     """How many groups of chains a regrouping method keeps (CoDe's and search-over-paths' N)."""
     finished: list[bool] = field(default_factory=list)
@@ -63,9 +66,9 @@ class Plan:
 
         Not where chains are regrouped and there are fewer of them: which ones go on depends on their number.
         """
-        names = ("accept", "margin", "carry", "regroup", "groups", "finished", "scored")
+        names = ("accept", "margin", "carry", "regroup", "ends", "groups", "finished", "scored")
         alike = all(getattr(self, name) == getattr(largest, name) for name in names)
-        chains = self.chains == largest.chains or (self.chains < largest.chains and not self.regroup)
+        chains = self.chains == largest.chains or (self.chains < largest.chains and (self.ends or not self.regroup))
         lanes = self.lanes == largest.lanes or max(map(max, self.quota)) <= self.lanes <= largest.lanes
         return alike and chains and lanes
 

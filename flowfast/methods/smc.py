@@ -34,7 +34,7 @@ class Particles(Chains):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device="cpu"), persistent=False)
 
     @torch.jit.export
-    def reset(self, slot: int) -> None:
+    def reset(self, slot: int, quota: Tensor) -> None:
         self.log_weights[slot].zero_()
         self.potential[slot].zero_()
         self.log_z[slot].zero_()

@@ -87,7 +87,7 @@ class SlotBatch(Lanes):
             quota = quota.clone()
             quota[:, 0] = 1  # more candidates of a given start would be identical
         self.state.admit(slot, key, quota, limits.left, limits.start, guidance, until)
-        self.method.reset(slot)
+        self.method.reset(slot, quota)
         if latents is not None:
             slice_of(self.state.x, slot, 2 * self.chains).copy_(latents.repeat_interleave(2, dim=0))
             self.state.given[slot] = True
@@ -271,6 +271,9 @@ class SlotBatch(Lanes):
         for tensor in mine:
             tensor.copy_(tensor.index_select(0, chain))
         s.alive.logical_and_(torch.logical_not(s.stopped)).logical_and_((ancestors >= 0).flatten())
+        if self.method.ends:  # who moved to another place goes by the plan of that one
+            now = s.transition.clamp(max=self.transitions - 1).unsqueeze(1)
+            s.quota.copy_(s.quota_table.gather(1, now).squeeze(1))
 
     def gather(self, rows: Tensor) -> None:
         """rows (2 B,): the row of the store that each row goes on from."""

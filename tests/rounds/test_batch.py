@@ -256,7 +256,7 @@ def test_own_latents_start_every_chain_and_are_evaluated_once_each(method):
         method=method,
         budget=70,
         steps=6,
-        chains=1 if method == "bon" else None,
+        chains=1 if method in ("bon", "prune") else None,
         latents=initial,
         on_round=lambda found: first.extend((c.chain, c.candidate) for c in found if c.transition == 0),
     )
