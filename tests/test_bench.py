@@ -33,6 +33,7 @@ PEERS = {
     "search_overhead": {"alone"},
     "latency": {"one slot"},
     "host_reward": {"one batch"},
+    "engine_load": {"flowfast.search", "none"},
     "pipeline_loop": {"diffusers"},
     "cpp_runner": {"python"},
 }
@@ -50,6 +51,7 @@ MORE = {
     "host_reward": {"waits", "reward_ms_a_batch"},
     "pipeline_loop": {"case", "setting", "steps", "passes", "weights", "micro_batch", "rows", "calls", "decoded"},
     "cpp_runner": {"start_up_s", "cpu_s", "searches", "rss_mib", "rss_slope_kib", "rss_slope_error_kib"},
+    "engine_load": {"case"},
     "latency": {"p50_ms", "p95_ms", "p99_ms", "images_s", "slots"},
 }
 

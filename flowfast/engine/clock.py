@@ -13,6 +13,10 @@ def now() -> float:
     return time.perf_counter()
 
 
+MOST_MARKS = 4096
+"""Events of a device that are kept until they are read."""
+
+
 class Clock:
     """Seconds by part of a round. On CUDA by events, read once at the end, so that no round waits for its clock."""
 
@@ -27,6 +31,8 @@ class Clock:
         if self.cuda:
             at.record()
             self.marks.append((part, at))
+            if len(self.marks) > MOST_MARKS and self.marks[MOST_MARKS // 2][1].query():
+                self._fold(MOST_MARKS // 2)
             return
         if part:
             self.seconds[part] += at - self.marks[-1][1]
@@ -36,8 +42,12 @@ class Clock:
         """Seconds so far; waits for the device."""
         if self.cuda:
             torch.cuda.synchronize()
-            for (_, before), (part, at) in zip(self.marks[:-1], self.marks[1:], strict=True):
-                if part:
-                    self.seconds[part] += before.elapsed_time(at) / 1000
-            self.marks = self.marks[-1:]
+            self._fold(len(self.marks) - 1)
         return dict(self.seconds)
+
+    def _fold(self, count: int) -> None:
+        """Adds up the first marks, which the device has passed."""
+        for (_, before), (part, at) in zip(self.marks[:count], self.marks[1 : count + 1], strict=True):
+            if part:
+                self.seconds[part] += before.elapsed_time(at) / 1000
+        self.marks = self.marks[max(count, 0) :]

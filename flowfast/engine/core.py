@@ -53,7 +53,7 @@ class EngineCore:
 
     Args:
         make: makes batches.
-        micro_batch: rows of a model call.
+        micro_batch: rows of a model call, at most; the maker may give a batch fewer.
         splits: (rounds, rows): until so many rounds have run, a model call has so many rows.
         most_waiting: requests that may wait for a slot; None: any number.
         contain: what fails ends the requests that it belongs to, as `Failed`; else it is raised.
@@ -100,10 +100,10 @@ class EngineCore:
             self._events.append(Failed(name, "deadline", late))
         else:
             self.last = self.last if self.busy else clock.now()
-            self._note(job)
+            self.note(job)
             self.scheduler.add(job)
 
-    def _note(self, job: Job) -> None:
+    def note(self, job: Job) -> None:
         self._timed += job.due is not None
         self._repeating |= bool(job.repeats)
 
@@ -111,7 +111,7 @@ class EngineCore:
         """Takes on a batch whose requests were held in the middle of their search."""
         self.scheduler.take_on(batch)
         for slot in batch.taken:
-            self._note(batch.job(slot))
+            self.note(batch.job(slot))
         self._look = True
 
     def abort(self, job: Job) -> None:
@@ -292,7 +292,8 @@ class EngineCore:
         if self._timed:
             batch.runner.keep_pace()
         now, (rows, scored) = clock.now(), batch.runner.rows
-        batch.pacer.tick(now - self.last, rows // self.micro_batch, scored // self.micro_batch)
+        micro_batch = batch.runner.micro_batch
+        batch.pacer.tick(now - self.last, rows // micro_batch, scored // micro_batch)
         self.last = now
         if self._timed or self._repeating:
             batch.cut_late(now, self.scheduler.needed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ from flowfast import rewards
 from flowfast.config import EngineConfig, QueueConfig, SearchParams, make
 from flowfast.engine import clock
 from flowfast.engine.core import EngineCore
+from flowfast.engine.journal import Known
 from flowfast.engine.loaded import Loaded
 from flowfast.engine.maker import BATCH_CAPS, LiveMaker
-from flowfast.engine.prepare import Preparer
+from flowfast.engine.prepare import MOST_ALONE, Preparer
 from flowfast.engine.request import Event, Failed, Finished, Job, Request
-from flowfast.engine.snapshot import Found, Kept, read
-from flowfast.errors import OptionError
+from flowfast.engine.snapshot import Found, Kept, read, write_aside
+from flowfast.errors import OptionError, OutputError
 from flowfast.models.answers import defaults_of
 from flowfast.models.named import load
 from flowfast.prompts import check_prompts
@@ -34,6 +34,11 @@ SLOTS = 16
 
 class EngineOptions(EngineConfig, QueueConfig):
     """All that an engine is made of."""
+
+    @property
+    def same(self) -> dict[str, Any]:
+        """What must be equal where a state is put back."""
+        return {"micro_batch": self.micro_batch, "max_budget": self.max_budget}
 
 
 class Engine:
@@ -73,12 +78,12 @@ class Engine:
             module.training = False
         self._jobs: dict[str, Job] = {}
         self._numbers = itertools.count()
-        self._told: list[str] = []  # whose last event was told
+        self._told: list[int] = []  # numbers of those whose last event was told
         self._draining = False
         self.kept: Kept | None = None
         self._begin()
         if self.options.save_to is not None:
-            self._keep(Kept(Path(self.options.save_to), []))
+            self._keep(Kept(Path(self.options.save_to), Known(), anew=True))
 
     def _begin(self) -> None:
         """An empty core for the model as it is now."""
@@ -86,8 +91,8 @@ class Engine:
         maker = LiveMaker(loaded, slots=options.slots or SLOTS, overlap=options.overlap, share=0.5)
         self.core = EngineCore(maker, micro_batch=options.micro_batch or 1, most_waiting=options.max_waiting)
         self._sized = options.micro_batch is not None
-        self.core.save = None if self.kept is None else partial(self.kept.save, self.core)
-        self.preparer = Preparer(loaded, options.max_budget)
+        self.core.save = None if self.kept is None else self._save
+        self.preparer = Preparer(loaded, options.max_budget, lone=options.micro_batch is None)
         self._fingerprint = self._of_model()
 
     # ---- requests ----
@@ -107,6 +112,8 @@ class Engine:
             raise OptionError("this engine takes no more requests: it is being drained")
         (text,) = check_prompts([prompt], empty=not self.reads_prompts)
         number = next(self._numbers)
+        while id is None and str(number) in self._jobs:  # a caller chose it
+            number = next(self._numbers)
         name = str(number) if id is None else id
         if not isinstance(name, str) or name in self._jobs:
             raise OptionError(f"expected an id that no other request has, got {show(id)}: leave it out, or change it")
@@ -116,8 +123,6 @@ class Engine:
             deadline=None if deadline is None else positive(deadline, "deadline"),
         )  # fmt: skip
         self._add(request, number)
-        if self.kept is not None:
-            self.kept.add(request)
         return name
 
     @own_ground()
@@ -126,7 +131,14 @@ class Engine:
         scorer = self.loaded.reward(request.reward)
         if rewards.on_host(scorer):
             scorer.check(request.prompt)
-        self.core.add(self._job(request, number))
+        job = self._job(request, number)
+        if self.kept is not None:
+            try:
+                self.kept.add(request, number)
+            except OutputError:
+                del self._jobs[request.id]
+                raise
+        self.core.add(job)
 
     def _job(self, request: Request, number: int) -> Job:
         job = self._jobs[request.id] = self.preparer.job(request, number, clock.now())
@@ -142,6 +154,8 @@ class Engine:
         if job is None:
             return False
         self.core.abort(job)
+        if self.kept is not None:
+            self.kept.end([job.number])
         return True
 
     # ---- steps ----
@@ -163,10 +177,9 @@ class Engine:
             events = self.core.step()
         for event in events:
             if isinstance(event, Finished | Failed):
-                self._jobs.pop(event.id, None)
-                self._told.append(event.id)
+                self._told.append(self._jobs.pop(event.id).number)
         if self.kept is not None and clock.now() - self.kept.saved >= self.options.save_seconds:
-            self.kept.save(self.core)
+            self._save()
         self.core.scheduler.free_idle(clock.now())
         return events
 
@@ -239,36 +252,42 @@ class Engine:
         """Writes what runs and waits to `path`, and a journal of the requests beside it, for `restore`."""
         place = Path(path)
         if self.kept is not None and place.resolve() == self.kept.path.resolve():
-            return self.kept.save(self.core)
-        kept = Kept(place, [job.request for job in self._jobs.values()])
-        kept.save(self.core)
-        kept.close()
+            return self._save()
+        write_aside(place, self.core, self._jobs.values(), self.options.same)
 
     @classmethod
     def restore(cls, path: str | Path, model: str | Flow = "scenes", reward: Any = "scenes", **options: Any) -> Engine:
         """An engine that goes on where the one of this snapshot, or that was saving to it, stood: with the same model,
         rewards (by name) and options its requests find what they would have found. Deadlines begin anew. It goes on
-        saving there. Raises OptionError where the file is damaged, saying what is intact, or is of another engine."""
+        saving there. Raises OptionError where a file is damaged, saying what is intact, or is of another engine."""
         found = read(Path(path))
         engine = cls(model, reward, **{**options, "save_to": None})
-        engine.options = make(EngineOptions, {**options, "save_to": str(path)})
-        engine._go_on(found)
+        try:
+            engine.options = make(EngineOptions, {**options, "save_to": str(path)})
+            engine._go_on(found)
+        except BaseException:
+            engine.close()
+            raise
         return engine
 
     @own_ground()
     def _go_on(self, found: Found) -> None:
-        for request in found.requests:
-            self._job(request, next(self._numbers))
-        running = found.put_back(self.core, self._jobs)
-        for id, job in self._jobs.items():
-            if id not in running:
+        self._numbers = itertools.count(found.known.next)
+        jobs = found.jobs(self._job)
+        running = found.put_back(self.core, jobs, self.options.same)
+        for number, job in jobs.items():
+            if number not in running:
+                self.core.note(job)
                 self.core.scheduler.add(job)
-        self._keep(Kept(found.path, found.requests))
+        self._keep(Kept(found.path, found.known))
 
     def _keep(self, kept: Kept) -> None:
-        self.kept = kept
-        self.core.save = partial(kept.save, self.core)
-        kept.save(self.core)
+        self.kept, self.core.save = kept, self._save
+        self._save()
+
+    def _save(self) -> None:
+        assert self.kept
+        self.kept.save(self.core, self.options.same)
 
 
 def rewards_by_name(reward: Any) -> dict[str, Any]:
@@ -286,13 +305,14 @@ def rewards_by_name(reward: Any) -> dict[str, Any]:
 
 
 def default_micro_batch(loaded: Loaded) -> int:
-    """Rows of a model call where none are given: by the device and the size of a latent alone, for results depend on
-    it. On a CPU 4; on a GPU as many as have 2^20 numbers together (4 at 1024 x 1024 of FLUX), from 1 to 32."""
+    """Rows of a model call where none are given: by device, latent and request alone, for results depend on it. On a
+    CPU 8, or as few as the request fills by itself (`Job.rows`); on a GPU as many as have 2^20 numbers together (4 at
+    1024 x 1024 of FLUX), from 1 to 32."""
     numel = 1
     for size in loaded.flow.shape:
         numel *= int(size)
     if loaded.device.type == "cpu":
-        return 4
+        return MOST_ALONE
     return max(1, min(32, 1 << (2**20 // numel).bit_length() - 1)) if numel < 2**20 else 1
 
 

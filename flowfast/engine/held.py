@@ -28,16 +28,21 @@ def held(core: EngineCore) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(core: EngineCore, tensors: dict[str, Tensor], facts: dict[str, Any], jobs: dict[int, Job]) -> None:
-    """Goes back to what was held; jobs by their numbers. Raises ValueError where that is of another engine."""
+    """Goes back to what was held; jobs by their numbers, without those that have ended since. Raises ValueError where
+    that is of another engine."""
     for name, value in facts["counts"].items():
         setattr(core, name, value)
     core.micro_batch = core.rows_at(core.rounds)
     for g, found in enumerate(facts["groups"]):
-        slots = {int(slot): jobs[number] for slot, number in found["index_of"].items()}
+        slots = {int(slot): jobs[number] for slot, number in found["index_of"].items() if number in jobs}
+        if not slots:
+            continue
         batch = core.new_batch(next(iter(slots.values())), len(found["plans"]), found["apart"])
         for slot, job in slots.items():
             batch.put(slot, job)
         prefix = f"group{g}."
         own = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
         batch.go_on(own, found)
+        for slot in {int(slot) for slot in found["index_of"]} - slots.keys():
+            batch.runner.leave(slot)
         core.go_on(batch)

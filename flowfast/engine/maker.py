@@ -50,7 +50,11 @@ class LiveMaker:
     def batches(self, job: Job, micro_batch: int) -> int:
         if not self.overlaps(job.request.reward, job.forecast):
             return 1
-        return 2 if self.slots(job, 2) * max(job.forecast.widths) >= micro_batch else 1
+        return 2 if self.slots(job, 2) * max(job.forecast.widths) >= self.rows(job, micro_batch) else 1
+
+    def rows(self, job: Job, micro_batch: int) -> int:
+        """Of a model call of the job's kind."""
+        return micro_batch if job.rows is None else min(job.rows, micro_batch)
 
     def slots(self, job: Job, batches: int) -> int:
         slots = -(-self._slots // batches)
@@ -71,8 +75,9 @@ class LiveMaker:
         return self.share is None or taken + self._bytes(job, micro_batch, slots) <= self.most_bytes
 
     def runner(self, job: Job, micro_batch: int, slots: int, apart: bool) -> LiveRunner:
+        rows = self.rows(job, micro_batch)
         return LiveRunner(
-            self.loaded, job, slots=slots, micro_batch=micro_batch, apart=apart, tells=self.tells, records=self.records
+            self.loaded, job, slots=slots, micro_batch=rows, apart=apart, tells=self.tells, records=self.records
         )
 
     def ran_out(self, before: int, micro_batch: int) -> None:

@@ -56,7 +56,7 @@ def resize(core: EngineCore, rows: int) -> None:
         for slot in batch.taken:
             job, at = batch.job(slot), batch.runner.rounds[slot]
             if at > max((rounds for rounds, _ in job.splits), default=0):
-                job.splits.append((at, core.micro_batch))
+                job.splits.append((at, batch.runner.micro_batch))
         if not batch.live:
             core.scheduler.remove(batch)
     core.micro_batch = rows

@@ -103,6 +103,8 @@ class Job:
     """Jobs of one kind may share a batch."""
     due: float | None = None
     """The end of its deadline by the engine's clock."""
+    rows: int | None = None
+    """Of its model calls at most; None: any number."""
     repeats: list[tuple[int, int]] = field(default_factory=list)
     """Cuts that it is to repeat: (round, evaluations left)."""
     cuts: list[tuple[int, int]] = field(default_factory=list)

@@ -145,7 +145,7 @@ class Drive:
         most, self.core.most_waiting = self.core.most_waiting, None
         for job in before.scheduler.waiting():
             self.core.scheduler.add(self.jobs[job.request.id])
-            self.core._note(self.jobs[job.request.id])
+            self.core.note(self.jobs[job.request.id])
         self.core.most_waiting = most
         for name in self.aborted & set(self.open()):
             self.core.abort(self.jobs[name])
