@@ -278,11 +278,12 @@ class EngineCore:
         self._timed -= job.due is not None
         self._events.append(Failed(job.request.id, reason, error))
 
-    def end(self, batch: Batch, error: FlowfastError) -> None:
-        """A round failed, so that nobody knows how its batch stands: all of its requests end, the engine goes on."""
+    def end(self, batch: Batch, error: FlowfastError, lost: bool = False) -> None:
+        """Nobody knows how a batch stands: all of its requests end, the engine goes on. lost: its runner is gone."""
         if batch in self.under_way:
             self.under_way.remove(batch)
-        batch.runner.drop()
+        if not lost:
+            batch.runner.drop()
         self.scheduler.remove(batch)
         for slot in batch.taken:
             self._fails(batch.job(slot), reason_of(error), error)

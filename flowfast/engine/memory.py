@@ -67,7 +67,12 @@ def resize(core: EngineCore, rows: int) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     for batch, held, facts in states:
-        batch.runner = core.make.runner(batch.example, rows, len(batch.jobs), batch.apart)
-        batch.go_on(held, facts)
-        batch.pacer.restart()
+        try:
+            batch.runner = core.make.runner(batch.example, rows, len(batch.jobs), batch.apart)
+            batch.go_on(held, facts)
+            batch.pacer.restart()
+        except torch.OutOfMemoryError:  # not even for what stood there before
+            if not core.contain:
+                raise no_memory(core) from None
+            core.end(batch, no_memory(core), lost=True)
     core.last = clock.now()

@@ -119,6 +119,19 @@ def test_memory_for_no_batch_ends_its_request_and_nobody_else(micro_batch: int, 
     assert got == {"a": "prompt", "b": "model" if micro_batch == 1 else "finished", "c": "finished", "d": "finished"}
 
 
+def test_a_batch_that_finds_no_memory_again_ends_and_nobody_else(world: World) -> None:
+    """Its state was put aside for smaller micro-batches, and then there is no room to put it back."""
+    one = engine(world, micro_batch=4)
+    for number, ask in enumerate((Ask("a", kind="first"), Ask("b", kind="other"))):
+        one.add(job_of(ask, number, world.now))
+    told = one.step()
+    world.memory.append("")
+    world.make_fails["a"] = "memory"
+    while one.busy:
+        told += one.step()
+    assert ends(told) == {"a": "model", "b": "finished"} and one.micro_batch == 2
+
+
 def test_faults_are_raised_where_they_are_not_contained(world: World) -> None:
     world.reward_fails.add(("b", 2))
     assert ends(run([Ask("a"), Ask("b")], world)) == {"a": "finished", "b": "reward"}
