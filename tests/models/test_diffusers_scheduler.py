@@ -249,6 +249,7 @@ def test_what_cannot_work_is_named() -> None:
     reasons = {
         "rbf": "spends what it saved on its next step.*svdd is the same without the rollover",
         "rbf-official": "different times",
+        "prune": "ends most of its particles",
         "sop": "goes back towards the noise",
         "ode": "the pipeline's own scheduler",
     }
