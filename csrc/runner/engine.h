@@ -12,7 +12,8 @@
 //   a. Aborted requests leave, running or waiting, in the order of their numbers: failed, "aborted".
 //   b. Waiting requests whose deadline has come leave in the same order: failed, "deadline".
 //   c. Waiting requests move into free slots, the lowest slot first, the request with the smallest
-//      arrived + kAgeing * priority first, of equal ones the lower number; so everyone's turn comes. Where admit throws:
+//      arrived + kAgeing * priority - 0.05 * (budget / 50) first (long ones do not run alone at the end, in half-empty
+//      model calls), of equal ones the lower number; so everyone's turn comes. Where admit throws:
 //      failed, "prompt", and the slot is free for the next one. One with a deadline gets the largest budget up to the
 //      one it asks for whose rounds fit the time it has left at this pace, or else the archive's smallest. Then running
 //      ones with a deadline are cut that would be more than one round late.
@@ -84,7 +85,7 @@ class EngineCore {
     std::vector<std::pair<int64_t, int64_t>> cuts = {};
 
     double end() const { return arrived + *request.deadline; }
-    double turn() const { return arrived + kAgeing * request.priority; }
+    double turn() const { return arrived + kAgeing * request.priority - 0.05 * static_cast<double>(asked / 50); }
   };
   static bool moves_in_before(const Entry& a, const Entry& b) {
     return std::pair(a.turn(), a.id) < std::pair(b.turn(), b.id);

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -98,20 +98,33 @@ class Preparer:
 
     def plan(self, resolved: Resolved, shared: str, budget: int) -> tuple[Plan, Forecast]:
         def make() -> tuple[Plan, Forecast]:
-            plan = resolved.plan(budget)
+            plan = self._as_in_a_batch(resolved.plan(budget), self._largest(resolved))
             return plan, plan.forecast()
 
         return self._plans.get((shared, budget), make)
+
+    def _largest(self, resolved: Resolved) -> Plan | None:
+        """The plan of a batch with room for all budgets; None: it would have more chains than a batch may."""
+        try:
+            return resolved.plan(self.max_budget)
+        except FlowfastError:
+            return None
+
+    def _as_in_a_batch(self, plan: Plan, largest: Plan | None) -> Plan:
+        """A small budget has fewer children that compete, so that fewer of its scores are read than of a large one's.
+        Where all are scored that a large one reads, which changes no decision, both share a batch."""
+        if largest is None or any(plan.regroup) or not plan.scored or not largest.scored:
+            return plan
+        more = all(big or not small for small, big in zip(plan.scored, largest.scored, strict=True))
+        alike = replace(plan, scored=largest.scored)
+        return alike if more and alike.fits(largest) else plan
 
     def room(self, resolved: Resolved, shared: str, budget: int, plan: Plan) -> tuple[Plan, Hashable]:
         """The plan of the batch that it goes into, and the name of such batches."""
 
         def make() -> tuple[Plan, Hashable]:
-            try:
-                largest = resolved.plan(self.max_budget)
-            except FlowfastError:  # more chains than a batch may have
-                largest = plan
-            if plan.fits(largest):
+            largest = self._largest(resolved)
+            if largest is not None and plan.fits(largest):
                 return largest, shared
             # Fewer chains of those that are regrouped: a batch of their own.
             return plan, f"{shared} {plan.chains} {plan.lanes} {digest_of(plan)}"

@@ -130,8 +130,9 @@ class Job:
 
     @property
     def place(self) -> float:
-        """Of the waiting, the lowest one moves in first."""
-        return self.arrived + AGEING * self.request.priority
+        """Of the waiting, the lowest one moves in first. Large budgets stand a little earlier than they came: of many
+        that come together the longest would else run alone at the end, in half-empty model calls."""
+        return self.arrived + AGEING * self.request.priority - 0.05 * ((self.request.params.budget or 0) // 50)
 
 
 AGEING = 10.0

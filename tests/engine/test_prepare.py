@@ -57,3 +57,20 @@ def test_a_lone_request_pays_for_no_padding_where_no_micro_batch_is_given(method
     given.add_request("a", method=method, budget=budget, steps=4)
     given.step()
     assert {batch.runner.micro_batch for batch in given.core.scheduler.batches} == {16}
+
+
+def test_small_budgets_share_a_batch_with_large_ones_and_keep_their_bits() -> None:
+    """In few evaluations no children compete at some transitions, whose scores are then read by nobody."""
+    budgets = [8, 11, 20, 60]
+    options = {"method": "svdd", "steps": 6, "chains": 1}
+    with flowfast.Engine(GaussianFlow(), reward=NearTarget(), slots=4, micro_batch=4, max_budget=60) as engine:
+        for budget in budgets:
+            engine.add_request("a", id=str(budget), budget=budget, **options)
+        found = {event.id: event.sample for event in engine.stream() if isinstance(event, flowfast.Finished)}
+        assert len(engine.core.scheduler.batches) == 1
+    for budget in budgets:
+        result = flowfast.search(GaussianFlow(), ["a"], reward=NearTarget(), budget=budget, micro_batch=4, **options)
+        alone, together = result.samples[0], found[str(budget)]
+        assert (alone.winner, alone.nfe, alone.reward) == (together.winner, together.nfe, together.reward)
+        assert alone.latent.equal(together.latent) and alone.reward_calls <= together.reward_calls
+    assert found["8"].reward_calls > 1  # alone its end is all that is scored
