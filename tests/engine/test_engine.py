@@ -166,7 +166,7 @@ def test_what_a_drain_has_no_time_for_is_aborted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(flowfast.Engine, "step", a_second)
     one = engine(slots=1)
     for id in ("short", "long", "waits"):
-        one.add_request("a", id=id, **{**SVDD, "budget": 12 if id == "short" else 60})
+        one.add_request("a", id=id, priority=-(id == "short"), **{**SVDD, "budget": 12 if id == "short" else 60})
     found = {id: getattr(event, "reason", "finished") for id, event in last_of(one.drain(seconds=9)).items()}
     assert found == {"short": "finished", "long": "aborted", "waits": "aborted"}
     assert seconds[0] <= 11
