@@ -58,8 +58,9 @@ def micro_batches(scheduler: Scheduler, waiting: list[Job], slots: Callable[[Job
         if len(of_kind) < slots(job):
             widths = least(job, 0)
             of_kind.append(sum(widths) / max(1, len(widths)))
-    M = next((batch.runner.micro_batch for batch in scheduler.batches), 1)
-    return float(sum(math.ceil(sum(of_kind) / M) for of_kind in rows.values()))
+    sizes = {batch.kind: batch.runner.micro_batch for batch in scheduler.batches}
+    usual = next(iter(sizes.values()), 1)
+    return float(sum(math.ceil(sum(of_kind) / sizes.get(kind, usual)) for kind, of_kind in rows.items()))
 
 
 def known_pacer(batches: list[Batch], kind: Hashable) -> Pacer | None:

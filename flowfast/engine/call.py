@@ -186,34 +186,31 @@ class Call:
             self.core.add(self.jobs[index])
 
     def _heard(self, events: list[Event]) -> None:
-        if not events:
-            return
-        candidates: list[Candidate] = []
-        progressed = False
+        """Rounds are told before a sample that came of them."""
+        rounds: list[Progress] = []
         for event in events:
             if isinstance(event, Progress):
-                progressed = True
-                candidates += event.candidates
-                continue
-            progressed = self._progress(candidates, progressed)
-            index = int(event.id)
-            if isinstance(event, Finished):
-                self.samples[index] = event.sample
+                rounds.append(event)
+            elif isinstance(event, Finished):
+                self._tell(rounds)
+                self.samples[int(event.id)] = event.sample
                 if self.told.on_sample:
-                    self.told.on_sample(index, event.sample)
+                    self.told.on_sample(int(event.id), event.sample)
             elif isinstance(event, Failed):
-                self.lost[index] = event.error
-        self._progress(candidates, progressed)
+                self.lost[int(event.id)] = event.error
+        self._tell(rounds)
 
-    def _progress(self, candidates: list[Candidate], progressed: bool) -> bool:
-        """Tells what rounds evaluated, and how far it is."""
-        if progressed and self.told.on_round:
+    def _tell(self, rounds: list[Progress]) -> None:
+        """What rounds evaluated, and how far the search is; these are told then."""
+        if not rounds:
+            return
+        if self.told.on_round:
+            candidates = [each for event in rounds for each in event.candidates]
             candidates.sort(key=lambda c: (c.prompt, c.round, c.chain, c.transition, c.candidate))
-            self.told.on_round(list(candidates))
-            candidates.clear()
-        if progressed and self.told.on_progress:
+            self.told.on_round(candidates)
+        if self.told.on_progress:
             self.told.on_progress(sum(job.nfe for job in self.jobs), self.budget * len(self.prompts))
-        return False
+        rounds.clear()
 
     def _result(self, samples: list[Sample]) -> SearchResult:
         core, config = self.core, self.config

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowfast import rewards
-from flowfast.config import EngineConfig, QueueConfig, SearchParams, make
+from flowfast.config import MOST_SECONDS, EngineConfig, QueueConfig, SearchParams, make
 from flowfast.engine import clock
 from flowfast.engine.core import EngineCore
 from flowfast.engine.journal import Known
@@ -77,6 +78,7 @@ class Engine:
         for module in self._trained:
             module.training = False
         self._jobs: dict[str, Job] = {}
+        self._steered: set[str] = set()  # those that follow a gradient
         self._numbers = itertools.count()
         self._told: list[int] = []  # numbers of those whose last event was told
         self._draining = False
@@ -93,7 +95,7 @@ class Engine:
         self._sized = options.micro_batch is not None
         self.core.save = None if self.kept is None else self._save
         self.preparer = Preparer(loaded, options.max_budget, lone=options.micro_batch is None)
-        self._fingerprint = self._of_model()
+        self._fingerprint = fingerprint(self._modules)
 
     # ---- requests ----
 
@@ -138,6 +140,8 @@ class Engine:
             except OutputError:
                 del self._jobs[request.id]
                 raise
+        if request.params.gradient is not None:
+            self._steered.add(request.id)
         self.core.add(job)
 
     def _job(self, request: Request, number: int) -> Job:
@@ -172,12 +176,12 @@ class Engine:
         if self.kept is not None and self._told:
             self.kept.end(self._told)
         self._told = []
-        steered = any(job.request.params.gradient is not None for job in self._jobs.values())
-        with frozen(*(self.loaded.original, *self.loaded.scorers.values()) if steered else ()):
+        with frozen(*(self.loaded.original, *self.loaded.scorers.values()) if self._steered else ()):
             events = self.core.step()
         for event in events:
             if isinstance(event, Finished | Failed):
                 self._told.append(self._jobs.pop(event.id).number)
+                self._steered.discard(event.id)
         if self.kept is not None and clock.now() - self.kept.saved >= self.options.save_seconds:
             self._save()
         self.core.scheduler.free_idle(clock.now())
@@ -227,13 +231,8 @@ class Engine:
 
     # ---- the model ----
 
-    def _of_model(self) -> list[tuple[int, int, str]]:
-        """By which a change of weights, devices or adapters shows."""
-        of_modules = (module.parameters() for module in self._modules)
-        return [(each.data_ptr(), each._version, str(each.device)) for of in of_modules for each in of]
-
     def _check_model(self) -> None:
-        if self._of_model() != self._fingerprint:
+        if fingerprint(self._modules) != self._fingerprint:
             raise OptionError(
                 "the model or a reward has changed under the engine (weights, device or adapters): wait until no "
                 "request runs, and call engine.reload()"
@@ -274,6 +273,7 @@ class Engine:
     def _go_on(self, found: Found) -> None:
         self._numbers = itertools.count(found.known.next)
         jobs = found.jobs(self._job)
+        self._steered = {id for id, job in self._jobs.items() if job.request.params.gradient is not None}
         running = found.put_back(self.core, jobs, self.options.same)
         for number, job in jobs.items():
             if number not in running:
@@ -288,6 +288,12 @@ class Engine:
     def _save(self) -> None:
         assert self.kept
         self.kept.save(self.core, self.options.same)
+
+
+def fingerprint(modules: list[nn.Module]) -> list[tuple[int, int, str]]:
+    """By which a change of weights, devices or adapters shows."""
+    of_modules = (module.parameters() for module in modules)
+    return [(each.data_ptr(), each._version, str(each.device)) for of in of_modules for each in of]
 
 
 def rewards_by_name(reward: Any) -> dict[str, Any]:
@@ -308,9 +314,7 @@ def default_micro_batch(loaded: Loaded) -> int:
     """Rows of a model call where none are given: by device, latent and request alone, for results depend on it. On a
     CPU 8, or as few as the request fills by itself (`Job.rows`); on a GPU as many as have 2^20 numbers together (4 at
     1024 x 1024 of FLUX), from 1 to 32."""
-    numel = 1
-    for size in loaded.flow.shape:
-        numel *= int(size)
+    numel = math.prod(map(int, loaded.flow.shape))
     if loaded.device.type == "cpu":
         return MOST_ALONE
     return max(1, min(32, 1 << (2**20 // numel).bit_length() - 1)) if numel < 2**20 else 1
@@ -323,6 +327,6 @@ def whole(value: Any, name: str) -> int:
 
 
 def positive(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
-        raise OptionError(f"expected {name} to be positive seconds, at most 1e6, got {show(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST_SECONDS:
+        raise OptionError(f"expected {name} to be positive seconds, at most {MOST_SECONDS}, got {show(value)}")
     return float(value)

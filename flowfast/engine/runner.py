@@ -106,8 +106,8 @@ class LiveRunner:
     ):  # fmt: skip
         """job: an example of those that it will run. apart: rewards on the host run on a thread of their own. tells,
         records: as `Reports` takes them."""
-        self.loaded, self.resolved, self.plan, self.reward = loaded, job.resolved, job.room, job.request.reward
-        self.scorer, self.slots, self.micro_batch = loaded.reward(self.reward), slots, micro_batch
+        self.loaded, self.resolved, self.slots, self.micro_batch = loaded, job.resolved, slots, micro_batch
+        self.scorer = loaded.reward(job.request.reward)
         self.on_host, self.apart = rewards.on_host(self.scorer), apart
         self.steered = self.resolved.params.gradient is not None
         self.stage = ""
@@ -117,9 +117,8 @@ class LiveRunner:
         self._events: deque[Any] = deque()
         self.over: set[int] = set()
         """Slots whose chains have all ended before their plan."""
-        self.examples = (job.cond, job.reward_cond, job.null_cond)
         recorder = loaded.recorder()
-        self.engine = self._batch(recorder is not None)
+        self.engine = self._batch(job, recorder is not None)
         self.forward, self.judge, self.decisions = (Graphs(recorder) for _ in range(3))
         self.transfers = Transfers(loaded.device, LAG + 1)
         self._reports = Reports(self.engine, self.transfers, tells, records)
@@ -131,12 +130,12 @@ class LiveRunner:
         self.rewards = torch.empty_like(self.scores, device=loaded.device)
         loaded.checked.keeps_velocity |= self.resolved.passes == 2 or (apart and e.direct)
 
-    def _batch(self, captured: bool) -> SlotBatch:
+    def _batch(self, like: Job, captured: bool) -> SlotBatch:
         reward = nn.Identity() if self.on_host else self.scorer
-        cond, reward_cond, null_cond = self.examples
         return self.resolved.batch(
-            self.loaded.flow, rewards.graded(reward) if self.steered else reward, self.plan, self.slots,
-            self.micro_batch, cond, reward_cond, self.loaded.device, null_cond=null_cond, captured=captured,
+            self.loaded.flow, rewards.graded(reward) if self.steered else reward, like.room, self.slots,
+            self.micro_batch, like.cond, like.reward_cond, self.loaded.device, null_cond=like.null_cond,
+            captured=captured,
         )  # fmt: skip
 
     # ---- slots ----

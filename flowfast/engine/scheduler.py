@@ -18,7 +18,7 @@ from flowfast.engine.runner import Runner
 from flowfast.errors import FlowfastError
 
 IDLE_SECONDS = 60.0
-"""A batch that nobody has used for so long is freed."""
+"""After which a batch that nobody uses is freed."""
 MOST_PASSED = 8
 """Turns that others with a deadline may take before a batch that waits."""
 
@@ -193,7 +193,9 @@ class Scheduler:
                 self.take_on(batch)
         if batch is None or batch.free is None:
             return False
-        self.admit(batch, batch.free, job)
+        slot = batch.free
+        batch.runner.admit(slot, job)
+        batch.put(slot, job)
         return True
 
     def make_room(self, has_room: Callable[[list[Batch]], bool]) -> None:
@@ -203,19 +205,14 @@ class Scheduler:
             if self.batches and not has_room(self.batches):
                 raise NoRoomError
 
-    def take_on(self, batch: Batch) -> Batch:
+    def take_on(self, batch: Batch) -> None:
         batch.number = next(self._numbers)
         self.batches.append(batch)
-        return batch
 
     def in_order(self) -> list[Batch]:
         """As they were made, which is also the order in which they go on after all of them stopped."""
         self.batches.sort(key=lambda batch: batch.number)
         return list(self.batches)
-
-    def admit(self, batch: Batch, slot: int, job: Job) -> None:
-        batch.runner.admit(slot, job)
-        batch.put(slot, job)
 
     def next(self, now: float) -> Batch | None:
         """The batch that starts a round: the one with the least slack, else in turn."""
@@ -251,12 +248,12 @@ class Scheduler:
         slots, M = like.runner.slots, like.runner.micro_batch
         return like.pacer.work(job.forecast.widths, job.forecast.scored, slots, M) / slots
 
-    def free_idle(self, now: float, seconds: float = IDLE_SECONDS) -> None:
-        """Frees the batches that nobody has used for so long."""
+    def free_idle(self, now: float) -> None:
+        """Frees the batches that nobody has used for a minute."""
         for batch in self.batches:
             if batch.live:
                 batch.idle_since = now
-        self.batches = [batch for batch in self.batches if now - batch.idle_since <= seconds]
+        self.batches = [batch for batch in self.batches if now - batch.idle_since <= IDLE_SECONDS]
 
     def remove(self, batch: Batch) -> None:
         self.batches.remove(batch)

@@ -1,6 +1,7 @@
 """Pruned best-of-n: many scouts on the model's own path, cut where the verifier begins to see (successive halving:
 Jamieson and Talwalkar 2016, arXiv 1502.07943)."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -82,18 +83,19 @@ class Prune(Method):
                 counts[cut + 1 :] = [max(1, round(share * n))] * (T - cut - 1)
             return counts
 
-        most = max(n for n in range(1, evaluations + 1) if sum(alive(n)) <= evaluations)
+        # From 3 scouts on they cost the more the more there are; 2 without a cut may cost more than 3.
+        pruned = bisect_right(range(3, evaluations + 1), evaluations, key=lambda n: sum(alive(n)))
+        most = 2 + pruned if pruned else evaluations // T
         n = count_of(self.n or chains, most, most, "prune's n")
         counts = alive(n)
+        cutting = {at for at, _ in cuts if n >= 3}  # of all budgets alike, so that they share a batch
         return Plan(
             chains=n,
             lanes=1,
             quota=[[int(c < counts[at]) for at in range(T)] for c in range(n)],
             left=[T] * n,
             accept=[False] * T,
-            regroup=[
-                n >= 3 and at in dict(cuts) for at in range(T)
-            ],  # of all budgets alike, so that they share a batch
+            regroup=[at in cutting for at in range(T)],
             ends=True,
         )
 

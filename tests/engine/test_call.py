@@ -17,19 +17,10 @@ from flowfast.engine import outputs, transfer
 from flowfast.errors import RewardError
 from flowfast.models import compiled as compiling
 from flowfast.types import Candidate
-from tests.toys import METHODS, GaussianFlow, NearTarget, on
+from tests.on_device import FlowOnDevice, RewardOnDevice
+from tests.toys import METHODS, GaussianFlow, NearTarget
 
 PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]
-
-
-class FlowOnDevice(GaussianFlow):
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return on(super().encode(prompts), DEVICE)
-
-
-class RewardOnDevice(NearTarget):
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return on(super().encode(prompts), DEVICE)
 
 
 def near(images: Tensor, prompts: list[str]) -> Tensor:

@@ -17,7 +17,8 @@ from flowfast.engine.engine import Engine
 from flowfast.errors import RewardError
 from flowfast.types import Sample
 from tests.models.tiny.flux import CASES
-from tests.toys import METHODS, GaussianFlow, NearTarget, on
+from tests.on_device import FlowOnDevice, RewardOnDevice
+from tests.toys import METHODS, GaussianFlow, NearTarget
 
 CYCLE = ["two red circles", "one blue square", "three green triangles", "one red circle"]
 FAILS = "three blue squares"
@@ -158,16 +159,6 @@ def same_bits(event: Any, sample: Sample) -> bool:
 
 
 # ---- no round waits ----
-
-
-class FlowOnDevice(GaussianFlow):
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return on(super().encode(prompts), DEVICE)
-
-
-class RewardOnDevice(NearTarget):
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return on(super().encode(prompts), DEVICE)
 
 
 class Item(RewardOnDevice):

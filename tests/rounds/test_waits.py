@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import flowfast
 from flowfast.methods.base import Chains
+from tests.on_device import FlowOnDevice, RewardOnDevice
 from tests.toys import METHODS, Bench, GaussianFlow, NearTarget, build, on, same
 
 MOST_LAUNCHES = 160
@@ -110,16 +111,6 @@ def test_the_pytorch_reference_of_the_ops_does_not_wait_either(method):
     with FakeDevice(fused=False) as device:
         rounds_on(device, method)
     assert not device.waits
-
-
-class FlowOnDevice(GaussianFlow):
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return on(super().encode(prompts), DEVICE)
-
-
-class RewardOnDevice(NearTarget):
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return on(super().encode(prompts), DEVICE)
 
 
 def test_the_engine_waits_for_admissions_and_results_only():
