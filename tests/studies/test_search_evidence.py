@@ -1,0 +1,262 @@
+"""The study of search on scenes: what runs first, what equal cost means, a run that is killed, and what it counts."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.studies.search_evidence import __main__ as command
+from bench.studies.search_evidence import design, planner, run
+from bench.studies.search_evidence.design import ARMS, Arm, Job, Study, chosen_arms
+from bench.studies.search_evidence.order import order
+from bench.studies.search_evidence.planner import Costs, Planner
+from flowfast import api
+from flowfast.errors import FlowfastError, OptionError, OutputError
+
+PROMPTS = ("two red circles", "one green cross and one blue square", "one yellow triangle")
+COSTS = Costs(model_ms=5.0, reward_ms=0.9, decode_ms=0.1)
+SMALL = Study(prompts=PROMPTS, budgets=(60,), seeds=2, slots=2, micro_batch=4)
+TWO = chosen_arms("bon/base,prune/base")
+HERE = [arm for arm in ARMS if Planner(api.load("scenes"), Study(), COSTS).why_not(arm) is None]
+
+
+def encode(prompts: list[str]) -> dict[str, Tensor]:
+    return {"length": torch.tensor([float(len(text)) for text in prompts])}
+
+
+def velocity(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    return (x_t - (cond["length"] / 40.0).view(-1, 1, 1, 1)) * 0.5
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow that costs nothing in the place of the scenes model, with its path."""
+    defaults = api.load("scenes").defaults
+
+    def load(name: str) -> Any:
+        flow = api.flow_from(velocity, (3, 32, 32), lambda x: x.mul(0.1).add(0.5).clamp(0, 1), encode, guidance=3.0)
+        type(flow).defaults = property(lambda self: defaults)  # type: ignore[assignment, method-assign]
+        return flow
+
+    before = api.FunctionFlow.__dict__["defaults"]
+    monkeypatch.setattr(api, "load", load)
+    yield
+    api.FunctionFlow.defaults = before  # type: ignore[method-assign]
+
+
+def planner_of(study: Study, costs: Costs = COSTS) -> Planner:
+    return Planner(api.load("scenes"), study, costs)
+
+
+# ---- what is compared, and in which order ----
+
+
+def test_every_arm_of_the_issue_is_there() -> None:
+    own = {f"{method}/{path}" for method in ("ode", "bon", "prune", "auto") for path in ("base", "fast")}
+    noisy = ("smc", "code", "svdd", "sop", "rbf-margin0", "rbf-margin1")
+    assert {str(arm) for arm in ARMS} == own | {f"{method}/{path}" for method in noisy for path in ("linear", "vp")}
+    assert {str(arm.baseline) for arm in ARMS if arm.path == "fast"} == {"bon/fast"}
+    assert {str(arm.baseline) for arm in ARMS if arm.path != "fast"} == {"bon/base"}
+
+
+def test_the_paths_are_what_they_are_called() -> None:
+    plan = planner_of(Study())
+    for path in ("base", "linear", "vp"):
+        facts = plan.facts(Arm("bon" if path == "base" else "rbf-margin0", path), 500)
+        assert facts["options"] == {} and facts["nfe"] == 500
+    assert len(plan.facts(Arm("bon", "base"), 500)["times"]) == 10
+    assert plan.facts(Arm("rbf-margin1", "vp"), 500)["options"] == {"margin": 1.0}
+
+
+def test_claims_run_first_seed_by_seed_and_each_before_its_twin_at_equal_cost() -> None:
+    """A reward as dear as an evaluation: prune then has twins at every budget."""
+    plan = planner_of(Study(), Costs(5.0, 5.0, 0.1))
+    arms = [arm for arm in HERE if arm.path in ("base", "vp") and arm.method not in ("smc", "code")]
+    jobs = list(order(plan, arms))
+    assert len(jobs) == len(set(jobs))
+    bon, prune = TWO
+    turn = []
+    for budget in (50, 100, 200):
+        twin = plan.at_cost(prune, budget)
+        assert twin is not None and twin < budget
+        turn += [(bon, budget), (prune, budget), (prune, twin)]
+    assert [(job.arm, job.budget) for job in jobs[:27]] == turn * 3
+    assert [job.seed for job in jobs[:27]] == [0] * 9 + [1] * 9 + [2] * 9
+    place = {job: at for at, job in enumerate(jobs)}
+    others = [arm for arm in arms if arm.method in ("svdd", "sop")]
+    last_claim = max(place[Job(Arm("rbf-margin0", "vp"), 500, seed)] for seed in range(3))
+    equal_nfe = [place[Job(arm, budget, 2)] for arm in others for budget in (100, 200, 500)]
+    assert last_claim < min(equal_nfe)
+    for arm in others:
+        twin = plan.at_cost(arm, 200)
+        assert twin is not None and (twin == 200 or place[Job(arm, twin, 0)] > max(equal_nfe))
+    assert [job for job in jobs if job.arm.method == "ode"] == [Job(Arm("ode", "base"), 50, seed) for seed in range(3)]
+
+
+def test_the_tuning_half_has_the_budget_at_which_an_arm_is_chosen_and_no_twins() -> None:
+    study = Study(split="tuning")
+    assert {job.budget for job in order(planner_of(study), HERE)} == {500}
+    assert not set(study.prompts) & set(Study().prompts)
+
+
+def test_an_arm_that_is_not_there_yet_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(design.METHODS, "auto", {"method": "nobody"})
+    plan = planner_of(Study())
+    assert "unknown method" in str(plan.why_not(Arm("auto", "base")))
+    assert {job.arm.method for job in order(plan, chosen_arms("auto,bon"))} == {"bon"}
+    with pytest.raises(OptionError, match="no arm 'bom'"):
+        chosen_arms("bon/base,bom")
+
+
+# ---- equal cost ----
+
+
+@pytest.mark.parametrize("arm", HERE, ids=str)
+def test_what_is_planned_is_what_is_done(arm: Arm) -> None:
+    for budget in (64, 117):
+        plan = planner_of(Study(prompts=PROMPTS, slots=3, micro_batch=8))
+        work = plan.work(arm, budget)
+        for sample in api.search(plan.flow, list(PROMPTS), config=plan.study.config(arm, budget)).samples:
+            assert (sample.nfe, sample.reward_calls) == (work.nfe, work.rewards)
+
+
+@pytest.mark.parametrize("costs", [COSTS, Costs(5.0, 5.0, 1.0)], ids=str)
+@pytest.mark.parametrize("arm", HERE, ids=str)
+def test_an_equal_cost_budget_never_costs_more_than_best_of_n_and_the_next_plan_does(arm: Arm, costs: Costs) -> None:
+    plan = planner_of(Study(), costs)
+    for budget in (50, 100):
+        most, nfe = plan.cost(arm.baseline, budget), plan.at_cost(arm, budget)
+        if nfe is None:
+            assert plan.cost(arm, least(plan, arm)) > most
+            continue
+        assert plan.cost(arm, nfe) <= most
+        for more in range(nfe + 1, math.floor(most / costs.model_ms) + 1):
+            assert plan.cost(arm, more) > most or plan.plan(arm, more)[1] == plan.plan(arm, nfe)[1]
+
+
+def least(plan: Planner, arm: Arm) -> int:
+    return next(nfe for nfe in range(1, 500) if plan.runs(arm, nfe))
+
+
+def test_a_budget_of_equal_nfe_that_forgets_the_rewards_costs_more() -> None:
+    """The mutant: the same NFE. Where rewards are dear that is not equal cost."""
+    plan = planner_of(Study(), Costs(5.0, 5.0, 1.0))
+    assert plan.cost(Arm("prune", "base"), 200) > plan.cost(Arm("bon", "base"), 200)
+    assert plan.at_cost(Arm("bon", "base"), 200) == 200
+
+
+def test_costs_are_measured_at_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    plan = planner_of(SMALL)
+    real = plan.flow.velocity
+    monkeypatch.setattr(plan.flow, "velocity", lambda x, t, cond: seen.add(len(x)) or real(x, t, cond))
+    costs = planner.measured(plan.flow, SMALL, repeats=3)
+    assert seen == {4} and min(costs.model_ms, costs.reward_ms, costs.decode_ms) > 0
+
+
+# ---- running ----
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / run.ROWS).read_text().splitlines()]
+
+
+def results_of(folder: Path) -> Any:
+    apart = {"seconds", "cpu_seconds", "commit"}
+    rows = [{name: value for name, value in row.items() if name not in apart} for row in rows_in(folder)]
+    return sorted(rows, key=lambda row: (row["method"], row["budget"], row["seed"]))
+
+
+@pytest.fixture
+def constants(tmp_path: Path) -> Any:
+    """constant(name) makes a folder whose constants are COSTS, so that no clock decides what runs."""
+
+    def make(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "constants.json").write_text(json.dumps(asdict(COSTS)))
+        return tmp_path / name
+
+    return make
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_rows(constants: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = constants("whole"), constants("parts")
+    run.run(SMALL, TWO, whole, 1)
+    jobs = [Job(Arm(row["method"], row["path"]), row["budget"], row["seed"]) for row in rows_in(whole)]
+    assert jobs == list(order(planner_of(SMALL), TWO)) and len(jobs) >= 4
+    real, calls = api.search, 0
+
+    def stops(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(api, "search", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(SMALL, TWO, parts, 1)
+    assert len(rows_in(parts)) == 2
+    with (parts / run.ROWS).open("a") as file:
+        file.write('{"method": "bo')  # killed inside a write
+    told: list[tuple[int, int]] = []
+    run.run(SMALL, TWO, parts, 1, lambda done, of, row: told.append((done, of)))
+    assert results_of(parts) == results_of(whole)
+    assert told == [(done, len(jobs)) for done in range(3, len(jobs) + 1)]
+    assert calls == 1 + len(jobs)
+    more = Study(prompts=PROMPTS, budgets=(60, 84), seeds=2, slots=2, micro_batch=4)
+    run.run(more, TWO, parts, 1)  # more budgets: only those are run
+    assert calls == 1 + len(list(order(planner_of(more), TWO)))
+
+
+def test_a_row_has_what_each_prompt_cost(constants: Any) -> None:
+    folder = constants("o")
+    run.run(SMALL, TWO, folder, 1)
+    for row in rows_in(folder):
+        assert all(len(row[name]) == len(PROMPTS) for name in run.PER_PROMPT)
+        for nfe, unspent, evaluations in zip(row["nfe"], row["unspent"], row["evaluations"], strict=True):
+            assert nfe + unspent == row["budget"] and nfe == 2 * evaluations
+        assert row["nfe"][0] == row["search"]["nfe"] and row["reward_calls"][0] == row["search"]["rewards"]
+        assert {0.0, 1.0} >= set(row["heldout"]) and row["rows_padded"] >= 0
+        assert row["seconds"]["total"] > 0 and row["versions"]["torch"] and row["commit"]
+    pictures = sorted(str(path.relative_to(folder / "pictures")) for path in folder.glob("pictures/*/*.png"))
+    assert pictures[:4] == ["bon-base-60/00.png", "bon-base-60/01.png", "bon-base-60/02.png", "prune-base-60/00.png"]
+
+
+def test_rows_of_another_search_of_the_same_name_are_run_again(constants: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = constants("o")
+    run.run(SMALL, TWO[:1], folder, 1)
+    monkeypatch.setitem(design.PATHS, "base", {**design.PATHS["base"], "steps": 5})
+    run.run(SMALL, TWO[:1], folder, 1)
+    rows = rows_in(folder)
+    assert [row["search"]["path"]["steps"] for row in rows] == [10, 10, 5, 5]
+    assert len(run.valid_rows(run.open_study(SMALL, folder), folder)) == 2
+
+
+def test_another_study_and_damaged_files_are_refused(constants: Any) -> None:
+    folder = constants("o")
+    run.run(SMALL, TWO[:1], folder, 1)
+    with pytest.raises(OutputError, match="other prompts"):
+        run.run(Study(prompts=PROMPTS[:2], budgets=(60,), slots=2, micro_batch=4), TWO, folder, 1)
+    lines = (folder / run.ROWS).read_text()
+    for damage in ('{"method": "bon"}', "[1]", lines.splitlines()[0].replace('"nfe": [', '"nfe": [1, ', 1)):
+        (folder / run.ROWS).write_text(lines + damage + "\n")
+        with pytest.raises(OutputError, match="line 3, is damaged"):
+            run.run(SMALL, TWO[:1], folder, 1)
+    (folder / run.ROWS).write_text(lines)
+    (folder / "constants.json").write_text('{"model_ms": 1}')
+    with pytest.raises(OutputError, match="constants.json"):
+        run.run(SMALL, TWO[:1], folder, 1)
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--out", str(tmp_path), "--arms", "bom"]) == 2
+    assert "no arm 'bom'" in capsys.readouterr().err
+    assert issubclass(OutputError, FlowfastError)
