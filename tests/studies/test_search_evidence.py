@@ -8,20 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bench.studies.search_evidence import __main__ as command
-from bench.studies.search_evidence import design, planner, run
+from bench.studies.search_evidence import design, planner, run, summary
 from bench.studies.search_evidence.design import ARMS, Arm, Job, Study, chosen_arms
 from bench.studies.search_evidence.order import order
 from bench.studies.search_evidence.planner import Costs, Planner
+from bench.studies.search_evidence.summary import Case
 from flowfast import api
 from flowfast.errors import FlowfastError, OptionError, OutputError
 
 PROMPTS = ("two red circles", "one green cross and one blue square", "one yellow triangle")
-COSTS = Costs(model_ms=5.0, reward_ms=0.9, decode_ms=0.1)
+COSTS = Costs(model_ms=5.0, reward_ms=0.9, decode_ms=0.1, processor="one")
+DEAR = Costs(model_ms=5.0, reward_ms=5.0, decode_ms=1.0, processor="one")
 SMALL = Study(prompts=PROMPTS, budgets=(60,), seeds=2, slots=2, micro_batch=4)
 TWO = chosen_arms("bon/base,prune/base")
 HERE = [arm for arm in ARMS if Planner(api.load("scenes"), Study(), COSTS).why_not(arm) is None]
@@ -77,10 +81,14 @@ def test_the_paths_are_what_they_are_called() -> None:
 
 def test_claims_run_first_seed_by_seed_and_each_before_its_twin_at_equal_cost() -> None:
     """A reward as dear as an evaluation: prune then has twins at every budget."""
-    plan = planner_of(Study(), Costs(5.0, 5.0, 0.1))
+    plan = planner_of(Study(), DEAR)
     arms = [arm for arm in HERE if arm.path in ("base", "vp") and arm.method not in ("smc", "code")]
     jobs = list(order(plan, arms))
     assert len(jobs) == len(set(jobs))
+    plain = [job for job in jobs if job.arm.method == "ode"]
+    assert jobs[: len(plain)] == plain
+    assert plain == [Job(arm, 50, seed) for seed in range(3) for arm in arms if arm.method == "ode"]
+    jobs = jobs[len(plain) :]
     bon, prune = TWO
     turn = []
     for budget in (50, 100, 200):
@@ -97,7 +105,6 @@ def test_claims_run_first_seed_by_seed_and_each_before_its_twin_at_equal_cost() 
     for arm in others:
         twin = plan.at_cost(arm, 200)
         assert twin is not None and (twin == 200 or place[Job(arm, twin, 0)] > max(equal_nfe))
-    assert [job for job in jobs if job.arm.method == "ode"] == [Job(Arm("ode", "base"), 50, seed) for seed in range(3)]
 
 
 def test_the_tuning_half_has_the_budget_at_which_an_arm_is_chosen_and_no_twins() -> None:
@@ -127,7 +134,7 @@ def test_what_is_planned_is_what_is_done(arm: Arm) -> None:
             assert (sample.nfe, sample.reward_calls) == (work.nfe, work.rewards)
 
 
-@pytest.mark.parametrize("costs", [COSTS, Costs(5.0, 5.0, 1.0)], ids=str)
+@pytest.mark.parametrize("costs", [COSTS, DEAR], ids=str)
 @pytest.mark.parametrize("arm", HERE, ids=str)
 def test_an_equal_cost_budget_never_costs_more_than_best_of_n_and_the_next_plan_does(arm: Arm, costs: Costs) -> None:
     plan = planner_of(Study(), costs)
@@ -147,7 +154,7 @@ def least(plan: Planner, arm: Arm) -> int:
 
 def test_a_budget_of_equal_nfe_that_forgets_the_rewards_costs_more() -> None:
     """The mutant: the same NFE. Where rewards are dear that is not equal cost."""
-    plan = planner_of(Study(), Costs(5.0, 5.0, 1.0))
+    plan = planner_of(Study(), DEAR)
     assert plan.cost(Arm("prune", "base"), 200) > plan.cost(Arm("bon", "base"), 200)
     assert plan.at_cost(Arm("bon", "base"), 200) == 200
 
@@ -179,7 +186,7 @@ def constants(tmp_path: Path) -> Any:
     """constant(name) makes a folder whose constants are COSTS, so that no clock decides what runs."""
 
     def make(name: str) -> Path:
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "constants.json").write_text(json.dumps(asdict(COSTS)))
         return tmp_path / name
 
@@ -254,6 +261,156 @@ def test_another_study_and_damaged_files_are_refused(constants: Any) -> None:
     (folder / "constants.json").write_text('{"model_ms": 1}')
     with pytest.raises(OutputError, match="constants.json"):
         run.run(SMALL, TWO[:1], folder, 1)
+
+
+# ---- what rows say ----
+
+
+def row_of(plan: Planner, arm: str, budget: int, seed: int, heldout: list[float], reward: float = 0.0) -> run.Row:
+    job = Job(*chosen_arms(arm), budget, seed)
+    work, count = plan.work(job.arm, budget), len(heldout)
+    each = {"nfe": work.nfe, "reward_calls": work.rewards, "decodes": work.decodes, "unspent": budget - work.nfe}
+    return {
+        **{"method": job.arm.method, "path": job.arm.path, "budget": budget, "seed": seed},
+        **{name: [value] * count for name, value in each.items()},
+        **{"heldout": heldout, "reward": [reward] * count, "evaluations": [1] * count, "rows_padded": count},
+        **{"seconds": {"total": 3.0}, "cpu_seconds": 2.0, "commit": "abc", "versions": {"torch": "2"}},
+        "search": plan.facts(job.arm, budget),
+    }
+
+
+def many(count: int, seeds: int = 2, **facts: Any) -> Planner:
+    return planner_of(Study(prompts=tuple(f"prompt {each}" for each in range(count)), seeds=seeds, **facts))
+
+
+def test_a_difference_is_paired_by_prompt_and_seed_and_drawn_by_prompt() -> None:
+    """Against a table by hand: differences .5, .5, 0, 0 of the prompts' means, once for each prompt of 25 alike."""
+    plan = many(100)
+    alike = np.arange(100) % 4
+    base = [np.isin(alike, kinds).astype(float) for kinds in ((1, 3), (0, 3))]
+    mine = [np.isin(alike, kinds).astype(float) for kinds in ((0, 1, 3), (0, 1, 3))]
+    rows = [row_of(plan, "bon/base", 100, seed, base[seed].tolist()) for seed in range(2)]
+    rows += [row_of(plan, "prune/base", 100, seed, mine[seed].tolist()) for seed in range(2)]
+    rows += [row_of(plan, "bon/base", 100, 2, [1.0] * 100)]  # of a seed that is not asked for
+    found = summary.Results(plan, rows)
+    difference = found.minus(Case(Arm("prune", "base"), 100), Case(Arm("bon", "base"), 100))
+    by_hand = np.where(alike < 2, 0.5, 0.0)
+    picks = np.random.default_rng(5).integers(0, 100, (20_000, 100))
+    low, high = np.quantile(by_hand[picks].mean(1), [0.025, 0.975])
+    assert difference == {"mean": 0.25, "low": pytest.approx(low, abs=0.006), "high": pytest.approx(high, abs=0.006)}
+    mutant = found.mean(Case(Arm("prune", "base"), 100), "heldout")  # unpaired: two intervals beside each other
+    other = found.mean(Case(Arm("bon", "base"), 100), "heldout")
+    assert mutant and other and mutant["high"] - other["low"] > high + 0.05
+
+
+def test_a_difference_takes_the_seeds_that_both_have() -> None:
+    plan = many(4, seeds=3)
+    rows = [row_of(plan, "bon/base", 100, seed, [float(seed == 2)] * 4) for seed in range(3)]
+    rows += [row_of(plan, "prune/base", 100, 0, [1.0] * 4)]
+    found = summary.Results(plan, rows)
+    case, base = Case(Arm("prune", "base"), 100), Case(Arm("bon", "base"), 100)
+    difference = found.minus(case, base)
+    assert difference is not None and difference["mean"] == 1.0
+    reverse = found.minus(base, case)
+    assert reverse is not None and reverse["mean"] == -1.0
+    assert found.minus(Case(Arm("prune", "base"), 200), base) is None and found.minus(base, base) is None
+    searches = len(list(order(plan, TWO[1:])))
+    assert found.missing()["prune/base"].startswith(f"{searches - 1} of {searches} searches (")
+
+
+def test_every_arm_is_compared_with_its_own_best_of_n() -> None:
+    """Mutants take the base path's for all, or the same budget's at equal cost."""
+    plan = planner_of(Study(prompts=PROMPTS, seeds=1), DEAR)
+    arm, cheap = Arm("prune", "base"), plan.at_cost(Arm("prune", "base"), 200)
+    assert cheap is not None and cheap < 200
+    right = {"bon/base": 0.0, "bon/fast": 1.0, "prune/fast": 1.0, "rbf-margin0/vp": 1.0}
+    rows = [row_of(plan, name, 200, 0, [share] * 3) for name, share in right.items() if chosen_arms(name)[0] in HERE]
+    rows += [row_of(plan, "prune/base", 200, 0, [1.0, 1.0, 0.0]), row_of(plan, "prune/base", cheap, 0, [0.0, 1.0, 0.0])]
+    lines = {f"{line['method']}/{line['path']}": line for line in summary.lines_of(summary.Results(plan, rows))}
+    assert lines["prune/base"]["difference"]["heldout"]["mean"] == pytest.approx(2 / 3)
+    assert lines["prune/base"]["at_cost"]["budget"] == cheap
+    assert lines["prune/base"]["at_cost"]["difference"]["heldout"]["mean"] == pytest.approx(1 / 3)
+    assert lines["prune/base"]["at_cost"]["cost_ms"] <= lines["bon/base"]["cost_ms"] < lines["prune/base"]["cost_ms"]
+    assert lines["rbf-margin0/vp"]["difference"]["heldout"]["mean"] == 1.0
+    assert lines["bon/base"]["difference"]["heldout"] is None
+    if "prune/fast" in lines:
+        assert lines["prune/fast"]["difference"]["heldout"]["mean"] == 0.0
+    assert summary.line_of(summary.Results(plan, rows), Case(arm, 200), Case(arm, 200))["filled"] < 1
+
+
+@pytest.fixture
+def auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` and the fast path, as if they were there."""
+    monkeypatch.setitem(design.METHODS, "auto", {"method": "prune"})
+    monkeypatch.setitem(design.PATHS, "fast", {**design.PATHS["base"], "steps": 8})
+
+
+@pytest.mark.usefixtures("auto")
+def test_goals_are_reached_missed_or_not_known() -> None:
+    plan = many(40, seeds=1)
+    better, worse = [1.0] * 30 + [0.0] * 10, [0.0] * 40
+    rows = [row_of(plan, "auto/base", 100, 0, better), row_of(plan, "bon/base", 100, 0, worse)]
+    rows += [row_of(plan, "auto/base", 200, 0, [0.0] * 2 + [1.0] * 38)]
+    rows += [row_of(plan, "bon/base", 200, 0, [1.0] * 37 + [0.0] * 3)]
+    rows += [row_of(plan, "auto/fast", 50, 0, worse), row_of(plan, "bon/fast", 50, 0, better)]
+    rows += [row_of(plan, "auto/fast", 200, 0, worse), row_of(plan, "rbf-margin0/vp", 500, 0, better)]
+    found = {each["what"]: each["reached"] for each in summary.goals(summary.Results(plan, rows), None)}
+    assert found["auto/base - bon/base, 100 NFE, equal NFE"] is True
+    assert found["auto/base - bon/base, 200 NFE, equal NFE"] is False  # ahead, but not beyond the interval
+    assert found["auto/fast - bon/fast, 50 NFE, equal NFE"] is False
+    assert found["auto/fast 200 NFE - rbf-margin0/vp 500 NFE"] is False
+    assert found["auto/fast 200 NFE - rbf-margin1/vp 500 NFE"] is None
+    assert found["auto/base - bon/base, 500 NFE, equal NFE"] is None
+    assert len([what for what in found if "equal" in what]) == 2 * 8
+
+
+@pytest.mark.usefixtures("auto")
+def test_the_best_of_the_others_is_chosen_on_the_tuning_half() -> None:
+    """Here SVDD is the best there, and CoDe on the held-out half: the mutant that looks at the latter takes it."""
+    tuning, held = many(10, seeds=1, split="tuning"), many(10, seeds=1)
+
+    def shares(plan: Planner, best: str) -> list[run.Row]:
+        share = {str(arm): 0.5 for arm in ARMS if arm.method != "ode"} | {best: 0.9, "auto/fast": 0.6}
+        return [
+            row_of(plan, name, 500, 0, [1.0] * round(10 * s) + [0.0] * round(10 - 10 * s)) for name, s in share.items()
+        ]
+
+    results = summary.Results(held, shares(held, "code/vp")), summary.Results(tuning, shares(tuning, "svdd/vp"))
+    (goal,) = summary.against_all(*results)
+    assert goal["what"].startswith("auto/fast - svdd/vp") and goal["reached"] is True
+    assert goal["difference"]["mean"] == pytest.approx(0.1)
+    (goal,) = summary.against_all(results[0], summary.Results(tuning, shares(tuning, "svdd/vp")[:-1]))
+    assert goal["difference"] is None and goal["reached"] is None
+
+
+# ---- the command ----
+
+
+def test_the_whole_command_and_its_document(constants: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(design, "hard_prompts", lambda split: list(PROMPTS))
+    folder = constants("out/heldout")
+    docs = tmp_path / "docs" / "results.md"
+    docs.parent.mkdir()
+    docs.write_text("# Results\n\n## Before\n\nstays\n")
+    argv = ["--out", str(tmp_path / "out"), "--arms", "bon/base,prune/base,ode/base", "--budgets", "50,100"]
+    assert command.main([*argv, "--seeds", "1", "--docs", str(docs)]) == 0
+    found = json.loads((folder / "results.json").read_text())
+    assert [(row["method"], row["budget"]) for row in found["rows"]] == [
+        ("ode", 50), ("bon", 50), ("bon", 100), ("prune", 50), ("prune", 100)
+    ]  # fmt: skip
+    assert found["constants"] == asdict(COSTS) and "smc/vp" in found["missing"] and "bon/base" not in found["missing"]
+    first = docs.read_text()
+    assert first.startswith("# Results\n\n## Before\n\nstays\n\n## Search on scenes\n\n<!-- search_evidence -->\n")
+    assert (folder / "table.md").read_text() in first and "5.000 ms" in first and str(tmp_path) not in first
+    for name in ("search_curve.png", "search_contact.png"):
+        assert Image.open(docs.parent / "images" / name).size[0] > 500
+    with (folder / run.ROWS).open("a") as file:
+        file.write('{"method": "bo')  # another process is writing
+    before = (folder / run.ROWS).read_bytes()
+    docs.write_text(first + "\n## Behind\n")
+    assert command.main([*argv, "--seeds", "1", "--docs", str(docs), "--summary"]) == 0
+    assert docs.read_text() == first + "\n## Behind\n"
+    assert (folder / run.ROWS).read_bytes() == before
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

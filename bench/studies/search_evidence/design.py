@@ -12,7 +12,12 @@ from flowfast.models.scenes.prompts import hard_prompts
 
 PATHS: dict[str, dict[str, Any]] = {
     "base": {**ODE, "steps": 10, "guidance": 3.0},
-    "fast": {**ODE, "grid": "linear-times:1,.92,.84,.75,.65,.52,.33,.1", "guidance": "3@.5:.8"},
+    "fast": {
+        **ODE,
+        "grid": "linear-times:1,.92,.84,.75,.65,.52,.33,.1",
+        "guidance": 3.0,
+        "guidance_interval": [0.5, 0.8],
+    },
     "linear": {"interpolant": "linear"},
     "vp": {"interpolant": "vp"},
 }

@@ -18,8 +18,8 @@ CLAIMS: tuple[tuple[tuple[Arm, ...], tuple[int, ...]], ...] = (
 
 
 def order(planner: Planner, arms: Iterable[Arm] = ARMS) -> Iterator[Job]:
-    """All jobs, each once: those of the claims first, each before the same at best-of-n's cost; then the rest; last
-    what the rest gets at best-of-n's cost."""
+    """All jobs, each once: plain samples, which take seconds; those of the claims, each before the same arm at
+    best-of-n's cost; the rest; last what the rest gets at best-of-n's cost."""
     study, wanted = planner.study, [arm for arm in arms if planner.why_not(arm) is None]
     seen = set[Job]()
 
@@ -37,10 +37,10 @@ def order(planner: Planner, arms: Iterable[Arm] = ARMS) -> Iterator[Job]:
                 yield from [Job(arm, budget, seed)] if equal_nfe else []
                 yield from [] if nfe is None else [Job(arm, nfe, seed)]
 
-    for claimed, budgets in CLAIMS:
-        yield from new(turn(claimed, [b for b in budgets if b in study.budgets], True, study.equal_cost))
     plain = [arm for arm in wanted if arm.method == "ode"]  # one sample, whatever the budget
     yield from new(turn(plain, study.budgets[:1], True, False))
+    for claimed, budgets in CLAIMS:
+        yield from new(turn(claimed, [b for b in budgets if b in study.budgets], True, study.equal_cost))
     rest = [arm for arm in wanted if arm not in plain]
     yield from new(turn(rest, study.budgets, True, False))
     if study.equal_cost:

@@ -14,6 +14,7 @@ import torch
 
 from bench.studies.search_evidence.design import PATHS, Arm, Study
 from flowfast import rewards
+from flowfast.comparison.results import processor
 from flowfast.errors import BudgetError, FlowfastError
 from flowfast.methods.plan import Plan
 from flowfast.resolve import Resolved, resolve
@@ -27,6 +28,7 @@ class Costs:
     model_ms: float
     reward_ms: float
     decode_ms: float
+    processor: str
 
     def of(self, work: Work) -> float:
         """Milliseconds of a prompt."""
@@ -145,4 +147,4 @@ def measured(flow: Flow, study: Study, repeats: int = 51) -> Costs:
             call()
             if turn >= 2:  # the first ones warm up
                 times[name].append(1e3 * (time.thread_time() - start) / rows)
-    return Costs(**{name: statistics.median(found) for name, found in times.items()})
+    return Costs(**{name: statistics.median(found) for name, found in times.items()}, processor=processor())

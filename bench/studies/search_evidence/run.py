@@ -38,6 +38,7 @@ def run(
     on_row: told (jobs done, jobs in all, the new row). workers: processes of one thread each. Raises FlowfastError;
     OutputError where `folder` holds another study."""
     with locked_folder(folder):
+        read_lines(folder / ROWS)  # takes a last line off that a crash cut short
         planner = open_study(study, folder)
         jobs = list(order(planner, arms))
         done = {job_of(row) for row in valid_rows(planner, folder)}
@@ -71,8 +72,8 @@ def open_study(study: Study, folder: Path) -> Planner:
     if not constants.exists():
         write_json(constants, asdict(measured(flow, study)))
     try:
-        costs = Costs(**{name: float(value) for name, value in read_object(constants).items()})
-    except (TypeError, ValueError) as error:
+        costs = Costs(**read_object(constants))
+    except TypeError as error:
         raise damaged(constants, 1, error) from None
     return Planner(flow, study, costs)
 
@@ -93,18 +94,22 @@ def job_of(row: Row) -> Job:
 
 
 def valid_rows(planner: Planner, folder: Path) -> list[Row]:
-    """The rows of the searches that arms and budgets mean today; of others with their names nothing is used. Raises
-    OutputError."""
+    """The whole rows of the searches that arms and budgets mean today, also while others are written; of other searches
+    with their names nothing is used. Raises OutputError."""
     found: dict[Job, Row] = {}
-    for count, row in enumerate(read_lines(folder / ROWS), 1):
+    path = folder / ROWS
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    for count, line in enumerate(lines, 1):
         try:
+            row = json.loads(line)
             job = job_of(row)
             if any(len(row[name]) != len(planner.study.prompts) for name in PER_PROMPT):
                 raise ValueError(f"expected {len(planner.study.prompts)} numbers a list")
             search = row["search"]
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(folder / ROWS, count, error) from None
-        if planner.why_not(job.arm) is None and search == planner.facts(job.arm, job.budget):
+            raise damaged(path, count, error) from None
+        known = planner.why_not(job.arm) is None and planner.runs(job.arm, job.budget)
+        if known and search == planner.facts(job.arm, job.budget):
             found[job] = row
     return list(found.values())
 
