@@ -51,7 +51,7 @@ def write_all(results: Results, tuning: Results | None, folder: Path) -> str:
     write_json(folder / "results.json", {**head, "goals": claims, "missing": results.missing(), "rows": lines})
     text = tables(results, lines, claims)
     write_text(folder / "table.md", text)
-    if lines:
+    if any(line["heldout"] for line in lines):
         write_bytes(folder / "curve.png", curves(lines))
     if sheet := contact(results, folder):
         write_bytes(folder / "contact.png", sheet)
@@ -66,7 +66,8 @@ def tables(results: Results, lines: Sequence[Line], claims: Sequence[Line]) -> s
     missing = results.missing()
     absent = [f"- {name}: {why}\n" for name, why in missing.items()]
     parts = [constants(results), goal_table(claims) if results.planner.study.split == "heldout" else ""]
-    parts += [overview(lines), details(lines), "Not done yet:\n\n" + "".join(absent) if absent else ""]
+    seeds = results.planner.study.seeds
+    parts += [overview(lines, seeds), details(lines, seeds), "Not done yet:\n\n" + "".join(absent) if absent else ""]
     return "\n".join(part for part in parts if part)
 
 
@@ -88,17 +89,23 @@ def goal_table(claims: Sequence[Line]) -> str:
     return markdown(("held-out share", "difference", "goal", "reached"), body)
 
 
-def overview(lines: Sequence[Line]) -> str:
+def overview(lines: Sequence[Line], seeds: int) -> str:
     """Held-out shares: a row for each arm, a column for each budget."""
     budgets = sorted({line["budget"] for line in lines if line["method"] != "ode"})
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for line in lines:
-        cells.setdefault((line["method"], line["path"]), {})[line["budget"]] = interval(line["heldout"], ".3f")
+        cells.setdefault((line["method"], line["path"]), {})[line["budget"]] = share(line, seeds)
     head = ("method", "path", *(f"{budget} NFE" for budget in budgets))
     return markdown(head, [[*arm, *(found.get(budget, "") for budget in budgets)] for arm, found in cells.items()])
 
 
-def details(lines: Sequence[Line]) -> str:
+def share(line: Line, seeds: int) -> str:
+    """The held-out share; where not all seeds are done, of how many."""
+    some = f" (seeds: {line['seeds']} of {seeds})" if 0 < line["seeds"] < seeds else ""
+    return interval(line["heldout"], ".3f") + some
+
+
+def details(lines: Sequence[Line], seeds: int) -> str:
     """What every arm spent and found, and its differences from best-of-n."""
     body = []
     for line in lines:
@@ -110,7 +117,7 @@ def details(lines: Sequence[Line]) -> str:
                 *(shown(line[name], form) for name, form in (("nfe", ".0f"), ("rewards", ".0f"), ("cost_ms", ".0f"))),
                 shown(line["cpu_seconds"], ".2f"),
                 interval(line["reward"], ".2f"),
-                interval(line["heldout"], ".3f"),
+                share(line, seeds),
                 interval(line["difference"] and line["difference"]["heldout"], "+.3f"),
                 at_cost(line),
             ]
@@ -136,15 +143,16 @@ def shown(value: float | None, form: str) -> str:
 
 def curves(lines: Sequence[Line]) -> bytes:
     """PNG: held-out share against NFE above and against cost below; the base and the noisy paths left, the fast path
-    right."""
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True)
-    for column, fast in enumerate((False, True)):
-        own = [line for line in lines if (line["path"] == "fast") == fast and line["heldout"]]
+    right, each where it has rows."""
+    titles = {False: "base path, and the noisy paths of the literature", True: "fast path"}
+    found = {fast: [line for line in lines if (line["path"] == "fast") == fast and line["heldout"]] for fast in titles}
+    found = {fast: own for fast, own in found.items() if own}
+    figure = Figure(figsize=(2 + 5.5 * len(found), 9), layout="constrained")
+    panels = figure.subplots(2, len(found), sharey=True, squeeze=False)
+    for column, (fast, own) in enumerate(found.items()):
         for row, x in enumerate(("nfe", "cost_ms")):
-            panels[row, column].set_visible(bool(own))
             draw(panels[row, column], own, x)
-        panels[0, column].set_title("fast path" if fast else "base path, and the noisy paths of the literature")
+        panels[0, column].set_title(titles[fast])
         panels[0, column].set_xlabel("NFE a prompt")
         panels[1, column].set_xlabel("cost a prompt, ms (rows, rewards and decodes at their measured times)")
     for row in range(2):
@@ -227,7 +235,10 @@ def write_docs(path: Path, folder: Path, text: str) -> None:
     """Puts tables and pictures between the markers of a document; where it has none, as a section at its end."""
     images = path.parent / "images"
     shown = ""
-    for name, what in (("curve", "held-out share against NFE and cost"), ("contact", "pictures of the methods")):
+    for name, what in (
+        ("curve", "held-out share against NFE and cost"),
+        ("contact", "pictures of the methods at 100 NFE"),
+    ):
         source = folder / f"{name}.png"
         if source.exists():
             write_bytes(images / f"search_{name}.png", source.read_bytes())
