@@ -384,7 +384,7 @@ BOUNDS = {
             "posterior_mean bf16": (13.5, 13.0, 12.0),
             "gather_ancestors_ bf16": (3.0, 3.0, 3.0),
         },
-        {("branch_step bf16 grad", "gfx942"): 3, ("decide bf16", "gfx942"): 66},
+        {("branch_step bf16 grad", "gfx942"): 3, ("decide bf16", "gfx942"): 82},
     ),
     (3, 9): Bounds(
         {
@@ -396,7 +396,12 @@ BOUNDS = {
             "posterior_mean bf16": (13.5, 13.0, 12.0),
             "gather_ancestors_ bf16": (3.5, 3.0, 3.0),
         },
-        {("branch_step bf16 grad", "gfx942"): 3, ("decide bf16", "gfx942"): 54, ("resample ssp", "gfx942"): 2},
+        {
+            ("branch_step bf16 grad", "gfx942"): 3,
+            ("decide bf16", "gfx942"): 59,
+            ("assign_lanes", "gfx942"): 4,
+            ("resample ssp", "gfx942"): 2,
+        },
     ),
 }
 

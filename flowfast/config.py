@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from flowfast import secrets
 from flowfast.bounds import MOST_ROWS, Whole, Within, refused
 from flowfast.errors import OptionError
+from flowfast.flow.gradient import parse_guidance
 from flowfast.flow.grid import MOST_STEPS
 
 MOST_NFE = 10_000_000
@@ -18,6 +19,7 @@ MOST_SECONDS = 1_000_000
 LARGEST = 3.4028234663852886e38
 """Of float32, which rewards are: below its negative lies only -inf, which every prompt has before it begins."""
 Rounds = Annotated[int, Within(0, 2**63 - 1)]
+LinearTime = Annotated[float, Within(0, 1)]
 
 
 class Config(BaseModel):
@@ -95,7 +97,7 @@ class SearchParams(Config):
 
     "paper" (arXiv 2503.19385), "paper-linear"; single options override it."""
     budget: Annotated[int | None, Within(1, MOST_NFE)] = None
-    """NFE a prompt: model evaluations x passes."""
+    """NFE a prompt: rows through the model."""
     seconds: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
     """Seconds a prompt, instead of a budget."""
     steps: Annotated[int | None, Within(1, MOST_STEPS)] = None
@@ -118,6 +120,11 @@ class SearchParams(Config):
     It takes two passes: u = u_null + scale (u - u_null); off, it takes one. What a distilled model takes as an input
     (FLUX dev) is another scale, at one pass: `distilled_guidance` of `flowfast.from_diffusers`; so is what Z-Image's
     pipeline calls guidance, its `guidance` there."""
+    guidance_interval: tuple[LinearTime, LinearTime] | None = None
+    """Linear t, (low, high), between which guidance acts; None: everywhere.
+
+    Kynkaanniemi et al. 2024, arXiv 2404.07724. Outside, an evaluation takes one pass and costs 1 NFE.
+    `guidance="3@0.35:0.8"` says both at once."""
     gradient: str | None = None
     """Gradient guidance, "dps:0.5": the reward's gradient steers every step (flowfast/flow/gradient.py).
 
@@ -150,6 +157,18 @@ class SearchParams(Config):
 
     Decisions are the same without."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, options: Any) -> Any:
+        """`guidance` as the text of --guidance. Raises OptionError."""
+        if not isinstance(options, dict) or not isinstance(options.get("guidance"), str):
+            return options
+        found = parse_guidance(options["guidance"])
+        twice = [name for name in found if name != "guidance" and options.get(name) is not None]
+        if twice:
+            raise OptionError(f"guidance {options['guidance']!r} and {twice[0]}: give one of them")
+        return {**options, "guidance": None, **found}
+
 
 class Rerun(Config):
     """What happened to a search that no one asked for, so that a rerun repeats it."""
@@ -158,7 +177,7 @@ class Rerun(Config):
     """(rounds, rows): until the call had run so many rounds a model call had so many rows, then the device ran out of
     memory; its rerun repeats it. After the last of them, and in a replay, it has `micro_batch` rows."""
     cuts: tuple[tuple[Rounds, Rounds, Rounds], ...] = ()
-    """(prompt, round, evaluations left): what a budget in seconds took away for lack of time; its rerun repeats it."""
+    """(prompt, round, NFE left): what a budget in seconds took away for lack of time; its rerun repeats it."""
 
 
 class SearchConfig(Rerun, EngineConfig, SearchParams):

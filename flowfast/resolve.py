@@ -48,18 +48,19 @@ class Resolved:
     """With path, guidance and finalists filled in."""
     method: Method
     schedule: Schedule
+    """Its passes say where guidance acts."""
     guidance: float
     t_finish: float
 
     @property
     def passes(self) -> int:
-        """NFE of one evaluation."""
-        return 1 if self.guidance == 1.0 else 2
+        """NFE of the dearest evaluation: 2 where the null condition is needed at all."""
+        return int(self.schedule.passes.max())
 
     def plan(self, budget: int) -> Plan:
         """The plan of a budget in NFE. Raises BudgetError, OptionError."""
         params = self.params
-        plan = self.method.plan(self.schedule, budget // self.passes, params.chains, params.lanes)
+        plan = self.method.plan(self.schedule, budget, params.chains, params.lanes)
         if not (any(plan.finished) or bool(self.schedule.finished.any())):
             last = float(self.schedule.linear_time[-1])
             raise OptionError(
@@ -67,7 +68,8 @@ class Resolved:
                 f"t = {self.t_finish:g}: leave tail out, or raise it"
             )
         everywhere = params.score_all or params.gradient is not None  # a gradient scores every child anyway
-        return plan if everywhere else replace(plan, scored=plan.read(self.schedule.finished.tolist()))
+        scored = [] if everywhere else plan.read(self.schedule.finished.tolist())
+        return replace(plan, scored=scored, passes=self.schedule.passes.tolist())
 
     def bytes(self, flow: Any, plan: Plan, slots: int, micro_batch: int, dtype: torch.dtype = torch.float32) -> int:
         """What a batch takes of the device's memory, beside model and conditions."""
@@ -86,7 +88,7 @@ class Resolved:
         top = self.params.finalists or self.params.top_k
         check_room(self.bytes(flow, plan, slots, micro_batch, dtype), device, **sizes)
         rules = Rules(
-            passes=self.passes,
+            passes=self.schedule.passes,
             accept=torch.tensor(plan.accept, device="cpu"),
             scored=torch.tensor(plan.scored or [True] * self.schedule.transitions, device="cpu"),
             finished=torch.tensor(plan.finished, device="cpu") if plan.finished else self.schedule.finished,
@@ -116,11 +118,14 @@ def resolve(flow: Flow, params: SearchParams) -> Resolved:
     method = chosen_method(flow, params)
     latent_shape(asked("the model's shape", lambda: flow.shape))
     path, guidance = resolve_path(flow, params, method), _guidance(flow, params)
-    facts = {**path, "guidance": guidance, "finalists": _finalists(flow, params)}
+    interval = _interval(params) if guidance > 1.0 else None
+    facts = {**path, "guidance": guidance, "guidance_interval": interval, "finalists": _finalists(flow, params)}
     t_finish = _number(flow.t_finish, "t_finish")
     strength = 0.0 if params.gradient is None else parse_gradient(params.gradient).strength
     spec = ScheduleSpec(model_interpolant=flow.interpolant, t_finish=t_finish, strength=strength, **path)
-    return Resolved(params.model_copy(update=facts), method, method.schedule(spec), guidance, t_finish)
+    schedule = method.schedule(spec)
+    schedule = schedule.guided(interval) if guidance > 1.0 else schedule
+    return Resolved(params.model_copy(update=facts), method, schedule, guidance, t_finish)
 
 
 def chosen_method(flow: Flow, params: SearchParams) -> Method:
@@ -177,6 +182,14 @@ def _guidance(flow: Flow, params: SearchParams) -> float:
     if not 0 <= scale < math.inf:
         raise OptionError(f"guidance must be a finite number of at least 0 (up to 1: off), got {scale}")
     return max(1.0, scale)
+
+
+def _interval(params: SearchParams) -> tuple[float, float] | None:
+    """Where guidance acts. Raises OptionError."""
+    interval = params.guidance_interval
+    if interval is not None and not interval[0] <= interval[1]:
+        raise OptionError(f"guidance_interval must be (low, high), got {interval}: exchange its ends")
+    return interval
 
 
 def _finalists(flow: Flow, params: SearchParams) -> int | None:

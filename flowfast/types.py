@@ -181,7 +181,7 @@ class Sample:
     """Rows through the model for this prompt, speculative ones included; padding is counted apart."""
     nfe_speculative: int
     evaluations: int
-    """nfe / passes: with two-pass guidance an evaluation costs 2 NFE."""
+    """Children that the model saw; one costs 2 NFE where guidance acts, else 1."""
     reward_calls: int
     unspent: int
 

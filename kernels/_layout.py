@@ -17,7 +17,8 @@ NFE: tl.constexpr = tl.constexpr(1)
 NFE_SPECULATIVE: tl.constexpr = tl.constexpr(2)
 REWARD_CALLS: tl.constexpr = tl.constexpr(3)
 NAN_REWARDS: tl.constexpr = tl.constexpr(4)
-SLOT_ROWS: tl.constexpr = tl.constexpr(5)
+EVALUATIONS: tl.constexpr = tl.constexpr(5)
+SLOT_ROWS: tl.constexpr = tl.constexpr(6)
 CELL: tl.constexpr = tl.constexpr(0)
 LANE_SLOT: tl.constexpr = tl.constexpr(1)
 LANE_TRANSITION: tl.constexpr = tl.constexpr(2)
@@ -64,7 +65,9 @@ class Fields(NamedTuple):
     top_chain: Any
     top_candidate: Any
     passes: Any
+    to_end: Any
     lane: Any
+    null_lane: Any
     position: Any
     status: Any
     advance: Any
@@ -100,7 +103,7 @@ def fields_of(ints, floats, flags, sizes):
     T = sizes.T.to(tl.int64)
     top = sizes.top.to(tl.int64)
     chain, ints = ints, ints + ((6 * B + 1) & -2)
-    slot, ints = ints, ints + ((5 * S + 1) & -2)
+    slot, ints = ints, ints + ((6 * S + 1) & -2)
     quota_table, ints = ints, ints + ((B * T + 1) & -2)
     path_chain, ints = ints, ints + ((B * T + 1) & -2)
     path_candidate, ints = ints, ints + ((B * T + 1) & -2)
@@ -108,7 +111,9 @@ def fields_of(ints, floats, flags, sizes):
     top_chain, ints = ints, ints + ((S * top * T + 1) & -2)
     top_candidate, ints = ints, ints + ((S * top * T + 1) & -2)
     passes, ints = ints, ints + ((T + 1) & -2)
+    to_end, ints = ints, ints + ((T + 1 + 1) & -2)
     lane, ints = ints, ints + ((8 * N + 1) & -2)
+    null_lane, ints = ints, ints + ((N + 1) & -2)
     position, ints = ints, ints + ((B * K + 1) & -2)
     status, ints = ints, ints + ((B * K + 1) & -2)
     advance, ints = ints, ints + ((B + 1) & -2)
@@ -133,7 +138,8 @@ def fields_of(ints, floats, flags, sizes):
     live, flags = flags, flags + ((B * K + 15) & -16)
     broken, flags = flags, flags + ((N + 15) & -16)
     return Fields(
-        chain, slot, quota_table, path_chain, path_candidate, top_transition, top_chain, top_candidate, passes, lane,
-        position, status, advance, store_source, top_source, ticket, score, slot_real, top_reward, time, linear_time,
-        centre, lane_real, image_sum, dense, alive, given, accept, finished, scored, lane_live, live, broken
+        chain, slot, quota_table, path_chain, path_candidate, top_transition, top_chain, top_candidate, passes, to_end,
+        lane, null_lane, position, status, advance, store_source, top_source, ticket, score, slot_real, top_reward,
+        time, linear_time, centre, lane_real, image_sum, dense, alive, given, accept, finished, scored, lane_live, live,
+        broken
     )  # fmt: skip

@@ -54,9 +54,11 @@ def _lay_tile(first, taken, others, f, sizes, width, CHAINS: tl.constexpr, COLUM
     transition = tl.load(f.chain + (CHAIN_TRANSITION * B + b), mask=inside, other=0)
     at = tl.minimum(transition, T - 1)
     inside = inside & ((tl.load(f.scored + at, mask=inside, other=0) == 0) == (others == 1))
-    # Every later transition keeps one evaluation back.
-    available = tl.load(f.chain + (LEFT * B + b), mask=inside, other=0) - (T - 1 - transition)
-    quota = tl.minimum(tl.load(f.chain + (QUOTA * B + b), mask=inside, other=0), available)
+    # What the later transitions cost is kept back.
+    passes = tl.load(f.passes + at, mask=inside, other=1).to(tl.int32)
+    spare = tl.load(f.chain + (LEFT * B + b), mask=inside, other=0) - tl.load(f.to_end + at + 1, mask=inside, other=0)
+    may_try = tl.minimum(tl.maximum(spare, 0), 0x7FFFFFFF).to(tl.int32) // passes  # 64 bits take a loop to divide
+    quota = tl.minimum(tl.load(f.chain + (QUOTA * B + b), mask=inside, other=0), may_try)
     tl.store(f.chain + (QUOTA * B + b), quota, mask=inside)
     goes_on = tl.load(f.alive + b, mask=inside, other=0) != 0
     wanted = tl.where(goes_on, tl.minimum(tl.maximum(quota, 0), K), 0)
@@ -70,7 +72,7 @@ def _lay_tile(first, taken, others, f, sizes, width, CHAINS: tl.constexpr, COLUM
     tl.store(f.position + cell, tl.where(live, i, 0), mask=exists)
     given = tl.load(f.given + s, mask=inside, other=0) != 0
     key = tl.load(f.slot + (KEY * S + s), mask=inside, other=0)
-    guidance = tl.load(f.slot_real + (GUIDANCE * S + s), mask=inside, other=0.0)
+    guidance = tl.load(f.slot_real + (GUIDANCE * S + s), mask=inside & (passes == 2), other=1.0)
     tried = tl.load(f.chain + (TRIED * B + b), mask=inside, other=0)
     parent = 2 * b + tl.load(f.chain + (ACTIVE * B + b), mask=inside, other=0)
     time = tl.load(f.time + at, mask=inside, other=0.0)
@@ -93,20 +95,40 @@ def _lay_tile(first, taken, others, f, sizes, width, CHAINS: tl.constexpr, COLUM
 
 
 @triton.jit
+def _list_null_lanes(live, f, sizes, THREADS: tl.constexpr):
+    """The lanes that take the null pass, of the `live` first ones, in their order, then -1. Apart from the tiles of
+    chains: with what those hold in registers it would spill."""
+    N = sizes.N
+    found = tl.zeros((), tl.int32)
+    for first in range(0, live, THREADS):
+        i = first + tl.arange(0, THREADS)
+        at = tl.load(f.lane + (LANE_TRANSITION * N + i), mask=i < live, other=0)
+        null = (tl.load(f.passes + at, mask=i < live, other=0) == 2).to(tl.int32)
+        tl.store(f.null_lane + (found + tl.cumsum(null, 0) - 1), i.to(tl.int64), mask=null == 1)
+        found += tl.sum(null)
+    for first in range(0, N, THREADS):
+        i = first + tl.arange(0, THREADS)
+        tl.store(f.null_lane + i, tl.full((THREADS,), -1, tl.int64), mask=(i >= found) & (i < N))
+
+
+@triton.jit
 def lay_lanes(f, sizes, width, CHAINS: tl.constexpr, COLUMNS: tl.constexpr, THREADS: tl.constexpr):
     """All of it, by one program. Live lanes come first, those that are scored before the others, chain by chain, at
     most `width`; the rest is padding."""
     N = sizes.N
     taken = tl.zeros((), tl.int64)
-    for others in tl.static_range(2):
+    for others in range(2):
         for first in range(0, sizes.B, CHAINS):
             taken += _lay_tile(first, taken, others, f, sizes, width, CHAINS, COLUMNS)
+    live = tl.minimum(taken, width).to(tl.int32)
+    tl.debug_barrier()  # all threads have laid their lanes
+    _list_null_lanes(live, f, sizes, THREADS)
 
     time = tl.load(f.time)
     linear_time = tl.load(f.linear_time)
     for first in range(0, N, THREADS):
         i = first + tl.arange(0, THREADS)
-        padding = (i >= tl.minimum(taken, width)) & (i < N)
+        padding = (i >= live) & (i < N)
         for what in tl.static_range(LANE_ROWS):
             value = tl.full((THREADS,), -1 if (what == TABLE_ROW) | (what == PARENT) else 0, tl.int64)
             tl.store(f.lane + (what * N + i), value, mask=padding)

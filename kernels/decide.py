@@ -22,6 +22,7 @@ from flowfast.kernels._layout import (
     CHAIN_TRANSITION,
     CHILD,
     CHILD_REWARD,
+    EVALUATIONS,
     LEFT,
     NAN_REWARDS,
     NFE,
@@ -216,6 +217,7 @@ def _book_chains(b, inside, r, f, sizes, CARRY: tl.constexpr, COLUMNS: tl.conste
     tl.atomic_add(f.slot + (NFE_SPECULATIVE * S + s), (spent - used) * passes, mask=counts, sem="relaxed")
     tl.atomic_add(f.slot + (REWARD_CALLS * S + s), tl.where(scored, spent, 0), mask=counts, sem="relaxed")
     tl.atomic_add(f.slot + (NAN_REWARDS * S + s), nans, mask=counts, sem="relaxed")
+    tl.atomic_add(f.slot + (EVALUATIONS * S + s), spent, mask=counts, sem="relaxed")
 
     active = tl.load(f.chain + (ACTIVE * B + b), mask=inside, other=0).to(tl.int32)
     quota = tl.load(f.chain + (QUOTA * B + b), mask=inside, other=0) - used
@@ -248,7 +250,7 @@ def _book_chains(b, inside, r, f, sizes, CARRY: tl.constexpr, COLUMNS: tl.conste
     tl.store(f.chain + (ACTIVE * B + b), tl.where(stepped, 1 - active, active).to(tl.int64), mask=inside)
     tl.store(f.chain + (CHAIN_TRANSITION * B + b), transition.to(tl.int64) + stepped.to(tl.int64), mask=inside)
     tl.store(f.chain + (QUOTA * B + b), quota, mask=inside)
-    tl.store(f.chain + (LEFT * B + b), left - spent, mask=inside)
+    tl.store(f.chain + (LEFT * B + b), left - spent * passes, mask=inside)
     tl.store(f.chain + (TRIED * B + b), tl.where(stepped, 0, tried + used), mask=inside)
     tl.store(f.chain + (CHILD * B + b), child, mask=inside)
     tl.store(f.score + (THRESHOLD * B + b), threshold, mask=inside)

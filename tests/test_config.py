@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -26,12 +26,19 @@ def test_each_field_of_a_search_is_of_one_kind() -> None:
     assert set(Rerun.model_fields) == {"splits", "cuts"}
 
 
+def bounds_within(annotation: Any) -> list[Any]:
+    """Those of the numbers in a tuple or a choice of types."""
+    own = getattr(annotation, "__metadata__", ())
+    return [*own, *(bound for part in get_args(annotation) for bound in bounds_within(part))]
+
+
 @pytest.mark.parametrize("kind", [*KINDS, SearchConfig])
 def test_every_field_has_help_and_every_number_bounds(kind: type[Config]) -> None:
     for name, field in kind.model_fields.items():
         assert field.description, f"{name}: no help under the field"
         if any(number in str(field.annotation) for number in ("int", "float")) and name not in Rerun.model_fields:
-            assert any(isinstance(bound, Within | Whole) for bound in field.metadata), f"{name}: no bounds"
+            found = [*field.metadata, *bounds_within(field.annotation)]
+            assert any(isinstance(bound, Within | Whole) for bound in found), f"{name}: no bounds"
 
 
 @pytest.mark.parametrize("kind", [*KINDS, SearchConfig])

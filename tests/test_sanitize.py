@@ -112,6 +112,44 @@ MUTANTS = {
         "core/round.h", "kNfe, s), spent * r.passes[at])", "kNfe, s), spent * r.passes[at + 1])",
         "tests/test_round.cpp", "round", "of_slot(kNfe, 0) == 24",
     ),
+    "an evaluation that costs one NFE whatever its passes": (
+        "core/round.h", "kLeft, b) -= spent * r.passes[at];", "kLeft, b) -= spent;",
+        "tests/test_round.cpp", "round", "38 left",
+    ),
+    "a quota that pays for its own transition, too": (
+        "core/round.h", "r.to_end[at + 1];", "r.to_end[at];",
+        "tests/test_round.cpp", "round", "quota 0 of 5 left at 1",
+    ),
+    "a quota that pays one NFE for an evaluation": (
+        "core/round.h", "spare / r.passes[at]", "spare",
+        "tests/test_round.cpp", "round", "quota 2 of 5 left at 1",
+    ),
+    "lanes of the null pass in another order": (
+        "core/round.h", "r.null_lane[guided++] = lane;", "r.null_lane[guided++] = i - 1 - lane;",
+        "tests/test_round.cpp", "round", "null lane 0 is 4",
+    ),
+    "padding that takes the null pass": (
+        "core/round.h", "for (int64_t lane = 0; lane < i; ++lane)", "for (int64_t lane = 0; lane < r.widest; ++lane)",
+        "tests/test_round.cpp", "round", "null lane 3 is 5",
+    ),
+    "guidance without the null pass": (
+        "core/round.h", "is_guided(r, at) ? r.slot_real[kGuidance * r.slots + s] : 1.0f",
+        "r.slot_real[kGuidance * r.slots + s]",
+        "tests/test_round.cpp", "round", "guidance of lane 2",
+    ),
+    "lanes of the null pass in another order on a GPU": (
+        "cuda/assign_lanes.h", "r.null_lane[tile.sum[c] - 1] = first + c;",
+        "r.null_lane[sum_end - tile.sum[c]] = first + c;",
+        "tests/test_cuda_rounds.cpp", "rounds", "lanes, seed",
+    ),
+    "padding that takes the null pass on a GPU": (
+        "cuda/assign_lanes.h", "list_null_lanes(block, r, live, tile);", "list_null_lanes(block, r, r.widest, tile);",
+        "tests/test_cuda_rounds.cpp", "rounds", "lanes, seed",
+    ),
+    "a null velocity that is read at guidance 1": (
+        "core/step.h", "if (w == 1.0f) return read_u();", "",
+        "cpu/simd_scalar.cpp", "simd", "load of null pointer",
+    ),
     "a step without a score that raises the threshold": (
         "core/round.h", "if (scored) {", "{",
         "tests/test_round.cpp", "round", "of_score(kThreshold, b) == -1.0f",

@@ -173,6 +173,7 @@ class Bench:
                 torch.tensor(plan.start or [True] * plan.chains, device=device),
                 forecast.widths,
                 forecast.scored,
+                forecast.null,
             ),
             self.guidance,
             until,
@@ -216,7 +217,7 @@ def build(
     config = make_config({"method": method, "budget": 40, "steps": 6, "top_k": top, **options})
     resolved = resolve(flow, config.params)
     if schedule is not None:
-        resolved = replace(resolved, schedule=schedule)
+        resolved = replace(resolved, schedule=schedule.guided(None) if resolved.passes == 2 else schedule)
     schedule, plan = resolved.schedule, resolved.plan(config.budget or 0)
     conditions = flow.encode(["a"]), reward.encode(["a"])
     engine: Any = resolved.batch(flow, reward, plan, slots, micro_batch, *conditions, device, dtype)

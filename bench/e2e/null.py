@@ -105,7 +105,7 @@ class NullSearch:
     def admit(self) -> None:
         """A request into every slot."""
         for slot, key in enumerate(self.keys):
-            limits = Limits(*self.numbers, *self.plan.forecast()[:2])
+            limits = Limits(*self.numbers, *self.plan.forecast()[:3])
             self.engine.admit(slot, *self.conditions, key, limits, 1.0, float("inf"), None)
 
     def round(self) -> None:

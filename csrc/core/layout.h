@@ -6,7 +6,7 @@
 namespace flowfast {
 
 enum ChainRow { kActive, kChainTransition, kQuota, kLeft, kTried, kChild, kChainRows };
-enum SlotRow { kKey, kNfe, kNfeSpeculative, kRewardCalls, kNanRewards, kSlotRows };
+enum SlotRow { kKey, kNfe, kNfeSpeculative, kRewardCalls, kNanRewards, kEvaluations, kSlotRows };
 enum LaneRow { kCell, kLaneSlot, kLaneTransition, kCandidate, kLaneChain, kLaneKey, kTableRow, kParent, kLaneRows };
 enum ScoreRow { kThreshold, kBestChild, kChildReward, kReward, kScoreRows };
 enum SlotRealRow { kGuidance, kUntil, kSlotRealRows };
@@ -31,7 +31,9 @@ struct Fields {
   int64_t* top_chain;               // (S, top, T)
   int64_t* top_candidate;           // (S, top, T)
   const int64_t* passes;            // (T)
+  const int64_t* to_end;            // (T+1)
   int64_t* lane;                    // (kLaneRows, N)
+  int64_t* null_lane;               // (N)
   int64_t* position;                // (B, K)
   int64_t* status;                  // (B, K)
   int64_t* advance;                 // (B)
@@ -81,8 +83,12 @@ inline Extents lay_out(const Sizes& sizes, int64_t* ints, float* floats, bool* f
   end.ints += (S * top * T + 1) / 2 * 2;
   fields.passes = from(ints, end.ints);
   end.ints += (T + 1) / 2 * 2;
+  fields.to_end = from(ints, end.ints);
+  end.ints += (T + 1 + 1) / 2 * 2;
   fields.lane = from(ints, end.ints);
   end.ints += (kLaneRows * N + 1) / 2 * 2;
+  fields.null_lane = from(ints, end.ints);
+  end.ints += (N + 1) / 2 * 2;
   fields.position = from(ints, end.ints);
   end.ints += (B * K + 1) / 2 * 2;
   fields.status = from(ints, end.ints);

@@ -49,14 +49,18 @@ struct Decision {
 
 // Which child each lane evaluates next.
 
-// Lanes that chain b wants. Lowers its quota to what it may spend: every later transition keeps one evaluation back.
+// Lanes that chain b wants. Lowers its quota to what it may spend: what the later transitions cost is kept back.
 FF_HD inline int64_t lanes_wanted(const Round& r, int64_t b) {
   int64_t& quota = r.of_chain(kQuota, b);
-  const int64_t available = r.of_chain(kLeft, b) - (r.transitions - 1 - r.of_chain(kChainTransition, b));
-  if (available < quota) quota = available;
+  const int64_t at = r.transition(b), spare = r.of_chain(kLeft, b) - r.to_end[at + 1];
+  const int64_t may_try = spare > 0 ? spare / r.passes[at] : 0;
+  if (may_try < quota) quota = may_try;
   if (!r.alive[b] || quota < 0) return 0;
   return quota < r.lanes ? quota : r.lanes;
 }
+
+// Does an evaluation at transition `at` take the null pass, too?
+FF_HD inline bool is_guided(const Round& r, int64_t at) { return r.passes[at] == 2; }
 
 // Child k of chain b goes to lane i, below 0 to none.
 FF_HD inline void place_cell(const Round& r, int64_t b, int64_t k, int64_t i) {
@@ -75,7 +79,7 @@ FF_HD inline void place_cell(const Round& r, int64_t b, int64_t k, int64_t i) {
   r.of_lane(kParent, i) = 2 * b + r.of_chain(kActive, b);
   r.lane_real[kTime * r.widest + i] = r.time[at];
   r.lane_real[kLinearTime * r.widest + i] = r.linear_time[at];
-  r.lane_real[kLaneGuidance * r.widest + i] = r.slot_real[kGuidance * r.slots + s];
+  r.lane_real[kLaneGuidance * r.widest + i] = is_guided(r, at) ? r.slot_real[kGuidance * r.slots + s] : 1.0f;
   r.lane_live[i] = true;
 }
 
@@ -92,7 +96,7 @@ FF_HD inline void pad_lane(const Round& r, int64_t i) {
 FF_HD inline bool is_scored(const Round& r, int64_t b) { return r.scored[r.transition(b)]; }
 
 // Live lanes first, those that are scored before the others, chain by chain, at most `width` of them; the rest is
-// padding.
+// padding. null_lane names those that take the null pass.
 inline void assign_lanes(const Round& r, int64_t width) {
   int64_t i = 0;
   for (int others = 0; others < 2; ++others)
@@ -101,6 +105,10 @@ inline void assign_lanes(const Round& r, int64_t width) {
       const int64_t wanted = lanes_wanted(r, b);
       for (int64_t k = 0; k < r.lanes; ++k) place_cell(r, b, k, k < wanted && i < width ? i++ : -1);
     }
+  int64_t guided = 0;
+  for (int64_t lane = 0; lane < i; ++lane)
+    if (is_guided(r, r.of_lane(kLaneTransition, lane))) r.null_lane[guided++] = lane;
+  for (; guided < r.widest; ++guided) r.null_lane[guided] = -1;
   for (; i < r.widest; ++i) pad_lane(r, i);
 }
 
@@ -234,7 +242,7 @@ FF_HD inline void settle_chain(const Round& r, int64_t b, const Verdict& verdict
     if (scored) child_reward = r.dense[b * K + verdict.winner];
     r.store_source[spare_row(r, b)] = r.position[b * K + verdict.winner];
   }
-  r.of_chain(kLeft, b) -= spent;
+  r.of_chain(kLeft, b) -= spent * r.passes[at];
   tried += verdict.used;
   if (verdict.advance == kAccepted || verdict.advance == kSpent) {
     r.path_chain[b * T + at] = b % r.chains;
@@ -253,6 +261,7 @@ FF_HD inline void settle_chain(const Round& r, int64_t b, const Verdict& verdict
   add(r.of_slot(kNfeSpeculative, s), (spent - verdict.used) * r.passes[at]);
   add(r.of_slot(kRewardCalls, s), scored ? spent : 0);
   add(r.of_slot(kNanRewards, s), unsound);
+  add(r.of_slot(kEvaluations, s), spent);
 }
 
 // The best finished samples of a slot, `to` and `from` counted over all slots. Column t < T: the path; T: the rest.

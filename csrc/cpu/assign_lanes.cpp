@@ -7,7 +7,7 @@ namespace flowfast {
 namespace {
 
 void assign_lanes_cpu(const Round& round, int64_t width, int32_t) {
-  check_transitions("assign_lanes", round);
+  check_values("assign_lanes", round);
   assign_lanes(round, width);
 }
 

@@ -26,7 +26,7 @@ void take_rows(void* to, const void* lanes, int64_t bytes, const int64_t* source
 void decide_cpu(const Decision& decision, int64_t, int32_t) {
   const Round& r = decision.round;
   const int64_t B = r.batch(), K = r.lanes, bytes = decision.bytes;
-  check_transitions("decide", r);
+  check_values("decide", r);
   for (int64_t cell = 0; cell < B * K; ++cell)
     if (r.live[cell] && (r.position[cell] < 0 || r.position[cell] >= r.widest))
       fail("decide: position of cell ", cell, " must lie in 0..", r.widest - 1, ", got ", r.position[cell]);

@@ -34,11 +34,14 @@ inline Round round_of(const char* op, const Tensor& ints, const Tensor& floats, 
 }
 
 // What only the CPU can look at without making anyone wait.
-inline void check_transitions(const char* op, const Round& r) {
+inline void check_values(const char* op, const Round& r) {
   for (int64_t b = 0; b < r.batch(); ++b)
     if (r.alive[b] && (r.of_chain(kChainTransition, b) < 0 || r.of_chain(kChainTransition, b) >= r.transitions))
       fail(op, ": a live chain must stand at a transition in 0..", r.transitions - 1, ", chain ", b, " stands at ",
            r.of_chain(kChainTransition, b));
+  for (int64_t t = 0; t < r.transitions; ++t)
+    if (r.passes[t] < 1)
+      fail(op, ": passes must be at least 1 at every transition, got ", r.passes[t], " at transition ", t);
 }
 
 // assign_lanes, checked; kRun(round, width, device) does the work.

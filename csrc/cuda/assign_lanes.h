@@ -27,11 +27,28 @@ FF_HD inline int64_t assign_lanes_of(Block& block, const Round& r, bool scored, 
   return taken;
 }
 
+// Names the lanes that take the null pass, of those that are live.
+template <class Block>
+FF_HD inline void list_null_lanes(Block& block, const Round& r, int64_t live, const Tile& tile) {
+  const auto guided = [&](int64_t i) { return is_guided(r, r.of_lane(kLaneTransition, i)); };
+  int64_t count = 0;
+  scan_tiles(
+      block, live, tile, [&](int64_t i) { return guided(i) ? 1 : 0; },
+      [&](int64_t first, int64_t n, int64_t, int64_t sum_end) {
+        block.each(n, [&](int64_t c) {
+          if (guided(first + c)) r.null_lane[tile.sum[c] - 1] = first + c;
+        });
+        count = sum_end;
+      });
+  block.each(r.widest - count, [&](int64_t i) { r.null_lane[count + i] = -1; });
+}
+
 template <class Block>
 FF_HD inline void assign_lanes_block(Block& block, const Round& r, int64_t width, const Tile& tile) {
   const int64_t scored = assign_lanes_of(block, r, true, 0, width, tile);
   const int64_t wanted = assign_lanes_of(block, r, false, scored, width, tile);
   const int64_t live = wanted < width ? wanted : width;
+  list_null_lanes(block, r, live, tile);
   block.each(r.widest - live, [&](int64_t i) { pad_lane(r, live + i); });
 }
 

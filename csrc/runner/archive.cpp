@@ -156,7 +156,7 @@ class Scripted : public Archive {
     const auto found = call("still", slot).toTuple();
     return {found->elements().at(0).toInt(), found->elements().at(1).toInt()};
   }
-  void limit(int64_t slot, int64_t evaluations) override { call("limit", slot, evaluations); }
+  void limit(int64_t slot, int64_t nfe) override { call("limit", slot, nfe); }
   int64_t rounds_of(int64_t budget) override { return call("rounds_of", budget).toInt(); }
   int64_t budget_within(int64_t budget, int64_t rounds) override {
     return call("budget_within", budget, rounds).toInt();
@@ -201,12 +201,14 @@ class Compiled final : public Scripted {
     call("lay");
     call("branch");
     parts_.clear();
+    for (int64_t i = 0, parts = call("null_parts").toInt(); i < parts; ++i)
+      call("keep_null", i, velocity(named(call("null_inputs", i)), "null/"));
     for (int64_t i = 0, parts = call("parts").toInt(); i < parts; ++i) {
       const Named given = named(call("inputs", i));
-      const std::vector<Tensor> x_t = {given.at("x"), given.at("t")};
-      const Tensor u = run(velocity_, "velocity", with(x_t, given, "cond/"));
-      const bool guided = info().at("passes") == "2";
-      call("mean", i, u, guided ? IValue(run(velocity_, "velocity", with(x_t, given, "null/"))) : IValue());
+      const Tensor u = velocity(given, "cond/");
+      const auto null = given.lower_bound("null/");
+      const bool guided = null != given.end() && null->first.starts_with("null/");
+      call("mean", i, u, guided ? IValue(velocity(given, "null/")) : IValue());
     }
     for (int64_t i = 0, parts = call("scored_parts").toInt(); i < parts; ++i) {
       parts_.push_back(run(decode_, "decoder", {call("latents", i).toTensor()}));
@@ -243,6 +245,10 @@ class Compiled final : public Scripted {
                          ": write both with `flowfast export`");
     return std::make_unique<torch::inductor::AOTIModelPackageLoader>(file, "model", false, 1,
                                                                      at::Device(options.device).index());
+  }
+
+  Tensor velocity(const Named& given, const std::string& conditions) {
+    return run(velocity_, "velocity", with({given.at("x"), given.at("t")}, given, conditions));
   }
 
   static Tensor run(const Package& package, const std::string& name, const std::vector<Tensor>& inputs) {

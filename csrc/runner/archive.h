@@ -25,7 +25,7 @@ struct Lane {
 
 // What is before a slot's request, at most.
 struct Still {
-  int64_t rounds = 0, evaluations = 0;
+  int64_t rounds = 0, nfe = 0;
 };
 
 inline bool is_finite(const Image& image) {
@@ -59,8 +59,8 @@ class Archive {
   virtual int64_t nfe(int64_t slot) = 0;
 
   virtual Still still(int64_t slot) = 0;
-  // From the next round on it spends at most so many evaluations, or what one chain needs to finish.
-  virtual void limit(int64_t slot, int64_t evaluations) = 0;
+  // From the next round on it spends at most so much, or what one chain needs to finish.
+  virtual void limit(int64_t slot, int64_t nfe) = 0;
   // Rounds of a budget, at most. Throws BudgetError.
   virtual int64_t rounds_of(int64_t budget) = 0;
   // The largest budget up to this one that takes at most so many rounds, or else the smallest. Throws BudgetError.

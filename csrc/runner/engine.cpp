@@ -175,7 +175,7 @@ void EngineCore::admit(size_t slot, Entry entry) {
     const std::optional<double> pace = this->pace();
     if (request.deadline && pace) {
       request.budget = archive_.budget_within(here.asked, rounds_within(here.end() - here.admitted, *pace));
-      if (request.budget < here.asked) here.cuts.emplace_back(0, request.budget / number(archive_.info(), "passes"));
+      if (request.budget < here.asked) here.cuts.emplace_back(0, request.budget);
     }
     archive_.admit(slot, request, noise_key(request.seed, request.prompt, request.repeat));
   } catch (...) {
@@ -190,12 +190,12 @@ void EngineCore::cut_late() {
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
     if (!slots_[slot] || !slots_[slot]->request.deadline) continue;
     try {
-      const auto [rounds, evaluations] = archive_.still(slot);
+      const auto [rounds, nfe] = archive_.still(slot);
       const double planned = static_cast<double>(rounds) * *pace, over = planned - (slots_[slot]->end() - now);
       if (over <= *pace) continue;
-      const auto kept = static_cast<int64_t>(std::max(0.0, 1 - over / planned) * static_cast<double>(evaluations));
+      const auto kept = static_cast<int64_t>(std::max(0.0, 1 - over / planned) * static_cast<double>(nfe));
       archive_.limit(slot, kept);
-      if (archive_.still(slot).evaluations < evaluations) slots_[slot]->cuts.emplace_back(slots_[slot]->rounds, kept);
+      if (archive_.still(slot).nfe < nfe) slots_[slot]->cuts.emplace_back(slots_[slot]->rounds, kept);
     } catch (...) {
       fail(slot, "model", std::current_exception());
     }

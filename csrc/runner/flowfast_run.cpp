@@ -27,7 +27,7 @@ constexpr char kUsage[] = R"(usage: flowfast-run ARCHIVE --prompt TEXT --budget 
   --prompts LIST          .txt, .jsonl, .ndjson, .json, .csv, .tsv, a folder of .txt, or - for standard input; may be
                           given several times. A prompt's own seed takes the place of --seed
   --prompt-column NAME    of tables and objects (prompt, else caption, text, or the only one)
-  --budget NFE            model evaluations times passes, for each prompt
+  --budget NFE            rows through the model, for each prompt
   --seed N                of the noise (0): any whole number
   --repeat N              another noise for the same seed and prompt (0)
   --guidance X            classifier-free guidance (the archive's); up to 1 is off

@@ -113,7 +113,7 @@ class FLOWFAST_EXPORT Seed {
 
 struct Request {
   std::string prompt = "";
-  int64_t budget = 0;  // NFE: model evaluations times passes; never exceeded
+  int64_t budget = 0;  // NFE: rows through the model; never exceeded
   Seed seed = 0;
   int64_t repeat = 0;  // another noise for the same seed and prompt; from 0 on
   // Classifier-free guidance (as the archive says), from 0 to 1000; up to 1 is off. An archive that was exported with
@@ -147,7 +147,7 @@ struct Result {
   int64_t key = 0;  // of the noise: a function of seed, prompt and repeat
   int64_t nfe = 0, nfe_speculative = 0, reward_calls = 0, nan_rewards = 0;
   int64_t unspent = 0;
-  // What its deadline took away: (round, evaluations left from there on); at round 0: of the budget it then had.
+  // What its deadline took away: (round, NFE left from there on); at round 0: of the budget it then had.
   std::vector<std::pair<int64_t, int64_t>> cuts;
   double seconds = 0;  // from its slot to its end
   double seconds_waited = 0;  // before that

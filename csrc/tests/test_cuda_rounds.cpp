@@ -36,6 +36,8 @@ class State {
       writable(r.centre)[t] = below(2) ? 0.0f : static_cast<float>(below(3)) / 2;
       writable(r.scored)[t] = random_.unit() < 0.8;
     }
+    writable(r.to_end)[T] = 0;
+    for (int64_t t = T - 1; t >= 0; --t) writable(r.to_end)[t] = r.to_end[t + 1] + r.passes[t];
     for (int64_t i = 0; i < B * T; ++i) r.path_chain[i] = below(C), r.path_candidate[i] = below(9);
     for (int64_t i = 0; i < S * top; ++i) r.top_transition[i] = below(T);
     for (int64_t i = 0; i < S * top * T; ++i) r.top_chain[i] = below(C), r.top_candidate[i] = below(9);
@@ -46,7 +48,7 @@ class State {
     for (int64_t b = 0; b < B; ++b) {
       r.of_chain(kActive, b) = below(2);
       r.of_chain(kChainTransition, b) = r.alive[b] ? below(T) : below(T + 1);
-      r.of_chain(kLeft, b) = below(9);
+      r.of_chain(kLeft, b) = below(16);
     }
     if (below(2)) {
       Exact<float>& bias = floats_.emplace_back(N);
@@ -122,7 +124,7 @@ class State {
 
 // How often something happened, so that agreement is worth something.
 struct Seen {
-  int64_t children, samples, moves, discarded, stopped;
+  int64_t children, samples, moves, discarded, stopped, null_lanes, plain_lanes;
 };
 
 // decide from end to end, with a copy of the latents that are moved in place.
@@ -154,6 +156,10 @@ void decide_serial(const Decision& task, Seen& seen) {
   for (int64_t i = 0; i < r.batch() * r.lanes; ++i) seen.discarded += r.status[i] == kDiscarded;
   for (int64_t b = 0; b < r.batch(); ++b) seen.stopped += was_alive[b] && !r.alive[b];
   if (task.next_width >= 0) assign_lanes(r, task.next_width);
+  for (int64_t i = 0; i < r.widest; ++i) {
+    seen.null_lanes += r.null_lane[i] >= 0;
+    seen.plain_lanes += r.lane_live[i] && !is_guided(r, r.of_lane(kLaneTransition, i));
+  }
 }
 
 // All blocks of the launch, two rows too many, as a grid may have.
@@ -211,6 +217,7 @@ void test_cuda_rounds() {
   CHECK(seen.children > 500 && seen.samples > 500 && seen.moves > 200 && seen.discarded > 200 && seen.stopped > 100,
         "%ld children, %ld samples, %ld moves, %ld discarded, %ld stopped", seen.children, seen.samples, seen.moves,
         seen.discarded, seen.stopped);
+  CHECK(seen.null_lanes > 500 && seen.plain_lanes > 500, "%ld and %ld lanes", seen.null_lanes, seen.plain_lanes);
   for (uint64_t seed = 0; seed < 4; ++seed)  // more chains than a block has threads, more samples than a round
     compare<16>(seed, {2, 150, 3, 5, 70, 500, 16}, seen);
 }

@@ -198,6 +198,8 @@ void means(int64_t n) {
   fill(x, 6);
   fill(u, 7);
   fill(uncond, 8);
+  for (int64_t lane : {1, 4})  // of guidance 1
+    for (int64_t i = 0; i < n; ++i) narrow(std::numeric_limits<float>::quiet_NaN(), uncond[lane * n + i]);
   for (const bool guided : {false, true}) {
     Exact<T> u_out(kLanes * n), x0(kLanes * n), expected_u(kLanes * n), expected_x0(kLanes * n);
     PosteriorMean task{row,     table.get(), nullptr, 6,           kLanes,   n,
@@ -213,6 +215,7 @@ void means(int64_t n) {
     for (int64_t i = 0; i < (kLanes - 1) * n; ++i)
       CHECK(std::memcmp(&u_out[i], &expected_u[i], sizeof(T)) == 0 &&
             std::memcmp(&x0[i], &expected_x0[i], sizeof(T)) == 0);
+    CHECK(std::memcmp(&u_out[n], &u[n], n * sizeof(T)) == 0, "guidance 1 is u, n = %ld", n);
     for (int64_t i = (kLanes - 1) * n; i < kLanes * n; ++i)
       CHECK(widen(u_out[i]) != widen(u_out[i]) && widen(x0[i]) != widen(x0[i]));
   }

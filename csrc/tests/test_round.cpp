@@ -14,6 +14,7 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
 
 // One slot at its start: chains want two lanes each, every transition is scored, costs one NFE and takes no first child.
+// Guidance is 3.
 struct Small {
   explicit Small(int64_t chains) : Small(Sizes{1, chains, 2, 4, 2 * chains, 1}) {}
   explicit Small(const Sizes& sizes) : Small(sizes, extents_of(sizes)) {}
@@ -30,9 +31,17 @@ struct Small {
       round.of_chain(kLeft, b) = 9;
       for (ScoreRow what : {kThreshold, kBestChild, kChildReward, kReward}) round.of_score(what, b) = kNone;
     }
-    for (int64_t t = 0; t < sizes.transitions; ++t) set(round.scored, t, true), set(round.passes, t, int64_t{1});
+    for (int64_t t = 0; t < sizes.transitions; ++t) set(round.scored, t, true);
+    cost({1, 1, 1, 1});
     round.top_reward[0] = kNone;
+    set(round.slot_real, kGuidance, 3.0f);
     set(round.slot_real, kUntil, kInf);
+  }
+
+  // NFE of an evaluation at each transition.
+  void cost(std::initializer_list<int64_t> passes) {
+    std::copy(passes.begin(), passes.end(), const_cast<int64_t*>(round.passes));
+    for (int64_t t = round.transitions - 1; t >= 0; --t) set(round.to_end, t, round.to_end[t + 1] + round.passes[t]);
   }
 
   static Extents extents_of(const Sizes& sizes) {
@@ -96,11 +105,49 @@ void a_picture_that_is_not_finite_never_wins() {
 
 void evaluations_cost_what_their_transition_says() {
   Small small(1);
-  for (int64_t t = 0; t < 4; ++t) Small::set(small.round.passes, t, 10 + t);
+  small.cost({10, 11, 12, 13});
+  small.round.of_chain(kLeft, 0) = 40;
   Small::set(small.round.accept, 2, true);
   small.run(2, {1.0f, 0.0f});
   CHECK(small.round.advance[0] == kAccepted && small.round.of_slot(kRewardCalls, 0) == 2);
   CHECK(small.round.of_slot(kNfe, 0) == 24 && small.round.of_slot(kNfeSpeculative, 0) == 12);
+  CHECK(small.round.of_slot(kEvaluations, 0) == 2);
+  CHECK(small.round.of_chain(kLeft, 0) == 16, "%ld left", small.round.of_chain(kLeft, 0));
+}
+
+// Chain b at transition b; what it has left, and what of that it may try there.
+void a_quota_leaves_what_the_later_transitions_cost() {
+  const int64_t left[][4] = {{0, 0, 0, 0}, {5, 3, 1, 0}, {6, 5, 2, 1}, {7, 6, 4, 1}, {9, 7, 5, 2}, {99, 99, 99, 99}};
+  const int64_t quota[][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}, {1, 1, 0, 1}, {2, 1, 1, 1}, {4, 2, 2, 2}, {9, 9, 9, 9}};
+  for (int64_t i = 0; i < 6; ++i) {
+    Small small(4);
+    small.cost({1, 2, 2, 1});
+    for (int64_t b = 0; b < 4; ++b) {
+      small.round.of_chain(kChainTransition, b) = b;
+      small.round.of_chain(kQuota, b) = 9;
+      small.round.of_chain(kLeft, b) = left[i][b];
+    }
+    assign_lanes(small.round, 8);
+    for (int64_t b = 0; b < 4; ++b)
+      CHECK(small.round.of_chain(kQuota, b) == quota[i][b], "quota %ld of %ld left at %ld",
+            small.round.of_chain(kQuota, b), left[i][b], b);
+  }
+}
+
+// Chains 0 and 3 take the null pass, chain 1 has one pass, chain 2 is over; the last lane is cut off.
+void lanes_of_the_null_pass_are_named() {
+  Small small(4);
+  Round& r = small.round;
+  small.cost({2, 1, 2, 2});
+  for (int64_t b = 0; b < 4; ++b) r.of_chain(kChainTransition, b) = b;
+  r.alive[2] = false;
+  assign_lanes(r, 5);
+  const int64_t named[] = {0, 1, 4, -1, -1, -1, -1, -1};
+  const float guidance[] = {3.0f, 3.0f, 1.0f, 1.0f, 3.0f, 1.0f, 1.0f, 1.0f};
+  for (int64_t i = 0; i < 8; ++i) {
+    CHECK(r.null_lane[i] == named[i], "null lane %ld is %ld", i, r.null_lane[i]);
+    CHECK(r.lane_real[kLaneGuidance * 8 + i] == guidance[i], "guidance of lane %ld", i);
+  }
 }
 
 // Chain 1 has a model that broke; nobody reads a score.
@@ -130,6 +177,8 @@ void test_round() {
   a_centre_is_taken_off();
   a_picture_that_is_not_finite_never_wins();
   evaluations_cost_what_their_transition_says();
+  a_quota_leaves_what_the_later_transitions_cost();
+  lanes_of_the_null_pass_are_named();
   a_step_without_scores_leaves_what_scores_decide();
 }
 

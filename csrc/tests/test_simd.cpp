@@ -36,9 +36,11 @@ void compare(const Kernels& kernels, int64_t n) {
       CHECK(out.same_bits(expected) && x0.same_bits(expected_x0), "%s, n = %ld, row %ld", kernels.name, n, row);
     }
     for (float w : {0.0f, 1.0f, 3.5f}) {
-      CHECK(kernels.posterior_mean[storage]({0, n, c, w, x.get(), u.get(), extra.get(), out.get(), x0.get()}));
+      const T* uncond = w == 1.0f ? nullptr : extra.get();  // not read
+      CHECK(kernels.posterior_mean[storage]({0, n, c, w, x.get(), u.get(), uncond, out.get(), x0.get()}));
       CHECK(kScalarKernels.posterior_mean[storage](
-          {0, n, c, w, x.get(), u.get(), extra.get(), expected.get(), expected_x0.get()}));
+          {0, n, c, w, x.get(), u.get(), uncond, expected.get(), expected_x0.get()}));
+      CHECK(w != 1.0f || out.same_bits(u), "%s, n = %ld, guidance 1 is u", kernels.name, n);
       CHECK(out.same_bits(expected) && x0.same_bits(expected_x0), "%s, n = %ld, guidance %g", kernels.name, n, w);
     }
     kernels.normal[storage]({address, 0, n, out.get()});

@@ -13,58 +13,70 @@ class Budgets(nn.Module):
     """The plans of an archive, by budgets in NFE."""
 
     cut_rounds: list[list[int]]
-    cut_evaluations: list[list[int]]
+    cut_nfe: list[list[int]]
 
-    def __init__(self, plans: Plans, slots: int, passes: int):
+    def __init__(self, plans: Plans, slots: int):
         super().__init__()
         self.quota, self.left = (torch.tensor(values, device="cpu") for values in (plans.quota, plans.left))
         self.start = torch.tensor(plans.start, device="cpu")
         self.lanes, self.keep, self.rounds, self.plan_of = plans.lanes, plans.keep, plans.rounds, plans.of
-        self.early, self.regroup, self.scored, self.passes = plans.early, plans.regroup, plans.scored, passes
+        self.early, self.regroup, self.scored = plans.early, plans.regroup, plans.scored
+        self.passes, self.unit = plans.passes, plans.unit
         self.plan_at = [-1 for _ in range(slots)]  # of each slot's request
         self.cut_rounds = [[0][:0] for _ in range(slots)]
-        self.cut_evaluations = [[0][:0] for _ in range(slots)]
+        self.cut_nfe = [[0][:0] for _ in range(slots)]
 
     @torch.jit.export
     def admit(self, slot: int, budget: int) -> Limits:
         """What a slot's new request may spend. Raises BudgetError."""
         plan = self.plan(budget)
         self.plan_at[slot] = plan
-        self.cut_rounds[slot], self.cut_evaluations[slot] = [0][:0], [0][:0]
+        self.cut_rounds[slot], self.cut_nfe[slot] = [0][:0], [0][:0]
         widths: list[int] = []
         scored: list[int] = []
+        null: list[int] = []
         rounds = self.rounds[plan]
-        for i in range(0, len(rounds), 3):
-            widths += [rounds[i]] * rounds[i + 2]
-            scored += [rounds[i + 1]] * rounds[i + 2]
-        return Limits(self.quota[plan], self.left[plan], self.start[plan], widths, scored)
+        for i in range(0, len(rounds), 4):
+            widths += [rounds[i]] * rounds[i + 3]
+            scored += [rounds[i + 1]] * rounds[i + 3]
+            null += [rounds[i + 2]] * rounds[i + 3]
+        return Limits(self.quota[plan], self.left[plan], self.start[plan], widths, scored, null)
 
     @torch.jit.export
-    def cut(self, slot: int, at: int, evaluations: int) -> Limits:
+    def cut(self, slot: int, at: int, nfe: int) -> Limits:
         """What it may spend from round `at` on, as Python's `Plan.forecast` has it. Raises OptionError."""
-        if self.plan_at[slot] < 0 or evaluations < 0:
+        if self.plan_at[slot] < 0 or nfe < 0:
             raise OptionError(
-                "expected a slot with a request and at least 0 evaluations, got slot " + str(slot) + " and "
-                + str(evaluations)
+                "expected a slot with a request and at least 0 NFE, got slot " + str(slot) + " and "
+                + str(nfe)
             )  # fmt: skip
         self.cut_rounds[slot].append(at)
-        self.cut_evaluations[slot].append(evaluations)
+        self.cut_nfe[slot].append(nfe)
         plan = self.plan_at[slot]
         quota: list[list[int]] = self.quota[plan].tolist()
         allowed: list[int] = self.left[plan].tolist()
         start: list[bool] = self.start[plan].tolist()
         planned = Planned(
-            self.lanes[plan], quota, allowed, start, self.early, self.regroup, self.scored, self.keep[plan]
+            self.lanes[plan],
+            quota,
+            allowed,
+            start,
+            self.early,
+            self.regroup,
+            self.scored,
+            self.passes,
+            self.keep[plan],
         )
-        found = forecast(planned, self.cut_rounds[slot], self.cut_evaluations[slot])
+        found = forecast(planned, self.cut_rounds[slot], self.cut_nfe[slot])
         left = torch.tensor(found.left, device="cpu")
-        return Limits(torch.tensor(found.quota, device="cpu"), left, left > 0, found.widths, found.scored)
+        quota_left = torch.tensor(found.quota, device="cpu")
+        return Limits(quota_left, left, left > 0, found.widths, found.scored, found.null)
 
     @torch.jit.export
     def rounds_of(self, budget: int) -> int:
         """Rounds of a budget, at most. Raises BudgetError."""
         rounds, found = self.rounds[self.plan(budget)], 0
-        for i in range(2, len(rounds), 3):
+        for i in range(3, len(rounds), 4):
             found += rounds[i]
         return found
 
@@ -75,29 +87,29 @@ class Budgets(nn.Module):
         if self.rounds_of(budget) <= rounds:
             return budget
         least = budget
-        for evaluations in range(budget // self.passes - 1, -1, -1):
-            if self.plan_of[evaluations] >= 0:
-                least = evaluations * self.passes
+        for units in range(budget // self.unit - 1, -1, -1):
+            if self.plan_of[units] >= 0:
+                least = units * self.unit
                 if self.rounds_of(least) <= rounds:
                     return least
         return least
 
     def plan(self, budget: int) -> int:
         """The number of the plan that a budget has. Raises BudgetError, with the nearest budgets that run."""
-        plan_of, passes = self.plan_of, self.passes
-        evaluations, most = budget // passes, len(plan_of) - 1
-        if budget >= 0 and evaluations <= most and plan_of[evaluations] >= 0:
-            return plan_of[evaluations]
-        below, above = min(max(evaluations, -1), most), max(evaluations, 0)
+        plan_of, unit = self.plan_of, self.unit
+        units, most = budget // unit, len(plan_of) - 1
+        if budget >= 0 and units <= most and plan_of[units] >= 0:
+            return plan_of[units]
+        below, above = min(max(units, -1), most), max(units, 0)
         while below >= 0 and plan_of[below] < 0:
             below -= 1
         while above <= most and plan_of[above] < 0:
             above += 1
         near: list[str] = []
         if below >= 0:
-            near.append(str(below * passes))
+            near.append(str(below * unit))
         if above <= most:
-            near.append(str(above * passes))
+            near.append(str(above * unit))
         raise BudgetError(
             "this archive cannot run a budget of " + str(budget) + " NFE: choose " + " or ".join(near)
             + ", or export it with another --budget"

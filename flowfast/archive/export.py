@@ -190,7 +190,7 @@ def _manifest(
         "passes": resolved.passes,
         "guidance": resolved.guidance,
         "top": config.top_k,
-        "budget_min": next(e for e, found in enumerate(plans.of) if found >= 0) * resolved.passes,
+        "budget_min": next(e for e, found in enumerate(plans.of) if found >= 0) * plans.unit,
         "budget_max": config.budget,
         "config": config.model_dump_json(),
     }

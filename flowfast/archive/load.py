@@ -93,11 +93,14 @@ class Packages:
         archive, images = self.archive, list[Tensor]()
         archive.lay()
         archive.branch()
+        for i in range(archive.null_parts()):
+            given = archive.null_inputs(i)
+            archive.keep_null(i, self.part["velocity"](given["x"], given["t"], *in_order(given, "null/")))
         for i in range(archive.parts()):
             given = archive.inputs(i)
             x, t, null = given["x"], given["t"], in_order(given, "null/")
             u = self.part["velocity"](x, t, *in_order(given, "cond/"))
-            archive.mean(i, u, self.part["velocity"](x, t, *null) if archive.passes == 2 else None)
+            archive.mean(i, u, self.part["velocity"](x, t, *null) if null else None)
         for i in range(archive.scored_parts()):
             images.append(self.part["decode"](archive.latents(i)))
             archive.look(i, images[-1])

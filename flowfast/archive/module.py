@@ -12,6 +12,8 @@ The engine inside is the loop of flowfast/rounds/batch.py, scripted; what drives
 the model lies in packages of its own, the driver makes a round's calls of it:
 
     archive.lay(); archive.branch()
+    for i in range(archive.null_parts()):       # where guidance acts at some transitions only
+        archive.keep_null(i, velocity of archive.null_inputs(i))
     for i in range(archive.parts()):
         archive.mean(i, velocity of archive.inputs(i), the same with its null conditions or None)
     for i in range(archive.scored_parts()):     # those whose score decides anything; there may be none
@@ -32,7 +34,96 @@ from flowfast.archive.plans import Plans
 from flowfast.errors import OptionError, RewardError
 
 
-class Archive(nn.Module):
+class RoundApart(nn.Module):
+    """The calls of one round apart, for models outside."""
+
+    if TYPE_CHECKING:
+        engine: Any
+        partial: bool
+        passes: int
+        micro_batch: int
+
+    @torch.jit.export
+    def lay(self) -> None:
+        """Starts a round."""
+        self.engine.lay()
+
+    @torch.jit.export
+    def branch(self) -> None:
+        """The children's latents."""
+        self.engine.branch()
+
+    @torch.jit.export
+    def parts(self) -> int:
+        """Micro-batches of this round."""
+        return int(self.engine.padded // self.micro_batch)
+
+    @torch.jit.export
+    def scored_parts(self) -> int:
+        """Micro-batches of this round that are decoded and scored: the first ones."""
+        return int(self.engine.scored_padded // self.micro_batch)
+
+    @torch.jit.export
+    def inputs(self, i: int) -> dict[str, Tensor]:
+        """What the velocity of micro-batch i takes: x (M, *shape), t (M,), cond/NAME and, where guidance acts
+        everywhere, null/NAME."""
+        e = self.engine
+        found: dict[str, Tensor] = {"x": e.x_shaped[i], "t": e.t_part[i]}
+        for name, value in e.take(e.cond, e.slot_part[i]).items():
+            found["cond/" + name] = value
+        if self.passes == 2 and not self.partial:
+            for name, value in e.take(e.null_cond, e.slot_part[i]).items():
+                found["null/" + name] = value
+        return found
+
+    @torch.jit.export
+    def null_parts(self) -> int:
+        """Micro-batches of the lanes of this round that need the null condition, where guidance acts at some
+        transitions only: these calls come first. Else 0."""
+        return int(self.engine.null_padded // self.micro_batch) if self.partial else 0
+
+    @torch.jit.export
+    def null_inputs(self, i: int) -> dict[str, Tensor]:
+        """What the velocity of micro-batch i of them takes: x (M, *shape), t (M,) and null/NAME."""
+        e = self.engine
+        x, t, slot = e.null_inputs(i)
+        found: dict[str, Tensor] = {"x": x, "t": t}
+        for name, value in e.take(e.null_cond, slot).items():
+            found["null/" + name] = value
+        return found
+
+    @torch.jit.export
+    def keep_null(self, i: int, u: Tensor) -> None:
+        """Velocities of micro-batch i of them."""
+        self.engine.keep_null(i, u)
+
+    @torch.jit.export
+    def mean(self, i: int, u: Tensor, null_u: Optional[Tensor]) -> None:
+        """Velocities of micro-batch i, which stay the archive's until the round is observed."""
+        self.engine.mean(i, u, null_u)
+
+    @torch.jit.export
+    def latents(self, i: int) -> Tensor:
+        """x0_hat (M, *shape) of micro-batch i, for the decoder."""
+        return self.engine.x0_shaped[i]
+
+    @torch.jit.export
+    def look(self, i: int, images: Tensor) -> None:
+        """The decoder's images (M, 3, H, W) of micro-batch i: one that is not finite never wins. Raises ModelError
+        where there are not M."""
+        self.engine.look(i, images)
+
+    @torch.jit.export
+    def reward_inputs(self, i: int) -> dict[str, Tensor]:
+        """What the reward of micro-batch i takes beside its images: t (M,), linear times, and reward/NAME."""
+        e = self.engine
+        found: dict[str, Tensor] = {"t": e.linear_t_part[i]}
+        for name, value in e.take(e.reward_cond, e.slot_part[i]).items():
+            found["reward/" + name] = value
+        return found
+
+
+class Archive(RoundApart):
     """The methods of an archive. Conditions are named "cond/NAME" (of the model) and "reward/NAME", a row a prompt."""
 
     if TYPE_CHECKING:
@@ -55,7 +146,8 @@ class Archive(nn.Module):
         self.engine, self.encoder, self.manifest = engine, encoder, manifest
         self.null_cond, self.hollow = null_cond, hollow
         self.slots, self.passes, self.micro_batch = int(engine.slots), int(engine.passes), int(engine.micro_batch)  # type: ignore[arg-type]
-        self.budgets = Budgets(plans, self.slots, self.passes)
+        self.partial = bool(engine.partial)
+        self.budgets = Budgets(plans, self.slots)
         self.shape = [int(size) for size in engine.shape]  # type: ignore[union-attr]
 
     @torch.jit.export
@@ -111,18 +203,19 @@ class Archive(nn.Module):
         )
 
     @torch.jit.export
-    def limit(self, slot: int, evaluations: int) -> None:
-        """From its next round on all chains of the slot together spend at most so many evaluations, or what one of them
-        needs to finish: a cut of Python's `Plan.forecast`. Raises OptionError."""
+    def limit(self, slot: int, nfe: int) -> None:
+        """From its next round on all chains of the slot together spend at most so much, or what one of them needs to
+        finish: a cut of Python's `Plan.forecast`. Raises OptionError."""
         self.check_slot(slot)
-        self.engine.limit(slot, self.budgets.cut(slot, self.engine.rounds[slot], evaluations))
+        self.engine.limit(slot, self.budgets.cut(slot, self.engine.rounds[slot], nfe))
 
     @torch.jit.export
     def still(self, slot: int) -> tuple[int, int]:
-        """Rounds and evaluations that a slot has before it, at most."""
+        """Rounds and NFE that a slot has before it, at most."""
         self.check_slot(slot)
-        widths = self.engine.plans[slot][self.engine.rounds[slot] :]
-        return len(widths), sum(widths)
+        at = self.engine.rounds[slot]
+        widths = self.engine.plans[slot][at:]
+        return len(widths), sum(widths) + sum(self.engine.null_plans[slot][at:])
 
     @torch.jit.export
     def rounds_of(self, budget: int) -> int:
@@ -148,8 +241,8 @@ class Archive(nn.Module):
 
         Its finished samples, best first: reward (top,), -inf where there are fewer; image (top, 3, H, W), but not
         where the decoder lies outside; x0 and x (top, *shape); transition (top,), chain and candidate (top, T): the
-        path is (chain[k], k, candidate[k]) for k up to transition; cost (4,): NFE, speculative NFE, reward
-        calls, NaN rewards.
+        path is (chain[k], k, candidate[k]) for k up to transition; cost (5,): NFE, speculative NFE, reward
+        calls, NaN rewards, evaluations.
         """
         self.check_slot(slot)
         found: dict[str, Tensor] = self.engine.release(slot)
@@ -217,65 +310,6 @@ class Archive(nn.Module):
     def search(self) -> None:
         """Runs every admitted request to its end."""
         self.engine.search()
-
-    # ---- the calls of one round apart, for models outside ----
-
-    @torch.jit.export
-    def lay(self) -> None:
-        """Starts a round."""
-        self.engine.lay()
-
-    @torch.jit.export
-    def branch(self) -> None:
-        """The children's latents."""
-        self.engine.branch()
-
-    @torch.jit.export
-    def parts(self) -> int:
-        """Micro-batches of this round."""
-        return int(self.engine.padded // self.micro_batch)
-
-    @torch.jit.export
-    def scored_parts(self) -> int:
-        """Micro-batches of this round that are decoded and scored: the first ones."""
-        return int(self.engine.scored_padded // self.micro_batch)
-
-    @torch.jit.export
-    def inputs(self, i: int) -> dict[str, Tensor]:
-        """What the velocity of micro-batch i takes: x (M, *shape), t (M,), cond/NAME and, with guidance, null/NAME."""
-        e = self.engine
-        found: dict[str, Tensor] = {"x": e.x_shaped[i], "t": e.t_part[i]}
-        for name, value in e.take(e.cond, e.slot_part[i]).items():
-            found["cond/" + name] = value
-        if self.passes == 2:
-            for name, value in e.take(e.null_cond, e.slot_part[i]).items():
-                found["null/" + name] = value
-        return found
-
-    @torch.jit.export
-    def mean(self, i: int, u: Tensor, null_u: Optional[Tensor]) -> None:
-        """Velocities of micro-batch i, which stay the archive's until the round is observed."""
-        self.engine.mean(i, u, null_u)
-
-    @torch.jit.export
-    def latents(self, i: int) -> Tensor:
-        """x0_hat (M, *shape) of micro-batch i, for the decoder."""
-        return self.engine.x0_shaped[i]
-
-    @torch.jit.export
-    def look(self, i: int, images: Tensor) -> None:
-        """The decoder's images (M, 3, H, W) of micro-batch i: one that is not finite never wins. Raises ModelError
-        where there are not M."""
-        self.engine.look(i, images)
-
-    @torch.jit.export
-    def reward_inputs(self, i: int) -> dict[str, Tensor]:
-        """What the reward of micro-batch i takes beside its images: t (M,), linear times, and reward/NAME."""
-        e = self.engine
-        found: dict[str, Tensor] = {"t": e.linear_t_part[i]}
-        for name, value in e.take(e.reward_cond, e.slot_part[i]).items():
-            found["reward/" + name] = value
-        return found
 
     # ---- checks ----
 

@@ -24,23 +24,28 @@ class Plans(NamedTuple):
     keep: list[list[int]]
     """(P, chains)."""
     rounds: list[list[int]]
-    """Widths of each as [lanes, lanes that are scored, rounds, ...]."""
+    """Widths of each as [lanes, lanes that are scored, lanes that need the null condition, rounds, ...]."""
     of: list[int]
-    """The plan of each number of evaluations, -1: none."""
+    """The plan of each budget in units, -1: none."""
+    unit: int
+    """NFE."""
     early: bool
     regroup: list[bool]
     """(transitions,)."""
     scored: list[bool]
     """(transitions,)."""
+    passes: list[int]
+    """(transitions,)."""
 
 
 def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
     """Those of all budgets up to `budget`, in NFE; chains that a smaller plan does not have never start."""
-    _, _, _, _, early, regroup, scored, _ = largest.planned()
-    plans, seen, T = Plans([], [], [], [], [], [], [], early, regroup, scored), dict[str, int](), len(largest.accept)
-    for evaluations in range(budget // resolved.passes + 1):
+    _, _, _, _, early, regroup, scored, passes, _ = largest.planned()
+    unit, seen, T = resolved.schedule.unit, dict[str, int](), len(largest.accept)
+    plans = Plans([], [], [], [], [], [], [], unit, early, regroup, scored, passes)
+    for units in range(budget // unit + 1):
         try:
-            plan = resolved.plan(evaluations * resolved.passes)
+            plan = resolved.plan(units * unit)
         except FlowfastError:  # below what the method needs
             plans.of.append(-1)
             continue
@@ -57,7 +62,7 @@ def all_plans(resolved: Resolved, budget: int, largest: Plan) -> Plans:
             plans.lanes.append(plan.lanes)
             plans.keep.append(planned.keep + list(range(plan.chains, largest.chains)))
             forecast = plan.forecast()
-            pairs = groupby(zip(forecast.widths, forecast.scored, strict=True))
-            plans.rounds.append([n for pair, same in pairs for n in (*pair, len(list(same)))])
+            alike = groupby(zip(forecast.widths, forecast.scored, forecast.null, strict=True))
+            plans.rounds.append([n for each, same in alike for n in (*each, len(list(same)))])
         plans.of.append(seen[key])
     return plans

@@ -43,7 +43,8 @@ def command(
     guidance: Annotated[
         str | None,
         typer.Option(
-            help="Scale of classifier-free guidance (up to 1: off), dps:STRENGTH, or both: 3,dps:0.5.",
+            help="Scale of classifier-free guidance (up to 1: off), with the linear t where it acts: 3@0.35:0.8; "
+            "dps:STRENGTH; or both: 3,dps:0.5.",
             rich_help_panel=SEARCH,
         ),
     ] = None,

@@ -22,6 +22,7 @@ WITHOUT = {
     "model_options": "--model-option, once for each",
     "method_options": "--option, once for each",
     "gradient": "--guidance, where a command has it",
+    "guidance_interval": "--guidance, where a command has it",
     **dict.fromkeys(Rerun.model_fields, "config.yaml, for a rerun: what happened to a search"),
 }
 """Fields of the configuration that no option of their name gives, and what does."""

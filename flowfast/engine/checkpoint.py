@@ -31,7 +31,7 @@ from flowfast.rounds.state import State
 from flowfast.rounds.steered import Steered
 from flowfast.types import Ranked, Sample, Winner
 
-FORMAT = 4
+FORMAT = 5
 BLANK = "0" * 64  # where the digest will stand, while it is computed
 SEAL = b'"blake2b":"'
 LONGEST_HEADER = 100_000_000  # of a safetensors file

@@ -221,7 +221,7 @@ class EngineCore:
     def _after_round(self, batch: Batch, failed: dict[int, FlowfastError]) -> None:
         runner = batch.runner
         self.rounds += 1
-        self.rows_seen += runner.rows[0] * batch.example.resolved.passes
+        self.rows_seen += runner.rows[0]
         for slot, error in failed.items():
             job = batch.job(slot)
             self._let_go(batch, slot)

@@ -12,18 +12,30 @@ from flowfast.errors import BudgetError
 from flowfast.resolve import Resolved
 
 
+class Rest(NamedTuple):
+    """Rows of rounds: lanes, those of them that need the null condition, those that are scored."""
+
+    widths: list[int]
+    null: list[int]
+    scored: list[int]
+
+    @property
+    def nfe(self) -> int:
+        return sum(self.widths) + sum(self.null)
+
+
 class Pace(NamedTuple):
-    """What a micro-batch takes. *Work* counts them, one that is decoded and scored as 1 + scoring."""
+    """What a micro-batch takes. *Work* counts model calls, one whose rows are decoded and scored as 1 + scoring."""
 
     seconds: float
     """Of one that nobody scores."""
     scoring: float
     """What decoding and scoring one takes on top, as a share of that; 0 where all are scored: then `seconds` has it."""
 
-    def work(self, widths: list[int], scored: list[int], prompts: int, micro_batch: int) -> float:
-        """Of `prompts` prompts in step, each with widths[r] rows in its r-th round, scored[r] of them scored."""
-        model = sum(-(-prompts * width // micro_batch) for width in widths)
-        return model + self.scoring * sum(-(-prompts * width // micro_batch) for width in scored)
+    def work(self, rest: Rest, prompts: int, micro_batch: int) -> float:
+        """Of `prompts` prompts in step, each with so many rows in its rounds."""
+        calls, null, scored = (sum(-(-prompts * width // micro_batch) for width in widths) for widths in rest)
+        return calls + null + self.scoring * scored
 
 
 _PACES: MutableMapping[Any, dict[Any, deque[Pace]]] = WeakKeyDictionary()
@@ -51,7 +63,8 @@ def largest_budget(
             forecast = resolved.plan(budget).forecast()
         except BudgetError:  # below what the method needs
             return False
-        work = sum(pace.work(forecast.widths, forecast.scored, wave, micro_batch) for wave in waves)
+        rest = Rest(forecast.widths, forecast.null, forecast.scored)
+        work = sum(pace.work(rest, wave, micro_batch) for wave in waves)
         return work * pace.seconds <= seconds * prompts
 
     # Not by halving: more budget may take less time, where it pays for a second chain that fills the batch.
@@ -90,9 +103,9 @@ class Pacer:
         """Of a round like the last one."""
         return self.seconds(self._last)
 
-    def work(self, widths: list[int], scored: list[int], prompts: int, micro_batch: int) -> float:
+    def work(self, rest: Rest, prompts: int, micro_batch: int) -> float:
         """`Pace.work`, by what is known of scoring."""
-        return (self._pace or UNKNOWN).work(widths, scored, prompts, micro_batch)
+        return (self._pace or UNKNOWN).work(rest, prompts, micro_batch)
 
     def tick(self, seconds: float, micro_batches: int, scored: int) -> None:
         """A round of so many micro-batches, so many of them scored, took so long, with all that went with it."""

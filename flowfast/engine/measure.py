@@ -54,7 +54,7 @@ def measure(
     if not seconds > 0:
         raise BudgetError(f"seconds must be positive, got {seconds}: raise it")
     before, started = clock.now(), None
-    probe = resolved.plan(16 * resolved.schedule.transitions * resolved.passes)
+    probe = resolved.plan(16 * resolved.schedule.nfe)
     slots = make.usual_slots(config.reward, probe.forecast())
     everywhere = replace(probe, scored=[])
     request = Request(id="", prompt=prompts[0], params=config.params, reward=config.reward)
@@ -87,7 +87,7 @@ def key_of(name: str, config: SearchConfig, slots: int, rows: int) -> Any:
 def timed(loaded: Loaded, job: Job, slots: int, rows: int, everywhere: bool) -> Pace:
     """What a micro-batch takes with all that goes with it, in a few rounds, of which the first half is decoded and
     scored; everywhere: all of them, as all rounds of the search are."""
-    runner, times = LiveRunner(loaded, job, slots=slots, micro_batch=rows), list[float]()
+    runner, times = LiveRunner(loaded, job, slots=slots, micro_batch=rows), list[tuple[float, int, int]]()
     for slot in range(slots):
         runner.admit(slot, job)
     rounds = min(8, len(job.forecast.widths))
@@ -95,13 +95,17 @@ def timed(loaded: Loaded, job: Job, slots: int, rows: int, everywhere: bool) -> 
     for each in range(rounds):
         if each == half:
             for slot, widths in enumerate(runner.engine.plans):
-                runner.engine.expect(slot, widths, [0] * len(widths))
+                runner.engine.expect(slot, widths, [0] * len(widths), runner.engine.null_plans[slot])
         start = clock.now()
         runner.start([job] * slots)
         runner.finish()
         if loaded.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append((clock.now() - start) / (runner.rows[0] // rows))
+        times.append((clock.now() - start, runner.rows[0] // rows, runner.rows[1] // rows))
     loaded.clock = clock.Clock(loaded.device)
-    scored, unscored = min(times[:half]), min(times[half:], default=math.inf)  # warm and undisturbed
-    return Pace(unscored, max(0.0, scored / unscored - 1)) if unscored < scored else Pace(scored, 0.0)
+    # Warm and undisturbed.
+    scored = min(seconds / calls for seconds, calls, _ in times[:half])
+    unscored = min((seconds / calls for seconds, calls, _ in times[half:]), default=math.inf)
+    if unscored >= scored:
+        return Pace(scored, 0.0)
+    return Pace(unscored, min((seconds / unscored - calls) / each for seconds, calls, each in times[:half]))

@@ -153,7 +153,7 @@ def take(loaded: Loaded, engine: SlotBatch, transfers: Transfers, slot: int, job
     transfer = transfers.send([images, x0, x, t, reward, *(found[name] for name in names)])
     images, x0, x, t, reward, seen, *addresses, cost = (each.clone() for each in transfer.read())
     transition_of, chain_of, candidate_of = addresses
-    nfe, speculative, calls, nan = cost.tolist()
+    nfe, speculative, calls, nan, evaluations = cost.tolist()
     there = seen > -math.inf  # there may be fewer finished samples than finalists
     live = there & images.flatten(1).isfinite().all(1)
     nan += int((there & ~live).sum())
@@ -176,10 +176,10 @@ def take(loaded: Loaded, engine: SlotBatch, transfers: Transfers, slot: int, job
         top.append(Ranked(float(reward[k]), images[k], x0[k], x[k], winner, preview))
     if not top:
         return ModelError(what_happened(engine, job.plan, slot)), nan
-    budget, passes = job.request.params.budget or 0, job.resolved.passes
+    budget = job.request.params.budget or 0
     return Sample(
         prompt=job.request.prompt, method=params.method, seed=job.seed, top=tuple(top), budget_nfe=budget, nfe=nfe,
-        nfe_speculative=speculative, evaluations=nfe // passes, reward_calls=calls, unspent=budget - nfe,
+        nfe_speculative=speculative, evaluations=evaluations, reward_calls=calls, unspent=budget - nfe,
     ), nan  # fmt: skip
 
 

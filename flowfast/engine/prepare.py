@@ -21,7 +21,7 @@ from flowfast.resolve import Resolved, checked_latents, fitting_rows, resolve
 from flowfast.types import Conditions
 
 OWN = {"seed", "repeat", "budget", "until", "negative_prompt"}
-"""What requests of one batch may differ in, beside guidance scales of as many passes."""
+"""What requests of one batch may differ in, beside guidance scales that need as many passes at each transition."""
 MOST_ALONE = 8
 """Rows of a model call on a CPU where none are given: more of them save little there (3.5 ms a row of `scenes` alone,
 1.8 in eight, 1.6 in sixteen), and padding costs as much as other rows."""
@@ -152,7 +152,7 @@ def digest(resolved: Resolved) -> str:
     schedule, params = resolved.schedule, resolved.params
     times = torch.cat([schedule.table, schedule.time[:, None], schedule.linear_time[:, None]], 1)
     facts: Any = (
-        resolved.method, resolved.passes, params.gradient, params.top_k, params.finalists, params.score_all,
+        resolved.method, schedule.passes.tolist(), params.gradient, params.top_k, params.finalists, params.score_all,
         params.chains, params.lanes, schedule.finished.tolist(), schedule.searchable.tolist(),
     )  # fmt: skip
     return hashlib.blake2b(times.cpu().numpy().tobytes() + repr(facts).encode(), digest_size=16).hexdigest()

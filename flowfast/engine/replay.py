@@ -36,7 +36,7 @@ def replay(
     shape, table = [M, *flow.shape], schedule.table.float()
     conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: resolved.passes]]
     device = next(iter(conds[0].values())).device
-    guidance = torch.full((M,), resolved.guidance, dtype=torch.float32, device=device) if resolved.passes == 2 else None
+    scale = torch.full((M,), resolved.guidance, dtype=torch.float32, device=device)
     x, u, x0, grad = (torch.zeros(M, math.prod(flow.shape), dtype=torch.float32, device=device) for _ in range(4))
     latents = None if latents is None else real_latents(latents)
     if latents is not None and tuple(latents.shape) != tuple(flow.shape):
@@ -59,11 +59,13 @@ def replay(
                 address = (torch.full((M,), value, device=device) for value in (winner.key, candidate, chain))
                 torch.ops.flowfast.branch_step(x, u, parent, rows, *address, table, x, None, grad)
             t, linear_t = time[rows], schedule.linear_time[transition].float().expand(M).to(device)
+            passes = int(schedule.passes[transition])
+            here, guidance = conds[:passes], scale if passes == 2 else None
             if scorer is not None:
-                point = (x.view(shape), t, linear_t, conds, asked, guidance, rows, table)
+                point = (x.view(shape), t, linear_t, here, asked, guidance, rows, table)
                 grad = evaluate(flow, rewards.graded(scorer), *point, u, x0).grad
             else:
-                velocity, *null = (flow.velocity(x.view(shape), t, cond).reshape(M, -1) for cond in conds)
+                velocity, *null = (flow.velocity(x.view(shape), t, cond).reshape(M, -1) for cond in here)
                 uncond = null[0] if null else None
                 torch.ops.flowfast.posterior_mean(x, velocity, uncond, guidance, rows, table, u, x0)
             image = flow.decode(x0[:1].view([1, *flow.shape]))[0].float().cpu()

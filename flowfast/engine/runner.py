@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowfast import rewards
 from flowfast.engine import spans
 from flowfast.engine.checkpoint import load_into, state_of
+from flowfast.engine.deadline import Rest
 from flowfast.engine.graphs import Graphs
 from flowfast.engine.loaded import Loaded
 from flowfast.engine.outputs import LAG, Jobs, Report, Reports, Taken, take
@@ -71,8 +72,8 @@ class Runner(Protocol):
     def reports(self, all_of_them: bool = False) -> list[Report]:
         """Those that have come, or all."""
 
-    def rest(self, slots: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Rows of the rounds to come, these slots together, and those of them that are scored."""
+    def rest(self, slots: Sequence[int]) -> Rest:
+        """Rows of the rounds to come, these slots together."""
 
     def done(self, slot: int) -> bool:
         """Has the slot's request nothing left to do?"""
@@ -123,7 +124,7 @@ class LiveRunner:
         self.transfers = Transfers(loaded.device, LAG + 1)
         self._reports = Reports(self.engine, self.transfers, tells, records)
         e = self.engine
-        self.inputs = [e.x_lane, e.x0_lane, e.lane, e.lane_real, e.broken]
+        self.inputs = [e.x_lane, e.x0_lane, e.lane, e.lane_real, e.null_lane, e.null_u, e.broken]
         self.inputs += [value for group in (e.cond, e.null_cond, e.reward_cond) for value in group.values()]
         host = torch.full((e.lane_live.numel(),), -math.inf, dtype=torch.float32, device="cpu")
         self.scores = host.pin_memory() if loaded.device.type == "cuda" else host
@@ -175,9 +176,9 @@ class LiveRunner:
         start = [amount > 0 for amount in forecast.left]
         self.engine.limit(slot, limits_on(self.engine, forecast, forecast.quota, forecast.left, start))
 
-    def rest(self, slots: Sequence[int]) -> tuple[list[int], list[int]]:
+    def rest(self, slots: Sequence[int]) -> Rest:
         e = self.engine
-        return summed(slots, e.plans, e.rounds), summed(slots, e.scored_plans, e.rounds)
+        return Rest(*(summed(slots, plans, e.rounds) for plans in (e.plans, e.null_plans, e.scored_plans)))
 
     def done(self, slot: int) -> bool:
         return self.engine.rounds[slot] >= len(self.engine.plans[slot]) or slot in self.over
@@ -212,11 +213,11 @@ class LiveRunner:
         clock.mark("search")
         if self.steered and self.forward.recorder:  # its decoder and reward have run with the model
             with spans.VELOCITY:
-                found = self.forward.run(engine.padded, self._all_of_it, self.inputs)
+                found = self.forward.run((engine.padded, engine.null_padded), self._all_of_it, self.inputs)
             clock.mark("model")
             return self._decide(found)
         with spans.VELOCITY:
-            self.forward.run(engine.padded, engine.evaluate, self.inputs)
+            self.forward.run((engine.padded, engine.null_padded), engine.evaluate, self.inputs)
         clock.mark("model")
         n = engine.scored_padded
         if n == 0:  # nobody reads a score of this round
@@ -317,13 +318,15 @@ class LiveRunner:
 
     def facts(self) -> dict[str, Any]:
         e = self.engine
-        return {"plans": e.plans, "scored": e.scored_plans, "rounds": list(e.rounds), "over": sorted(self.over)}
+        plans = {"plans": e.plans, "scored": e.scored_plans, "null": e.null_plans}
+        return {**plans, "rounds": list(e.rounds), "over": sorted(self.over)}
 
     def go_on(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         load_into(self.engine, tensors)
         self.engine.rounds, self.over = list(facts["rounds"]), set(facts["over"])
-        for slot, (widths, scored) in enumerate(zip(facts["plans"], facts["scored"], strict=True)):
-            self.engine.expect(slot, widths, scored)
+        plans = zip(facts["plans"], facts["scored"], facts["null"], strict=True)
+        for slot, (widths, scored, null) in enumerate(plans):
+            self.engine.expect(slot, widths, scored, null)
 
 
 def limits_on(
@@ -337,7 +340,7 @@ def limits_on(
     if device.type == "cuda":
         host = [each.pin_memory() for each in host]
     of_quota, of_left, of_start = (each.to(device, non_blocking=True) for each in host)
-    return Limits(of_quota, of_left, of_start, forecast.widths, forecast.scored)
+    return Limits(of_quota, of_left, of_start, forecast.widths, forecast.scored, forecast.null)
 
 
 def summed(slots: Sequence[int], plans: list[list[int]], rounds: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfast.engine.deadline import Pacer, share
+from flowfast.engine.deadline import Pacer, Rest, share
 from flowfast.engine.request import Job
 from flowfast.engine.runner import Runner
 from flowfast.errors import FlowfastError
@@ -75,7 +75,7 @@ class Batch:
             if job.due is not None:
                 if job.due not in shares:
                     shares[job.due] = share(needed(job.due), job.due - now, self.pacer.round_seconds)
-                rest = sum(self.runner.rest([slot])[0])
+                rest = self.runner.rest([slot]).nfe
                 cuts = [(at, int(shares[job.due] * rest))] if rest and shares[job.due] < 1.0 else []
             if cuts:
                 job.cuts += cuts
@@ -97,9 +97,9 @@ class Batch:
 
     def seconds(self, slots: list[int]) -> float:
         """What the rounds to come of these slots take at its pace, with what their neighbours have in them."""
-        rounds = len(self.runner.rest(slots)[0])
-        rows, scored = (each[:rounds] for each in self.runner.rest(self.taken))
-        return self.pacer.seconds(self.pacer.work(rows, scored, 1, self.runner.micro_batch))
+        rounds = len(self.runner.rest(slots).widths)
+        rest = Rest(*(each[:rounds] for each in self.runner.rest(self.taken)))
+        return self.pacer.seconds(self.pacer.work(rest, 1, self.runner.micro_batch))
 
 
 class NoRoomError(Exception):
@@ -246,7 +246,8 @@ class Scheduler:
     def _waiting_work(self, job: Job, like: Batch) -> float:
         """Its share of a batch full of requests like it."""
         slots, M = like.runner.slots, like.runner.micro_batch
-        return like.pacer.work(job.forecast.widths, job.forecast.scored, slots, M) / slots
+        rest = Rest(job.forecast.widths, job.forecast.null, job.forecast.scored)
+        return like.pacer.work(rest, slots, M) / slots
 
     def free_idle(self, now: float) -> None:
         """Frees the batches that nobody has used for a minute."""

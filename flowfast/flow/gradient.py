@@ -1,4 +1,5 @@
-"""Gradient guidance as text: "dps:STRENGTH", alone or beside the scale of classifier-free guidance.
+"""Guidance as text: the scale of classifier-free guidance, "3", or where along linear t it acts, "3@.35:.8"
+(Kynkaanniemi et al. 2024, arXiv 2404.07724); and that by the reward's gradient, "dps:STRENGTH"; or both.
 
 | gradient       | what it adds to the score                                                        | source           |
 |----------------|----------------------------------------------------------------------------------|------------------|
@@ -30,7 +31,8 @@ def parse_gradient(text: str) -> DPS:
 
 
 def parse_guidance(text: str) -> dict[str, Any]:
-    """What `--guidance` says: "3", "dps:0.5" or "3,dps:0.5" as the options `guidance` and `gradient` that it names.
+    """What `--guidance` says: "3", "3@.35:.8", "dps:0.5" or "3@.35:.8,dps:0.5" as the options `guidance`,
+    `guidance_interval` and `gradient` that it names.
 
     Raises OptionError.
     """
@@ -41,5 +43,13 @@ def parse_guidance(text: str) -> dict[str, Any]:
             raise OptionError(f"guidance {text!r}: expected one scale and one gradient at most, like 3,dps:0.5")
         if name == "gradient":
             parse_gradient(part)
-        found[name] = part if name == "gradient" else parse_numbers("guidance", text, [part])[0]
+            found[name] = part
+            continue
+        scale, at, interval = part.partition("@")
+        found[name] = parse_numbers("guidance", text, [scale])[0]
+        if at:
+            ends = parse_numbers("guidance", text, interval.split(":"))
+            if len(ends) != 2:
+                raise OptionError(f"guidance {text!r}: expected two ends of linear t behind @, like 3@0.35:0.8")
+            found["guidance_interval"] = (ends[0], ends[1])
     return found

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,8 @@ class Schedule:
     table (T, 8): columns A, B, C, G, D, E, D_from, E_from; D, E at the `to` time, D_from, E_from at the `from` time
     (0 at transition 0). G is 0 without gradient guidance. time, time_from (T,): model times. linear_time (T,): sigma /
     (alpha + sigma) at the `to` time. searchable (T,) bool: C != 0, children of one parent differ, transition 0
-    included. finished (T,) bool: linear_time <= t_finish.
+    included. finished (T,) bool: linear_time <= t_finish. passes (T,) int64: NFE of an evaluation, 2 where guidance
+    needs the null condition; 1 everywhere if not given.
     """
 
     table: Tensor
@@ -47,14 +48,17 @@ class Schedule:
     linear_time: Tensor
     searchable: Tensor
     finished: Tensor
+    passes: Tensor = None  # type: ignore[assignment]  # filled in below
 
     def __post_init__(self) -> None:
+        if self.passes is None:
+            object.__setattr__(self, "passes", torch.ones_like(self.finished, dtype=torch.int64))
         T = self.table.shape[0]
         if T < 1 or self.table.shape != (T, len(COLUMNS)):
             raise OptionError(
                 f"a schedule's table must be (T, {len(COLUMNS)}) with T >= 1, got {tuple(self.table.shape)}"
             )
-        for name in ("time", "time_from", "linear_time", "searchable", "finished"):
+        for name in ("time", "time_from", "linear_time", "searchable", "finished", "passes"):
             column = getattr(self, name)
             if column.shape != (T,):
                 raise OptionError(f"a schedule's {name} must be ({T},), got {tuple(column.shape)}")
@@ -70,6 +74,29 @@ class Schedule:
     def transitions(self) -> int:
         """T: the model evaluations of one trajectory."""
         return self.table.shape[0]
+
+    @property
+    def nfe(self) -> int:
+        """Of one trajectory."""
+        return int(self.passes.sum())
+
+    @property
+    def unit(self) -> int:
+        """NFE that all evaluations cost alike; 1 where some cost more than others."""
+        return math.gcd(*self.passes.tolist())
+
+    def guided(self, interval: tuple[float, float] | None) -> Schedule:
+        """With two passes where lo <= linear t <= hi, at all evaluations if None. Raises OptionError where there is
+        none."""
+        lo, hi = interval or (0.0, 1.0)
+        inside = (self.linear_time >= lo - _TIME_TOLERANCE) & (self.linear_time <= hi + _TIME_TOLERANCE)
+        if not bool(inside.any()):
+            times = ", ".join(f"{time:.3g}" for time in self.linear_time.tolist())
+            raise OptionError(
+                f"guidance acts nowhere: no evaluation has a linear t in {lo:g}..{hi:g}, they stand at {times}: widen "
+                "the interval, or switch guidance off with 1"
+            )
+        return replace(self, passes=torch.where(inside, 2, 1))
 
 
 @dataclass(frozen=True, kw_only=True)

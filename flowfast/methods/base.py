@@ -85,7 +85,8 @@ class Method:
         """The transitions; most methods go down the grid once."""
         return build_schedule(spec)
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
+        """budget: NFE; schedule.passes says what an evaluation costs. Raises BudgetError, OptionError."""
         raise NotImplementedError
 
     def module(self, plan: Plan, slots: int) -> Chains:

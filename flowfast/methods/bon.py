@@ -14,7 +14,7 @@ class BestOfN(Method):
     """Best-of-n: independent runs (ODE by default), best final reward. Target: the model's own distribution, maximum
     of n.
 
-    Rule: n = evaluations // transitions.
+    Rule: n = budget // NFE of one run.
     """
 
     name: ClassVar[str] = "bon"
@@ -23,11 +23,11 @@ class BestOfN(Method):
 
     n: Chosen = None
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
-        T = schedule.transitions
-        need(self.name, evaluations, T)
-        n = count_of(self.n or chains, evaluations // T, evaluations // T, "best-of-n's n")
-        return Plan(chains=n, lanes=1, quota=[[1] * T] * n, left=[T] * n, accept=[False] * T)
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
+        T, each = schedule.transitions, schedule.nfe
+        need(self.name, budget, each)
+        n = count_of(self.n or chains, budget // each, budget // each, "best-of-n's n")
+        return Plan(chains=n, lanes=1, quota=[[1] * T] * n, left=[each] * n, accept=[False] * T)
 
 
 @register

@@ -38,8 +38,8 @@ class CoDe(Method):
     """CoDe: N groups of K chains run freely for L steps, then go on from the best of their group (arXiv 2502.00968).
     Target: blockwise best of K.
 
-    Rule: N x K = evaluations // transitions, N = 2 where that leaves K >= 2 (else 1), L = 2. At 500 evaluations and
-    10 steps: N = 2, K = 25.
+    Rule: N x K = budget // NFE of one run, N = 2 where that leaves K >= 2 (else 1), L = 2. At 500 NFE and 10 steps of
+    one pass: N = 2, K = 25.
     """
 
     name: ClassVar[str] = "code"
@@ -47,11 +47,11 @@ class CoDe(Method):
     block: Annotated[int, Within(1, MOST_STEPS)] = 2
     k: Chosen = None
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        T = schedule.transitions
-        need(self.name, evaluations, 2 * T)
-        most = evaluations // T
+        T, each = schedule.transitions, schedule.nfe
+        need(self.name, budget, 2 * each)
+        most = budget // each
         n = count_of(chains, 2 if most >= 4 else 1, most, "CoDe's groups (chains)")
         k = count_of(self.k, most // n, most // n, "CoDe's k")
         noisy = schedule.searchable.tolist()  # copies that no noise tells apart any more would be identical
@@ -60,7 +60,7 @@ class CoDe(Method):
             chains=n * k,
             lanes=1,
             quota=[[1] * T] * (n * k),
-            left=[T] * (n * k),
+            left=[each] * (n * k),
             accept=[False] * T,
             regroup=regroup,
             groups=n,

@@ -19,7 +19,7 @@ class Plan:
     quota: list[list[int]]
     """(chains, transitions): candidates at each transition."""
     left: list[int]
-    """(chains,): evaluations that a chain may spend in all."""
+    """(chains,): NFE that a chain may spend in all."""
     accept: list[bool]
     """(transitions,): is the first child better than the best reward so far taken at once?"""
     margin: float = 0.0
@@ -41,6 +41,8 @@ class Plan:
     scored: list[bool] = field(default_factory=list)
     """(transitions,): where a decision reads the score of a child; empty: everywhere. No other is decoded or scored."""
 
+    passes: list[int] = field(default_factory=list)
+    """(transitions,): NFE of an evaluation; empty: 1."""
     keep: list[int] = field(default_factory=list)
     """Chains in the order in which they are kept when time runs short; empty: as they stand."""
 
@@ -66,7 +68,7 @@ class Plan:
 
         Not where chains are regrouped and there are fewer of them: which ones go on depends on their number.
         """
-        names = ("accept", "margin", "carry", "regroup", "ends", "groups", "finished", "scored")
+        names = ("accept", "margin", "carry", "regroup", "ends", "groups", "finished", "scored", "passes")
         alike = all(getattr(self, name) == getattr(largest, name) for name in names)
         chains = self.chains == largest.chains or (self.chains < largest.chains and (self.ends or not self.regroup))
         lanes = self.lanes == largest.lanes or max(map(max, self.quota)) <= self.lanes <= largest.lanes
@@ -79,10 +81,10 @@ class Plan:
     def forecast(self, cuts: Sequence[tuple[int, int]] = ()) -> Forecast:
         """What the host knows of a search without asking the device.
 
-        cuts: (round, evaluations): from that round on all chains together spend at most so many evaluations, or what
-        one of them needs to finish, in the order of rounds.
+        cuts: (round, NFE): from that round on all chains together spend at most so much, or what one of them needs to
+        finish, in the order of rounds.
         """
-        return forecast(self.planned(), [at for at, _ in cuts], [evaluations for _, evaluations in cuts])
+        return forecast(self.planned(), [at for at, _ in cuts], [nfe for _, nfe in cuts])
 
     def planned(self) -> Planned:
         """What a forecast reads of it."""
@@ -95,17 +97,23 @@ class Plan:
             any(self.accept),
             self.regroup or [False] * T,
             self.scored or [True] * T,
+            self.passes or [1] * T,
             self.keep or list(range(self.chains)),
         )
 
 
-def need(name: str, evaluations: int, least: int) -> None:
-    """Raises BudgetError when the budget is below what the method needs."""
-    if evaluations < least:
+def need(name: str, budget: int, least: int) -> None:
+    """Raises BudgetError when the budget, in NFE, is below what the method needs."""
+    if budget < least:
         raise BudgetError(
-            f"method {name!r} needs at least {least} model evaluations a prompt, but the budget allows {evaluations} "
-            "(an evaluation costs 2 NFE with two-pass guidance): raise the budget or lower --steps"
+            f"method {name!r} needs at least {least} NFE a prompt, but the budget allows {budget} (an evaluation costs "
+            "2 NFE with two-pass guidance): raise the budget or lower --steps"
         )
+
+
+def cost(counts: Sequence[int], passes: Sequence[int]) -> int:
+    """NFE of so many evaluations at each transition."""
+    return sum(count * each for count, each in zip(counts, passes, strict=True))
 
 
 def count_of(option: int | None, wanted: int, most: int, what: str) -> int:
@@ -118,18 +126,27 @@ def count_of(option: int | None, wanted: int, most: int, what: str) -> int:
     return option
 
 
-def spread(total: int, weights: list[float]) -> list[int]:
-    """`total` whole candidates spread in proportion to weights, largest remainders first, ties to the earlier."""
+def spread(nfe: int, weights: list[float], passes: list[int]) -> list[int]:
+    """The candidates that `nfe` pays for, in proportion to weights, largest remainders first, ties to the earlier."""
     scale = sum(weights)
-    if scale <= 0:
+    if scale <= 0 or nfe <= 0:
         return [0] * len(weights)
-    exact = [total * w / scale for w in weights]
-    share = [int(e) for e in exact]
-    for i in sorted(range(len(weights)), key=lambda i: (share[i] - exact[i], i))[: total - sum(share)]:
-        share[i] += 1
-    return share
+
+    def shares(total: int) -> list[int]:
+        exact = [total * w / scale for w in weights]
+        share = [int(e) for e in exact]
+        for i in sorted(range(len(weights)), key=lambda i: (share[i] - exact[i], i))[: total - sum(share)]:
+            share[i] += 1
+        return share
+
+    low, high = nfe // max(passes), nfe // min(passes)
+    while low < high:  # the most that is paid for; where passes are all alike both ends are
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(shares(middle), passes) <= nfe else (low, middle - 1)
+    return shares(low)
 
 
-def split(evaluations: int, chains: int) -> list[int]:
-    """Evaluations of each chain; the first ones take the remainder."""
-    return [evaluations // chains + (c < evaluations % chains) for c in range(chains)]
+def split(nfe: int, chains: int, unit: int) -> list[int]:
+    """NFE of each chain, in whole units; the first ones take the remainder."""
+    units = nfe // unit
+    return [(units // chains + (c < units % chains)) * unit for c in range(chains)]

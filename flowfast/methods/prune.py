@@ -12,7 +12,7 @@ from flowfast.bounds import Within
 from flowfast.errors import OptionError
 from flowfast.flow.schedule import Schedule
 from flowfast.methods.base import ODE, Chains, Chosen, LinearTime, Method, register
-from flowfast.methods.plan import Plan, count_of, need
+from flowfast.methods.plan import Plan, cost, count_of, need
 
 Share = Annotated[float, Within(0, 1, above=True)]
 
@@ -71,9 +71,9 @@ class Prune(Method):
     keep: tuple[Share, ...] = (0.4, 0.15)
     n: Chosen = None
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
-        T = schedule.transitions
-        need(self.name, evaluations, T)
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
+        T, each, passes = schedule.transitions, schedule.nfe, schedule.passes.tolist()
+        need(self.name, budget, each)
         cuts = self.cuts(schedule.linear_time.tolist())
 
         def alive(n: int) -> list[int]:
@@ -84,8 +84,8 @@ class Prune(Method):
             return counts
 
         # From 3 scouts on they cost the more the more there are; 2 without a cut may cost more than 3.
-        pruned = bisect_right(range(3, evaluations + 1), evaluations, key=lambda n: sum(alive(n)))
-        most = 2 + pruned if pruned else evaluations // T
+        pruned = bisect_right(range(3, budget + 1), budget, key=lambda n: cost(alive(n), passes))
+        most = 2 + pruned if pruned else budget // each
         n = count_of(self.n or chains, most, most, "prune's n")
         counts = alive(n)
         cutting = {at for at, _ in cuts if n >= 3}  # of all budgets alike, so that they share a batch
@@ -93,7 +93,7 @@ class Prune(Method):
             chains=n,
             lanes=1,
             quota=[[int(c < counts[at]) for at in range(T)] for c in range(n)],
-            left=[T] * n,
+            left=[each] * n,
             accept=[False] * T,
             regroup=[at in cutting for at in range(T)],
             ends=True,

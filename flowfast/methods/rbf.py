@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from flowfast.errors import OptionError
 from flowfast.flow.schedule import Schedule, ScheduleSpec, build_schedule
 from flowfast.methods.base import PAPER, Chosen, Margin, Method, Weights, register
-from flowfast.methods.plan import Plan, count_of, need, split
+from flowfast.methods.plan import Plan, cost, count_of, need, split
 from flowfast.methods.svdd import chain_quotas
 
 ALL_THAT_IS_LEFT = 1 << 40
@@ -31,18 +31,17 @@ class RBF(Method):
     spend_last: bool = True
     margin: Margin = 0.0
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        T = schedule.transitions
-        need(self.name, evaluations, T)
-        n = count_of(chains, 2, evaluations // T, "RBF's chains")
-        quota = chain_quotas(schedule, evaluations, n, list(self.weights))
+        need(self.name, budget, schedule.nfe)
+        n = count_of(chains, 2, budget // schedule.nfe, "RBF's chains")
+        quota = chain_quotas(schedule, budget, n, list(self.weights))
         return self.forced(schedule, quota, lanes, self.spend_last, self.margin)
 
     @staticmethod
     def forced(schedule: Schedule, quota: list[list[int]], lanes: int | None, spend_last: bool, margin: float) -> Plan:
         T, last = schedule.transitions, max(k for k, noisy in enumerate(schedule.searchable.tolist()) if noisy)
-        left = [sum(q) for q in quota]
+        left = [cost(q, schedule.passes.tolist()) for q in quota]
         if spend_last:
             quota = [[ALL_THAT_IS_LEFT if k == last else q[k] for k in range(T)] for q in quota]
         accept = [0 < k <= last and not (spend_last and k == last) for k in range(T)]
@@ -57,8 +56,8 @@ class RBFOfficial(Method):
     """RBF as the paper's public code runs it: best of several initial noises, the last step takes the rest, returns
     its one-step posterior mean.
 
-    Rule: 10 % of a chain's evaluations (at most 25) are initial noises; quota = (evaluations - initial noises) //
-    (steps x chains) each. Unlike the public code it spends the budget to the end (that one stops 2 NFE short and
+    Rule: 10 % of a chain's budget (at most 25) are initial noises; quota = what is left // (NFE of one run x chains)
+    each. Unlike the public code it spends the budget to the end (that one stops 2 NFE short and
     drops its last step). `margin`: as RBF's.
     """
 
@@ -71,19 +70,22 @@ class RBFOfficial(Method):
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         return build_schedule(replace(spec, tail=0))
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        T = schedule.transitions
-        need(self.name, evaluations, T)
-        n = count_of(chains, 2, evaluations // T, "RBF's chains")
-        first = count_of(
-            self.init_candidates, min(25, evaluations // n // 10), evaluations // n - T + 1, "init_candidates"
-        )
-        each = max(1, (evaluations - first * n) // (T * n))
-        if first + (T - 1) * each > evaluations // n:
+        T, passes, nfe = schedule.transitions, schedule.passes.tolist(), schedule.nfe
+        need(self.name, budget, nfe)
+        n = count_of(chains, 2, budget // nfe, "RBF's chains")
+        own = budget // schedule.unit // n * schedule.unit  # a chain's, at least
+        most = (own - nfe) // passes[0] + 1
+        first = count_of(self.init_candidates, min(25, own // passes[0] // 10), most, "init_candidates")
+        each = max(1, (budget - first * passes[0] * n) // (nfe * n))
+        if first * passes[0] + (nfe - passes[0]) * each > own:
             raise OptionError(
-                f"init_candidates {first} leave less than one evaluation a step of {evaluations // n} a chain: lower it"
+                f"init_candidates {first} leave less than one evaluation a step of {own} NFE a chain: lower it"
             )
-        quota = [[first] + [each] * (T - 2) + [spend - first - (T - 2) * each] for spend in split(evaluations, n)]
+        quota = []
+        for spend in split(budget, n, schedule.unit):
+            of_chain = [first] + [each] * (T - 2)
+            quota.append([*of_chain, (spend - cost(of_chain, passes[:-1])) // passes[-1]])
         plan = RBF.forced(schedule, quota, lanes, True, self.margin)
         return replace(plan, finished=[k == T - 1 for k in range(T)])

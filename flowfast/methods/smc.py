@@ -72,7 +72,7 @@ class SMC(Method):
     """SMC: N particles, weights exp(change of r / temperature), resampled at low ESS (Kim et al. 2025, arXiv
     2501.05803). Target: p(x0) exp(r / temperature).
 
-    Rule: N = evaluations // transitions. `tempering` raises the strength of the reward linearly from transition 0 to
+    Rule: N = budget // NFE of one run. `tempering` raises the strength of the reward linearly from transition 0 to
     the last ("linear") or not at all ("none").
     """
 
@@ -83,15 +83,15 @@ class SMC(Method):
     ess_gate: Annotated[float, Within(0, 1)] = 0.5
     tempering: str = "none"
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
-        T = schedule.transitions
-        need(self.name, evaluations, 2 * T)
-        n = count_of(chains, evaluations // T, evaluations // T, "SMC's particles (chains)")
+        T, each = schedule.transitions, schedule.nfe
+        need(self.name, budget, 2 * each)
+        n = count_of(chains, budget // each, budget // each, "SMC's particles (chains)")
         # Resampling pays only while noise follows that tells the copies apart.
         noisy = schedule.searchable.tolist()
         regroup = [any(noisy[at + 1 :]) for at in range(T)]
-        return Plan(chains=n, lanes=1, quota=[[1] * T] * n, left=[T] * n, accept=[False] * T, regroup=regroup)
+        return Plan(chains=n, lanes=1, quota=[[1] * T] * n, left=[each] * n, accept=[False] * T, regroup=regroup)
 
     def module(self, plan: Plan, slots: int) -> Chains:
         if self.resampling not in RESAMPLING:

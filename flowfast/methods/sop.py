@@ -56,22 +56,21 @@ class SearchOverPaths(Method):
             spec, t_start=self.t_start, forward=self.forward, backward=self.backward, width=self.width
         ).schedule
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
         T = schedule.transitions
         noisy = schedule.searchable.tolist()
         ups = [k for k in range(1, T) if noisy[k]]
-        down = ups[0]  # evaluations of the way down, once for each of the N
-        rest = T - down
-        need(self.name, evaluations, down + 2 * rest)
-        most = evaluations // (down + rest)
-        n = count_of(chains, 2 if evaluations >= 2 * (down + 2 * rest) else 1, most, "SoP's chains (N)")
-        k = count_of(self.k, (evaluations - n * down) // (n * rest), (evaluations - n * down) // (n * rest), "SoP's k")
+        down = int(schedule.passes[: ups[0]].sum())  # NFE of the way down, once for each of the N
+        rest = schedule.nfe - down
+        need(self.name, budget, down + 2 * rest)
+        n = count_of(chains, 2 if budget >= 2 * (down + 2 * rest) else 1, budget // schedule.nfe, "SoP's chains (N)")
+        k = count_of(self.k, (budget - n * down) // (n * rest), (budget - n * down) // (n * rest), "SoP's k")
         regroup = [at + 1 in ups for at in range(T)]
         return Plan(
             chains=n * k,
             lanes=1,
             quota=[[1] * T] * (n * k),
-            left=[T] * n + [rest] * (n * k - n),
+            left=[schedule.nfe] * n + [rest] * (n * k - n),
             accept=[False] * T,
             start=[c < n for c in range(n * k)],
             regroup=regroup,

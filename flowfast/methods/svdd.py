@@ -10,22 +10,20 @@ from torch import Tensor
 from flowfast.errors import OptionError
 from flowfast.flow.schedule import Schedule
 from flowfast.methods.base import Chains, Method, Positive, Weights, register
-from flowfast.methods.plan import Plan, count_of, need, split, spread
+from flowfast.methods.plan import Plan, cost, count_of, need, split, spread
 
 
-def chain_quotas(
-    schedule: Schedule, evaluations: int, chains: int, weights: list[float], first: int = 1
-) -> list[list[int]]:
+def chain_quotas(schedule: Schedule, budget: int, chains: int, weights: list[float], first: int = 1) -> list[list[int]]:
     """Candidates (chains, transitions): one at every transition, `first` initial noises, the rest in proportion to
-    weights over the transitions that add noise."""
-    T = schedule.transitions
+    weights over the transitions that add noise. budget: NFE."""
+    T, passes = schedule.transitions, schedule.passes.tolist()
     noisy = schedule.searchable.tolist()
     if len(weights) not in (0, T):
         raise OptionError(f"expected {T} weights, one a transition, got {len(weights)}")
     shares = [(weights[k] if weights else 1.0) * (k > 0 and noisy[k]) for k in range(T)]
     quotas = []
-    for spend in split(evaluations, chains):
-        extra = spread(spend - first - (T - 1), shares)
+    for spend in split(budget, chains, schedule.unit):
+        extra = spread(spend - schedule.nfe - (first - 1) * passes[0], shares, passes)
         quotas.append([(first if k == 0 else 1) + extra[k] for k in range(T)])
     return quotas
 
@@ -50,9 +48,9 @@ class SVDD(Method):
     """SVDD: N chains, best or softmax draw of K children every step (arXiv 2408.08252). Target (softmax, exact
     value): p(x0) exp(r / temperature).
 
-    Rule: each of N = 2 chains gets half of the evaluations; one for its initial noise and one a transition are set
-    aside, the rest is spread over the transitions that add noise, evenly or by `weights`. At 500 evaluations and
-    10 steps: K about 25.
+    Rule: each of N = 2 chains gets half of the budget; one evaluation for its initial noise and one a transition are
+    set aside, the rest is spread over the transitions that add noise, evenly or by `weights`. At 500 NFE and 10 steps
+    of one pass: K about 25.
     """
 
     name: ClassVar[str] = "svdd"
@@ -61,18 +59,18 @@ class SVDD(Method):
     temperature: Positive = 0.1
     weights: Weights = ()
 
-    def plan(self, schedule: Schedule, evaluations: int, chains: int | None, lanes: int | None) -> Plan:
+    def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
         self.check(schedule)
         T = schedule.transitions
-        need(self.name, evaluations, T)
-        n = count_of(chains, 2, evaluations // T, "SVDD's chains")
-        quota = chain_quotas(schedule, evaluations, n, list(self.weights))
+        need(self.name, budget, schedule.nfe)
+        n = count_of(chains, 2, budget // schedule.nfe, "SVDD's chains")
+        quota = chain_quotas(schedule, budget, n, list(self.weights))
         width = max(max(q) for q in quota)
         return Plan(
             chains=n,
             lanes=min(lanes or width, width),
             quota=quota,
-            left=[sum(q) for q in quota],
+            left=[cost(q, schedule.passes.tolist()) for q in quota],
             accept=[False] * T,
         )
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowfast.ops.assign_lanes import check_buffers
+from flowfast.ops.assign_lanes import check_buffers, check_passes
 from flowfast.ops.assign_lanes import reference as assign_lanes
 from flowfast.ops.checks import OperandError, check_latents, check_operand
 from flowfast.ops.layout import (
@@ -25,6 +25,7 @@ from flowfast.ops.layout import (
     CHAIN_TRANSITION,
     CHILD,
     CHILD_REWARD,
+    EVALUATIONS,
     LANE_SLOT,
     LEFT,
     NAN_REWARDS,
@@ -84,7 +85,7 @@ def reference(
         top_candidate; what `assign_lanes` writes; broken: the posterior mean of a lane is not finite, all False
         afterwards; ticket: 0, counts the blocks that are done where one launch on a device does all of this.
     Fields read:
-        quota_table; passes: NFE that a lane costs at a transition; scored: is a lane's score read there; centre: taken
+        quota_table; passes: NFE of a lane there, at least 1; scored: is a lane's score read there; centre: taken
         off a reward there before it is compared; accept: may the first child that beats threshold + margin be taken;
         finished: is x0 finished; given, time, linear_time, slot_real (guidance, until); image_sum (N,): the sum of a
         lane's image, finite where the image is.
@@ -93,7 +94,7 @@ def reference(
         advance (B,): 0 stay, 1 accepted, 2 spent, 3 dead.   store_source, top_source: lane moved there; negative: none.
 
     Raises:
-        OperandError: an operand has a wrong dtype, shape or layout.
+        OperandError: an operand has a wrong dtype, shape, layout or value.
     """
     latents = {"x_lane": x_lane, "u_lane": u_lane, "x0_lane": x0_lane, "x": x, "u": u, "top_x": top_x, "top_x0": top_x0}
     sizes = check(rewards, bias, ints, floats, flags, latents, slots, lanes, transitions, next_width)
@@ -114,6 +115,7 @@ class _Round:
         self, f: dict[str, Tensor], sizes: Sizes, rewards: Tensor, temperature: float, bias: Tensor | None
     ) -> None:
         B, K, R, N = sizes.batch, sizes.lanes, rewards.size(0), sizes.widest
+        check_passes("decide", f["passes"])
         self.at = f["chain"][CHAIN_TRANSITION].clamp(0, sizes.transitions - 1)
         self.scored = f["scored"].index_select(0, self.at)
         cell, live = f["lane"][CELL], f["lane_live"]
@@ -259,14 +261,16 @@ def _settle(f: dict[str, Tensor], sizes: Sizes, round_: _Round, verdict: _Verdic
     score[THRESHOLD] = torch.where(risen > score[THRESHOLD], risen, score[THRESHOLD])
     score[CHILD_REWARD] = torch.where(valued, -torch.inf, score[CHILD_REWARD])
     spent, passes = live.sum(1), f["passes"].index_select(0, at)
+    cost = spent * passes
     chain[ACTIVE] = torch.where(stepped, 1 - chain[ACTIVE], chain[ACTIVE])
-    chain[LEFT] -= spent
+    chain[LEFT] -= cost
     chain[TRIED] = torch.where(stepped, 0, chain[TRIED] + used)
     chain[CHAIN_TRANSITION] += stepped
     f["alive"].logical_and_(torch.logical_and(advance != DEAD, chain[CHAIN_TRANSITION] < T))
-    slot[NFE] += (spent * passes).view(S, C).sum(1)
+    slot[NFE] += cost.view(S, C).sum(1)
     slot[NFE_SPECULATIVE] += ((spent - used) * passes).view(S, C).sum(1)
     slot[REWARD_CALLS] += (spent * round_.scored).view(S, C).sum(1)
+    slot[EVALUATIONS] += spent.view(S, C).sum(1)
     slot[NAN_REWARDS].index_add_(0, f["lane"][LANE_SLOT], round_.unsound.to(torch.int64))
     going = (f["top_reward"][:, 0] < f["slot_real"][UNTIL]).unsqueeze(1).expand(S, C).flatten()
     f["alive"].logical_and_(going)

@@ -62,7 +62,7 @@ def search_picture(
     if unscored := [c.nfe for c in candidates if c.reward is None]:  # at the foot: they have no value
         foot = axes.get_xaxis_transform()
         axes.plot(unscored, [0.015] * len(unscored), "|", color="#9a9a9a", ms=5, transform=foot, label="not scored")
-    axes.set_xlabel("NFE (model evaluations x passes)")
+    axes.set_xlabel("NFE (rows through the model)")
     axes.set_ylabel("reward" if sample.top[0].preview_reward is None else "reward of previews")
     if axes.get_legend_handles_labels()[0]:  # no reward may be finite
         axes.legend(loc="best", fontsize=8, framealpha=0.9)
@@ -141,7 +141,7 @@ def curve_picture(rows: Sequence[dict[str, Any]], what: str = "heldout") -> byte
         apart = 1.02 ** (number - (len(kinds) - 1) / 2)
         for axes, shown, x in zip(panels, (counted, right), ("nfe", "seconds_per_prompt"), strict=True):
             _errorbar(axes, shown, [row[x] * apart for row in shown], what, style)
-    panels[0].set_xlabel("NFE a prompt (model evaluations x passes)")
+    panels[0].set_xlabel("NFE a prompt (rows through the model)")
     panels[1].set_xlabel("seconds a prompt (measured, prompts in batches)")
     panels[0].set_ylabel({"heldout": "share of prompts right (held-out verifier)", "reward": "given reward"}[what])
     panels[0].set_title("equal NFE", fontsize=11)

@@ -23,13 +23,15 @@ class Limits(NamedTuple):
     quota: Tensor
     """(C, T) int64: candidates at each transition."""
     left: Tensor
-    """(C,) int64: evaluations in all."""
+    """(C,) int64: NFE in all."""
     start: Tensor
     """(C,) bool: which chains run from the beginning."""
     widths: list[int]
     """Lanes of each round, at most."""
     scored: list[int]
     """Those of them whose score is read."""
+    null: list[int]
+    """Those of them that need the null condition, at most."""
 
 
 class SlotBatch(Lanes):
@@ -46,6 +48,7 @@ class SlotBatch(Lanes):
     reward_cond: dict[str, Tensor]
     plans: list[list[int]]
     scored_plans: list[list[int]]
+    null_plans: list[list[int]]
     rounds: list[int]
 
     def __init__(self, flow: Any, reward: Any, method: nn.Module, *lanes: Any, **sizes: Any):
@@ -55,10 +58,11 @@ class SlotBatch(Lanes):
         self.chain_index = torch.arange(self.slots * self.chains, device=self.table.device)
         self.side = torch.arange(2, device=self.table.device)
         self.assigned = False  # have the lanes of the next round been laid?
-        self.next_width, self.next_scored = -1, 0  # what `turn` counted of it; -1: nothing
+        self.next_width, self.next_scored, self.next_null = -1, 0, 0  # what `turn` counted of it; -1: nothing
         self.ahead = True  # `decide` lays the next lanes, too; not in a CUDA graph, which would replay their number
         self.plans: list[list[int]] = [[0][:0] for _ in range(self.slots)]
         self.scored_plans: list[list[int]] = [[0][:0] for _ in range(self.slots)]
+        self.null_plans: list[list[int]] = [[0][:0] for _ in range(self.slots)]
         self.rounds: list[int] = [0 for _ in range(self.slots)]
 
     # ---- the batch is made of slots ----
@@ -92,7 +96,7 @@ class SlotBatch(Lanes):
             slice_of(self.state.x, slot, 2 * self.chains).copy_(latents.repeat_interleave(2, dim=0))
             self.state.given[slot] = True
         self.rounds[slot] = 0
-        self.expect(slot, limits.widths, limits.scored)
+        self.expect(slot, limits.widths, limits.scored, limits.null)
 
     @torch.jit.export
     def limit(self, slot: int, limits: Limits) -> None:
@@ -101,12 +105,13 @@ class SlotBatch(Lanes):
         s = self.state
         left = limits.left.to(s.left.device)
         own, stopped = slice_of(s.left, slot, self.chains), left <= 0
-        need = torch.minimum(own, self.transitions - slice_of(s.transition, slot, self.chains))
+        to_end = self.to_end.index_select(0, slice_of(s.transition, slot, self.chains).clamp(max=self.transitions))
+        need = torch.minimum(own, to_end)
         own.copy_(torch.where(stopped, 0, torch.maximum(torch.minimum(own, left), need)))
         slice_of(s.quota_table, slot, self.chains).copy_(limits.quota)
         slice_of(s.stopped, slot, self.chains).logical_or_(stopped)
         slice_of(s.alive, slot, self.chains).logical_and_(torch.logical_not(stopped))
-        self.expect(slot, limits.widths, limits.scored)
+        self.expect(slot, limits.widths, limits.scored, limits.null)
 
     @torch.jit.export
     def release(self, slot: int) -> dict[str, Tensor]:
@@ -114,7 +119,7 @@ class SlotBatch(Lanes):
         free then."""
         s, top = self.state, self.top
         slice_of(s.alive, slot, self.chains).fill_(False)
-        self.expect(slot, [0][:0], [0][:0])
+        self.expect(slot, [0][:0], [0][:0], [0][:0])
         return {
             "reward": s.top_reward[slot].clone(),
             "x0": s.top_x0.narrow(0, slot * top, top).clone(),
@@ -122,14 +127,14 @@ class SlotBatch(Lanes):
             "transition": s.top_transition[slot].clone(),
             "chain": s.top_chain[slot].clone(),
             "candidate": s.top_candidate[slot].clone(),
-            "cost": torch.stack([s.nfe[slot], s.nfe_speculative[slot], s.reward_calls[slot], s.nan_rewards[slot]]),
+            "cost": s.counters[:, slot].clone(),
         }
 
     @torch.jit.export
-    def expect(self, slot: int, widths: list[int], scored: list[int]) -> None:
-        """Lanes of a slot in each of its rounds, at most, and those of them that are scored; the next ones are laid
-        anew."""
-        self.plans[slot], self.scored_plans[slot] = widths, scored
+    def expect(self, slot: int, widths: list[int], scored: list[int], null: list[int]) -> None:
+        """Lanes of a slot in each of its rounds, at most, those of them that are scored, and those that need the null
+        condition; the next ones are laid anew."""
+        self.plans[slot], self.scored_plans[slot], self.null_plans[slot] = widths, scored, null
         self.assigned, self.next_width = False, -1
 
     @torch.jit.export
@@ -141,6 +146,11 @@ class SlotBatch(Lanes):
     def scored_width(self) -> int:
         """Lanes of the next round, at most, whose score is read: the first ones."""
         return self.next_scored if self.next_width >= 0 else next_lanes(self.scored_plans, self.rounds)
+
+    @torch.jit.export
+    def null_width(self) -> int:
+        """Lanes of the next round, at most, that need the null condition."""
+        return self.next_null if self.next_width >= 0 else next_lanes(self.null_plans, self.rounds)
 
     @torch.jit.export
     def search(self) -> None:
@@ -167,11 +177,12 @@ class SlotBatch(Lanes):
 
     @torch.jit.export
     def lay(self) -> None:
-        """How many lanes this round has at most, and how many of them are scored, rows of padding included; lays them
-        where the round before could not know them."""
+        """How many lanes this round has at most, how many of them are scored and how many need the null condition, rows
+        of padding included; lays them where the round before could not know them."""
         width, M = self.width(), self.micro_batch
         self.padded = (width + M - 1) // M * M
         self.scored_padded = (self.scored_width() + M - 1) // M * M
+        self.null_padded = (self.null_width() + M - 1) // M * M
         if not self.assigned:
             self.assign(width)
 
@@ -185,7 +196,7 @@ class SlotBatch(Lanes):
     @torch.jit.export
     def turn(self) -> None:
         """What the host counts of a round; `decide` then is work of the device alone and can be captured."""
-        width, scored, rounds = 0, 0, self.rounds
+        width, scored, null, rounds = 0, 0, 0, self.rounds
         for slot in range(self.slots):
             at = rounds[slot] + 1
             rounds[slot] = at
@@ -193,8 +204,9 @@ class SlotBatch(Lanes):
             if at < len(plan):
                 width += plan[at]
                 scored += self.scored_plans[slot][at]
+                null += self.null_plans[slot][at]
         self.assigned = self.ahead and not self.method.regroups  # these decide afterwards where chains go on
-        self.next_width, self.next_scored = width if self.assigned else -1, scored
+        self.next_width, self.next_scored, self.next_null = width if self.assigned else -1, scored, null
 
     @torch.jit.export
     def decide(self, rewards: Tensor) -> None:
@@ -238,17 +250,9 @@ class SlotBatch(Lanes):
 
     def assign(self, width: int) -> None:
         torch.ops.flowfast.assign_lanes(
-            self.ints,
-            self.floats,
-            self.flags,
-            self.slots,
-            self.chains,
-            self.lanes,
-            self.transitions,
-            self.widest,
-            self.top,
-            width,
-        )
+            self.ints, self.floats, self.flags, self.slots, self.chains, self.lanes, self.transitions, self.widest,
+            self.top, width,
+        )  # fmt: skip
         self.assigned = True
 
     def regroup(self, stepped: Tensor) -> None:

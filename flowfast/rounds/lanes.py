@@ -22,6 +22,7 @@ from flowfast.ops.layout import (
     LANE_TRANSITION,
     PARENT,
     TABLE_ROW,
+    TIME,
     Sizes,
     make_buffers,
     views,
@@ -32,8 +33,8 @@ from flowfast.rounds.state import State
 BRANCH_STEP = torch.ops.flowfast.branch_step
 POSTERIOR_MEAN = torch.ops.flowfast.posterior_mean
 SEEN_FIELDS = (
-    "time", "linear_time", "finished", "scored", "lane", "lane_real", "lane_live", "broken", "image_sum", "dense",
-    "status", "advance", "store_source",
+    "time", "linear_time", "finished", "scored", "to_end", "lane", "lane_real", "lane_live", "null_lane", "broken",
+    "image_sum", "dense", "status", "advance", "store_source",
 )  # fmt: skip
 """Fields of the packed buffers that are known here by name."""
 
@@ -42,8 +43,8 @@ SEEN_FIELDS = (
 class Rules:
     """What the decisions of a batch go by, the same in all of its slots."""
 
-    passes: int
-    """NFE of an evaluation."""
+    passes: Tensor
+    """(T,) int64: NFE of an evaluation."""
     accept: Tensor
     """(T,) bool: may the first child that beats the best reward by `margin` be taken at once?"""
     scored: Tensor
@@ -65,7 +66,45 @@ class Examples:
     reward_cond: dict[str, Tensor]
 
 
-class Lanes(nn.Module):
+class NullLanes(nn.Module):
+    """Where guidance acts at some transitions only: the lanes that need the null condition, gathered."""
+
+    if TYPE_CHECKING:
+        x_lane: Tensor
+        lane_time: Tensor
+        lane_slot: Tensor
+        null_u: Tensor
+        null_part: list[Tensor]
+        shape: list[int]
+        micro_batch: int
+        numel: int
+        widest: int
+
+    @torch.jit.export
+    def null_inputs(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x (M, *shape), t (M,) and slot (M,) of micro-batch i of the lanes that need the null condition, where these
+        are gathered; rows behind the last one are the first lane's."""
+        lane = self.null_part[i].clamp(min=0)
+        x = self.x_lane.index_select(0, lane).view([self.micro_batch] + self.shape)
+        return x, self.lane_time.index_select(0, lane), self.lane_slot.index_select(0, lane)
+
+    @torch.jit.export
+    def keep_null(self, i: int, u: Tensor) -> None:
+        """The velocities of `null_inputs(i)`; what is of no lane goes to the row behind the last."""
+        lane = self.null_part[i]
+        self.null_u.index_copy_(0, torch.where(lane < 0, self.widest, lane), self.flat(u))
+
+    def flat(self, u: Tensor) -> Tensor:
+        """A velocity as (M, n) of the state's own type. Raises ModelError where it has another number of elements."""
+        if u.size(0) != self.micro_batch or u.numel() != self.micro_batch * self.numel:
+            raise ModelError(
+                "velocity must return the shape of x_t, " + str([self.micro_batch] + self.shape) + ", got "
+                + str(list(u.shape)) + ": mend the model"
+            )  # fmt: skip
+        return u.reshape(self.micro_batch, self.numel).to(self.x_lane.dtype).contiguous()
+
+
+class Lanes(NullLanes):
     """Buffers of a batch, and what the model and the reward say of its lanes."""
 
     if TYPE_CHECKING:  # kept from torch.jit.script, which would take these for types of attributes
@@ -82,9 +121,12 @@ class Lanes(nn.Module):
     linear_time: Tensor
     finished: Tensor
     scored: Tensor
+    to_end: Tensor
     lane: Tensor
     lane_real: Tensor
     lane_live: Tensor
+    null_lane: Tensor
+    null_u: Tensor
     broken: Tensor
     image_sum: Tensor
     dense: Tensor
@@ -119,10 +161,12 @@ class Lanes(nn.Module):
         """slots of so many chains, each with so many lanes a round; `top` finished samples are kept of a slot.
         captured: the model runs in a CUDA graph, whose memory the next one writes over."""
         super().__init__()
-        device, M, passes = device or torch.device("cpu"), micro_batch, rules.passes
+        device, M, passes = device or torch.device("cpu"), micro_batch, int(rules.passes.max())
         self.shape = [int(size) for size in flow.shape]
         self.flow, self.reward, self.numel = flow, reward, math.prod(self.shape)
         self.slots, self.chains, self.lanes, self.micro_batch, self.passes = slots, chains, lanes, M, passes
+        # Do only some transitions need the null condition? Their lanes are then gathered into model calls of their own.
+        self.partial = passes == 2 and int(rules.passes.min()) == 1
         self.transitions, self.top, self.margin, self.carry = schedule.transitions, top, rules.margin, rules.carry
         # One more row of the table starts from latents that the caller gave: x' = x at the first time.
         given = schedule.table[:1].clone()
@@ -135,7 +179,7 @@ class Lanes(nn.Module):
         # Without guidance and in one micro-batch the model's own output is u_lane: nothing copies it.
         self.direct = passes == 1 and self.widest == M and not captured
         self._make_lanes(dtype, device)
-        self.padded, self.scored_padded = 0, 0
+        self.padded, self.scored_padded, self.null_padded = 0, 0, 0
         self.image_dims, self.has_sums = [1, 2, 3], False  # of `look`: what it sums over, and whether it has
         # One slot: its conditions lie there once a row of a micro-batch, and no round gathers them.
         rows = M if slots == 1 else slots
@@ -152,7 +196,9 @@ class Lanes(nn.Module):
         fields = views(buffers, sizes)
         fields["time"].copy_(torch.cat([schedule.time, schedule.time[:1]]))
         fields["linear_time"].copy_(torch.cat([schedule.linear_time, schedule.linear_time[:1]]))
-        fields["passes"].fill_(rules.passes)
+        fields["passes"].copy_(rules.passes)
+        to_end = rules.passes.flip(0).cumsum(0).flip(0)
+        fields["to_end"].copy_(torch.cat([to_end, torch.zeros_like(to_end[:1])]))
         for name in ("accept", "scored", "finished"):
             fields[name].copy_(getattr(rules, name))
         for name in SEEN_FIELDS:
@@ -166,9 +212,12 @@ class Lanes(nn.Module):
         for name, rows in (("x_lane", widest), ("u_lane", 0 if self.direct else widest), ("x0_lane", widest)):
             setattr(self, name, torch.zeros([rows, self.numel], dtype=dtype, device=device))
         self.lane_slot, self.lane_transition = self.lane[LANE_SLOT], self.lane[LANE_TRANSITION]
+        self.lane_time = self.lane_real[TIME]
         self.lane_candidate, self.lane_chain = self.lane[CANDIDATE], self.lane[LANE_CHAIN]
         self.lane_key, self.table_row, self.parent = self.lane[LANE_KEY], self.lane[TABLE_ROW], self.lane[PARENT]
         self.x_part, self.u_part, self.x0_part = (list(t.split(M)) for t in (self.x_lane, self.u_lane, self.x0_lane))
+        self.null_u = torch.zeros([widest + 1 if self.partial else 0, self.numel], dtype=dtype, device=device)
+        self.null_part, self.null_u_part = list(self.null_lane.split(M)), list(self.null_u[:widest].split(M))
         self.x_shaped, self.x0_shaped = ([p.view([M, *self.shape]) for p in ps] for ps in (self.x_part, self.x0_part))
         self.slot_part, self.table_row_part = list(self.lane_slot.split(M)), list(self.table_row.split(M))
         self.broken_part, self.image_sum_part = list(self.broken.split(M)), list(self.image_sum.split(M))
@@ -188,7 +237,7 @@ class Lanes(nn.Module):
     @torch.jit.unused
     def size(self) -> tuple[int, int]:
         """Of the round that was laid: rows of its model calls, rows that are decoded and scored."""
-        return self.padded, self.scored_padded
+        return self.padded + self.null_padded, self.scored_padded
 
     @torch.jit.export
     def branch(self) -> None:
@@ -216,21 +265,27 @@ class Lanes(nn.Module):
     def evaluate(self) -> None:
         """Velocity and posterior mean of every child, in micro-batches of one padded size M, each row at its own
         time."""
+        if self.partial:
+            for i in range(self.null_padded // self.micro_batch):
+                x, t, slot = self.null_inputs(i)
+                self.keep_null(i, self.flow.velocity(x, t, self.take(self.null_cond, slot)))
         for i in range(self.padded // self.micro_batch):
             x, t, slot = self.x_shaped[i], self.t_part[i], self.slot_part[i]
             u = self.flow.velocity(x, t, self.take(self.cond, slot))
             null: Optional[Tensor] = None
-            if self.passes == 2:
+            if self.passes == 2 and not self.partial:
                 null = self.flow.velocity(x, t, self.take(self.null_cond, slot))
             self.mean(i, u, null)
 
     @torch.jit.export
     def mean(self, i: int, u: Tensor, null: Optional[Tensor]) -> None:
         """Posterior mean of micro-batch i, from its velocity u (M, *shape) and, with guidance, that of the null
-        condition."""
+        condition; where only some lanes need that, `keep_null` has it."""
         u = self.flat(u)
         guidance: Optional[Tensor] = None
-        if null is not None:
+        if self.partial:
+            null, guidance = self.null_u_part[i], self.guidance_part[i]
+        elif null is not None:
             null, guidance = self.flat(null), self.guidance_part[i]
         u_out = None if self.direct else self.u_part[i]
         POSTERIOR_MEAN(
@@ -239,15 +294,6 @@ class Lanes(nn.Module):
         )  # fmt: skip
         if self.direct:
             self.u_lane = u
-
-    def flat(self, u: Tensor) -> Tensor:
-        """A velocity as (M, n) of the state's own type. Raises ModelError where it has another number of elements."""
-        if u.size(0) != self.micro_batch or u.numel() != self.micro_batch * self.numel:
-            raise ModelError(
-                "velocity must return the shape of x_t, " + str([self.micro_batch] + self.shape) + ", got "
-                + str(list(u.shape)) + ": mend the model"
-            )  # fmt: skip
-        return u.reshape(self.micro_batch, self.numel).to(self.x_lane.dtype).contiguous()
 
     @torch.jit.export
     def decode(self) -> Tensor:

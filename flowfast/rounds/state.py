@@ -68,7 +68,7 @@ class State(nn.Module):
         self.active = self.chain[ACTIVE]  # which of the two rows is the parent
         self.transition = self.chain[CHAIN_TRANSITION]  # that the chain is proposing now
         self.quota = self.chain[QUOTA]  # candidates it may still try at this transition
-        self.left = self.chain[LEFT]  # evaluations it may still spend in all
+        self.left = self.chain[LEFT]  # NFE it may still spend in all
         self.tried = self.chain[TRIED]  # candidates tried at this transition
         self.child = self.chain[CHILD]  # candidate number of the best child of this transition
         self.score = fields["score"].fill_(-torch.inf)
@@ -79,6 +79,7 @@ class State(nn.Module):
         self.slot = fields["slot"]
         self.key, self.nfe, self.nfe_speculative = self.slot[KEY], self.slot[NFE], self.slot[NFE_SPECULATIVE]
         self.reward_calls, self.nan_rewards = self.slot[REWARD_CALLS], self.slot[NAN_REWARDS]
+        self.counters = self.slot[NFE:]  # NFE, speculative NFE, reward calls, NaN rewards, evaluations
         self.slot_real = fields["slot_real"]
         self.guidance, self.until = self.slot_real[GUIDANCE], self.slot_real[UNTIL]
         self.alive = fields["alive"]
@@ -94,16 +95,15 @@ class State(nn.Module):
     def admit(
         self, slot: int, key: int, quota: Tensor, left: Tensor, start: Tensor, guidance: float, until: float
     ) -> None:
-        """Lays slot anew. quota (C, T) int64: candidates a chain tries at each transition; left (C,) int64:
-        evaluations it may spend in all;
+        """Lays slot anew. quota (C, T) int64: candidates a chain tries at each transition; left (C,) int64: NFE it may
+        spend in all;
         start (C,) bool: which chains run from the beginning."""
         C = quota.size(0)
         self.key[slot] = key
         self.guidance[slot] = guidance
         self.given[slot] = False
         self.until[slot] = until
-        for counter in (self.nfe, self.nfe_speculative, self.reward_calls, self.nan_rewards):
-            counter[slot] = 0
+        self.counters[:, slot] = 0
         for zeroed in (self.transition, self.tried, self.active, self.child):
             slice_of(zeroed, slot, C).zero_()
         slice_of(self.stopped, slot, C).fill_(False)

@@ -10,7 +10,8 @@ data this samples p(x0) exp(strength x r(x0)); elsewhere it is the usual approxi
 
 The gradient belongs to a point, like its velocity: it is computed when a child is evaluated and used when the child has
 become a parent, so the store has a third latent beside x and u. Velocity, x0_hat and reward of a point are those of a
-search without steering, by the same ops. One micro-batch's graph lives at a time.
+search without steering, by the same ops. One micro-batch's graph lives at a time. Where guidance acts on some
+transitions only, rows of the others go through the null condition, too, unread: they count as padding.
 """
 
 from collections.abc import Callable, Iterator
@@ -132,6 +133,9 @@ class Steered(SlotBatch):
         self.used = torch.cat([used, used[:1]])
         self.images: list[Tensor] = []
         self.rewards: list[Tensor] = []
+
+    def size(self) -> tuple[int, int]:
+        return self.passes * self.padded, self.scored_padded
 
     def branch(self) -> None:
         self.step(self.grad.index_select(0, self.parent.clamp(min=0)))

@@ -24,6 +24,8 @@ from tests.toys import METHODS, PROMPTS, GaussianFlow, NearTarget, bits
 
 PIPELINES = {name: case for module in MODULES for name, case in module.CASES.items()}
 REGROUPING = ("sop", "smc", "code")
+SOMETIMES = "3@0.3:0.95"
+"""Guidance acts at some transitions."""
 SIZES = {"steps": 6, "micro_batch": 8, "slots": 3}
 
 
@@ -88,10 +90,10 @@ def test_guidance_up_to_1_is_off(exported_at: float, tmp_path: Path) -> None:
         refused(lambda scale=scale: admit(archive, 0, "a", 28 * passes, guidance=scale), OptionError, "from 0 to 1000")
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0, SOMETIMES], ids=["one pass", "two passes", "either"])
 @pytest.mark.parametrize(("method", "evaluations"), [*((method, 61) for method in METHODS), ("sop", 57)])
 def test_every_budget_gives_the_bits_of_python_or_is_refused(
-    method: str, evaluations: int, guidance: float, tmp_path: Path
+    method: str, evaluations: int, guidance: Any, tmp_path: Path
 ) -> None:
     """SoP's 4 chains are 2 groups of 2 at 57 evaluations, and 1 group of 4 at 41."""
     options = {"method": method, "guidance": guidance, "top_k": 2}
@@ -103,7 +105,7 @@ def test_every_budget_gives_the_bits_of_python_or_is_refused(
     for budget in range(most + 1):
         slot, prompt = budget % 3, PROMPTS[budget % 4]
         try:
-            admit(archive, slot, prompt, budget, guidance=guidance)
+            admit(archive, slot, prompt, budget, guidance=float(info["guidance"]))
         except torch.jit.Error as error:
             assert f"BudgetError: this archive cannot run a budget of {budget} NFE: choose " in str(error)
             continue
@@ -164,7 +166,7 @@ def test_a_cut_is_that_of_python(method: str, tmp_path: Path) -> None:
         assert_same(archive.release(0), searched("a", 84, method=method))
     refused(lambda: archive.limit(1, 9), OptionError, "a slot with a request")
     admit(archive, 1, "bb", 84)
-    refused(lambda: archive.limit(1, -1), OptionError, "at least 0 evaluations")
+    refused(lambda: archive.limit(1, -1), OptionError, "at least 0 NFE")
 
 
 def test_the_largest_budget_within_so_many_rounds(tmp_path: Path) -> None:
@@ -237,26 +239,29 @@ def test_the_driver_may_bring_the_rewards(tmp_path: Path) -> None:
     assert_same(archive.release(0), searched("ccc", 42))
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0, SOMETIMES], ids=["one pass", "two passes", "either"])
 @pytest.mark.parametrize("micro_batch", [2, 8])
-def test_the_calls_of_a_round_one_by_one(guidance: float, micro_batch: int, tmp_path: Path) -> None:
+def test_the_calls_of_a_round_one_by_one(guidance: Any, micro_batch: int, tmp_path: Path) -> None:
     """What a driver does whose model lies outside; here model and reward are Python's own. On a path whose times are
     not the linear ones."""
     flow, reward, options = GaussianFlow((3, 2)), OfTime(), {"guidance": guidance, "micro_batch": micro_batch}
     flow.interpolant = "trigonometric"
     archive = exported(tmp_path / "a.pt", flow, reward, budget=84, **options)
     for slot, prompt in enumerate(PROMPTS[:3]):
-        admit(archive, slot, prompt, 84, guidance=guidance)
+        admit(archive, slot, prompt, 84, guidance=float(archive.info()["guidance"]))
     while archive.width():
         archive.lay()
         archive.branch()
         rewards = []
+        for i in range(archive.null_parts()):
+            given = archive.null_inputs(i)
+            archive.keep_null(i, flow.velocity(given["x"], given["t"], {"mean": given["null/mean"]}))
         for i in range(archive.parts()):
             given = archive.inputs(i)
             x, t = given["x"], given["t"]
             assert x.shape == (micro_batch, 3, 2)
             u = flow.velocity(x, t, {"mean": given["cond/mean"]})
-            archive.mean(i, u, flow.velocity(x, t, {"mean": given["null/mean"]}) if guidance > 1 else None)
+            archive.mean(i, u, flow.velocity(x, t, {"mean": given["null/mean"]}) if guidance == 3.0 else None)
             asked = archive.reward_inputs(i)
             rewards.append(reward(archive.latents(i), asked["t"], {"target": asked["reward/target"]}))
         archive.observe(torch.cat(rewards))
@@ -409,8 +414,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="AOTIndu
 
 @pytest.mark.slow  # three packages are 30 s of g++; tests/runner/test_flowfast_run.py compiles three in `make test`
 @needs_compiler
-def test_compiled_parts_serve_the_same_search(tmp_path: Path) -> None:
-    options = {"guidance": 3.0, "micro_batch": 2, "slots": 2}
+@pytest.mark.parametrize("guidance", [3.0, SOMETIMES], ids=["two passes", "either"])
+def test_compiled_parts_serve_the_same_search(guidance: Any, tmp_path: Path) -> None:
+    options = {"guidance": guidance, "micro_batch": 2, "slots": 2}
     archive = exported(tmp_path / "a.pt", budget=84, format="aoti", **options)
     packages = Packages(tmp_path / "a.pt", archive)
     assert list(packages.part) == ["velocity", "decode", "reward"]
@@ -529,7 +535,7 @@ def test_another_noise_stream_or_format_is_refused_and_said(tmp_path: Path, monk
         load_archive(tmp_path / "a.pt")
     monkeypatch.undo()
     monkeypatch.setattr(loading, "FORMAT_VERSION", 9)
-    with pytest.raises(ArchiveError, match="has format_version 3, this flowfast has 9"):
+    with pytest.raises(ArchiveError, match="has format_version 4, this flowfast has 9"):
         load_archive(tmp_path / "a.pt")
 
 

@@ -143,7 +143,7 @@ def test_another_comparison_is_refused_there(run: Run, tmp_path: Path, prompts: 
         (["--interpolants", "cubic"], "cubic"),
         (["--budgets", "16,few"], "--budgets: expected numbers with commas between them, got '16,few'"),
         (["--budgets", ""], "--budgets or --seconds"),
-        (["--budgets", "2"], "at least 6 model evaluations"),
+        (["--budgets", "2"], "at least 6 NFE"),
         (["--split", "test"], "unknown split 'test'"),
         (["--prompts", "not-there.txt"], "cannot read --prompts"),
         (["--seeds", "0"], "equal to 1"),

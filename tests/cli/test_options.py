@@ -55,7 +55,7 @@ def test_every_field_has_its_option_or_a_line_that_says_what_gives_it(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     fields = set(SearchConfig.model_fields)
-    assert WITHOUT.keys() == {"model_options", "method_options", "gradient", *Rerun.model_fields}
+    assert WITHOUT.keys() == {"model_options", "method_options", "gradient", "guidance_interval", *Rerun.model_fields}
     assert fields - names_in(run("generate", "--help")) == WITHOUT.keys()
     assert fields - names_in(run("export", "--help")) == WITHOUT.keys() | OF_A_REQUEST | OF_PYTHON
     for name in fields - WITHOUT.keys():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flowfast.config import SearchParams
+from flowfast.engine.deadline import Rest
 from flowfast.engine.outputs import Jobs, Report, Taken
 from flowfast.engine.request import Job, Request
 from flowfast.engine.runner import DECIDING, DECODING, summed
@@ -170,9 +171,9 @@ class FakeRunner:
         self.wrong_while_under_way("limited")
         self.plans[slot] = list(forecast.widths)
 
-    def rest(self, slots: Sequence[int]) -> tuple[list[int], list[int]]:
+    def rest(self, slots: Sequence[int]) -> Rest:
         rows = summed(slots, self.plans, self.rounds)
-        return rows, rows
+        return Rest(rows, [0] * len(rows), rows)
 
     def done(self, slot: int) -> bool:
         return self.rounds[slot] >= len(self.plans[slot]) or slot in self.over

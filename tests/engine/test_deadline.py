@@ -34,10 +34,11 @@ def test_rounds_after_cuts_are_as_forecast_and_end_finished(method, budget, lane
     shares = dict(cuts)
     while bench.engine.width() > 0:
         if len(live) in shares:
-            made.append((len(live), int(shares.pop(len(live)) * sum(bench.engine.plans[0][len(live) :]))))
+            rest = sum(bench.engine.plans[0][len(live) :]) + sum(bench.engine.null_plans[0][len(live) :])
+            made.append((len(live), int(shares.pop(len(live)) * rest)))
             forecast = plan.forecast(made)
             quota, left = torch.tensor(forecast.quota), torch.tensor(forecast.left)
-            bench.engine.limit(0, Limits(quota, left, left > 0, forecast.widths, forecast.scored))
+            bench.engine.limit(0, Limits(quota, left, left > 0, *forecast[:3]))
             if bench.engine.width() == 0:
                 break
         before = int(bench.engine.state.nfe[0])

@@ -44,7 +44,7 @@ class Setting:
         self.flow, self.device_reward, self.least, self.others, self.params = flow, device_reward, least, others, params
 
     def engine(self, host: Any = bright, **options: Any) -> Engine:
-        options = {"slots": 3, "micro_batch": 4, "max_budget": 40, **options}
+        options = {"slots": 3, "micro_batch": 4, "max_budget": 70, **options}
         return Engine(self.flow, {"device": self.device_reward, "host": host}, **options)
 
     def params_of(self, method: str, more: int = 0) -> dict[str, Any]:
@@ -74,6 +74,12 @@ class Setting:
 
 def toy() -> Setting:
     return Setting(GaussianFlow(), NearTarget(), {"*": 12, "sop": 30, "smc": 16, "code": 16}, 300, steps=3)
+
+
+def guided() -> Setting:
+    """Some transitions take two passes, others one."""
+    least = {"*": 24, "sop": 60, "smc": 32, "code": 32}
+    return Setting(GaussianFlow(), NearTarget(), least, 100, steps=4, guidance="3@0.3:0.985")
 
 
 def scenes() -> Setting:
@@ -126,7 +132,7 @@ def assert_same(one: Sample, other: Sample) -> None:
     assert torch.equal(one.top[0].x_t, other.top[0].x_t)
 
 
-@pytest.mark.parametrize("setting", [toy, scenes, flux], ids=lambda setting: setting.__name__)
+@pytest.mark.parametrize("setting", [toy, guided, scenes, flux], ids=lambda setting: setting.__name__)
 def test_a_request_among_others_has_the_bits_that_it_has_alone(setting: Any) -> None:
     here = setting()
     expected, last = alone(here), among_others(here, seed=1)

@@ -22,7 +22,7 @@ def search(method: str, prompts: list[str], flow: GaussianFlow, **options) -> fl
 @given(
     method=st.sampled_from(METHODS),
     budget=st.integers(1, 150),
-    guidance=st.sampled_from([1.0, 3.0]),
+    guidance=st.sampled_from([1.0, 3.0, "3@0.3:0.75"]),
     steps=st.integers(2, 12),
     lanes=st.sampled_from([None, 1, 2, 5, 8]),
     chains=st.sampled_from([None, 1, 2, 3, 7]),
@@ -34,8 +34,8 @@ def search(method: str, prompts: list[str], flow: GaussianFlow, **options) -> fl
 def test_spent_is_within_budget_and_every_row_is_accounted_for(
     method, budget, guidance, steps, lanes, chains, micro_batch, slots, interpolant, until
 ):
-    flow, passes = GaussianFlow(), 1 if guidance == 1.0 else 2
-    widths: list[int] = []
+    flow, seen = GaussianFlow(), list[flowfast.Candidate]()
+    passes = {1.0: 1, 3.0: 2}.get(guidance)
     try:
         result = search(
             method,
@@ -50,39 +50,40 @@ def test_spent_is_within_budget_and_every_row_is_accounted_for(
             slots=slots,
             interpolant=interpolant,
             until=until,
-            on_round=lambda found: widths.append(len(found)),
+            score_all=True,
+            on_round=seen.extend,
         )
     except FlowfastError as error:
         assert int(flow.seen) == 0  # refused before the first model call
-        assert isinstance(error, BudgetError)
+        assert isinstance(error, BudgetError) or "guidance acts nowhere" in str(error)
         return
     spent = 0
-    for sample in result.samples:
+    for at, sample in enumerate(result.samples):
         assert 0 < sample.nfe <= budget == sample.nfe + sample.unspent
-        assert sample.nfe == passes * sample.evaluations
+        own = [each for each in seen if each.prompt == at]
+        assert sample.evaluations == len(own)
+        assert sample.nfe == sum(passes or (2 if 0.3 <= each.t <= 0.75 else 1) for each in own)
         assert 0 < sample.reward_calls <= sample.evaluations
         assert 0 <= sample.nfe_speculative < sample.nfe
         if until is None and sample.nfe_speculative == 0 and method in EXACT:
-            assert sample.unspent == budget % passes
+            assert sample.unspent == budget % passes if passes else sample.unspent < 4 * 7
         spent += sample.nfe
     assert spent + result.rows_padded == int(flow.seen)
-    assert sum(widths) * passes == spent
 
 
 @pytest.mark.parametrize("steps", [2, 6, 10])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [1.0, 3.0, "3@0.5:1"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_budget_below_the_need_names_the_minimum_and_the_minimum_works(method, guidance, steps):
     flow = GaussianFlow()
     with pytest.raises(BudgetError) as refused:
         search(method, ["a"], flow, budget=1, guidance=guidance, steps=steps)
-    least = int(re.search(r"at least (\d+) model evaluations", str(refused.value))[1])
-    passes = 1 if guidance == 1.0 else 2
+    least = int(re.search(r"at least (\d+) NFE", str(refused.value))[1])
     with pytest.raises(BudgetError):
-        search(method, ["a"], flow, budget=least * passes - 1, guidance=guidance, steps=steps)
+        search(method, ["a"], flow, budget=least - 1, guidance=guidance, steps=steps)
     assert int(flow.seen) == 0
-    sample = search(method, ["a"], flow, budget=least * passes, guidance=guidance, steps=steps).samples[0]
-    assert sample.nfe <= least * passes
+    sample = search(method, ["a"], flow, budget=least, guidance=guidance, steps=steps).samples[0]
+    assert sample.nfe <= least
 
 
 @pytest.mark.parametrize("interpolant", ["linear", "vp"])

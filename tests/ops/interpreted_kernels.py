@@ -101,11 +101,12 @@ def same_step(kernels, n, dtype, with_mean, with_grad):
 
 
 def same_mean(kernels, n, dtype, guided, last=1.0, d=1.0):
-    """Without guidance there is no u_out. The last mean of lane 0 is d * last; the marks of the others stay."""
+    """Without guidance there is no u_out. The last mean of lane 0 is d * last; the marks of the others stay. At
+    guidance 1 the velocity is the conditional one, bit by bit."""
     x, u, uncond = torch.randn(3, LANES, n, generator=generator(n)).to(dtype).unbind()
     table = torch.randn(4, 8, generator=generator(n + 1))
     table[0, posterior_mean.D], table[0, posterior_mean.E] = d, 0
-    table[1, posterior_mean.D], table[2, posterior_mean.E] = 0, 0
+    table[1, posterior_mean.D] = 0
     row = torch.tensor([0, -1, 1, 2, 3])
     guidance = torch.tensor([3.5, 2.0, 0.0, 1.0, -1.5])
     x[0, -1], x[1:3] = last, NAN  # padding, and D = 0
@@ -118,6 +119,8 @@ def same_mean(kernels, n, dtype, guided, last=1.0, d=1.0):
         operands = (x, u, uncond if guided else None, guidance if guided else None, row, table)
         run(*operands, u_out if guided else None, x0_out, broken)
         results.append((bits_but_of_nan(u_out), bits_but_of_nan(x0_out), broken))
+        if guided and not torch.equal(bits(u_out[3]), bits(u[3])):
+            return False
     return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -163,6 +166,18 @@ def same_orders(kernels):
     return all(same_lanes(kernels, seed, 16, chains=8) for seed in range(3))
 
 
+@functools.cache
+def same_where_cut(kernels):
+    """Chains want more lanes than there may be."""
+    return all(same_lanes(kernels, seed, 3) for seed in range(4))
+
+
+@functools.cache
+def same_in_tiles(kernels):
+    """More live lanes than a program has threads, and more chains than a tile."""
+    return same_lanes(kernels, 0, 200, slots=3, chains=60, lanes=4, widest=200)
+
+
 OPTIONS = {"margin": 0.5, "carry": True, "next_width": 7}
 
 
@@ -196,7 +211,7 @@ def blind(seed, **sizes):
     """A state in which few transitions are scored, and a centre counts where one is; thresholds lie around 0."""
     p = problem(seed, **sizes)
     p.fill(scored=torch.arange(p.sizes.transitions) % 3 == seed % 3, centre=1.0, alive=True)
-    p["chain"][layout.QUOTA], p["chain"][layout.LEFT] = 1 + seed % 2, 9
+    p["chain"][layout.QUOTA], p["chain"][layout.LEFT] = 1 + seed % 2, 18
     p["score"][layout.THRESHOLD] -= 1.5
     p["score"][layout.BEST_CHILD] = -torch.inf
     return p
@@ -331,6 +346,10 @@ def test_lanes_are_those_of_the_reference(seed, sizes, data):
     assert same_lanes(lanes_kernel, seed, data.draw(st.integers(0, sizes["widest"])), **sizes)
 
 
+def test_lanes_of_several_tiles_are_those_of_the_reference():
+    assert same_in_tiles(lanes_kernel)
+
+
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -381,6 +400,7 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
     ("branch_step", "plain = (a != 0) & (b != 0)", "plain = (c != 0)", (same_step, 7, FP32, False, False)),
     ("branch_step", "_add(g, ", "_add(a, ", (same_step, 7, FP32, True, True)),
     ("posterior_mean", "guided - base, base)", "guided - base, guided)", (same_mean, 7, FP32, True)),
+    ("posterior_mean", "& (w != 1)", "", (same_mean, 7, FP32, True)),  # reads a null velocity that it multiplies by 0
     ("posterior_mean", "row * 8 + 4", "row * 8 + 6", (same_mean, 7, FP32, False)),
     ("resample", "full = both >= total", "full = both > total", (same_resample, 1, 4, 4, FP32, 3)),
     ("resample", "count_not_above(further, ", "count_not_above(counts, ", (same_resample, 3, 7, 0, FP32)),
@@ -388,11 +408,18 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
     ("gather_ancestors", "if ancestor == slot:", "if ancestor != slot:", (same_gather, 7)),
     ("posterior_mean", "& 0x7FFFFFFF", "& 0x3FFFFFFF", (same_mean, 7, torch.bfloat16, False, 1.7e38, 2.0)),
     ("posterior_mean", "tl.where(mask, magnitude, 0)", "magnitude ^ 0x7F800000", (same_mean, 7, FP32, False)),
-    ("assign_lanes", "(i < width)", "(i <= width)", (same_lanes, 0, 3)),
-    ("assign_lanes", "tl.minimum(taken, width)", "taken", (same_lanes, 0, 3)),
-    ("assign_lanes", "tl.where(live, i, 0)", "i", (same_lanes, 0, 3)),
+    ("assign_lanes", "(i < width)", "(i <= width)", (same_where_cut,)),
+    ("assign_lanes", "tl.minimum(taken, width)", "taken", (same_where_cut,)),
+    ("assign_lanes", "tl.where(live, i, 0)", "i", (same_where_cut,)),
     ("assign_lanes", "(others == 1)", "(others == 0)", (same_orders,)),  # the others before those that are scored
     ("assign_lanes", "taken += _lay_tile(first, taken,", "taken += _lay_tile(first, 0,", (same_orders,)),
+    ("assign_lanes", "f.to_end + at + 1", "f.to_end + at", (same_orders,)),
+    ("assign_lanes", ".to(tl.int32) // passes", ".to(tl.int32)", (same_orders,)),
+    ("assign_lanes", "inside & (passes == 2), other=1.0)", "inside, other=1.0)", (same_orders,)),
+    ("assign_lanes", "_lanes(live, f, sizes, THREADS)", "_lanes(N, f, sizes, THREADS)", (same_orders,)),
+    ("assign_lanes", "tl.cumsum(null, 0) - 1", "tl.sum(null) - tl.cumsum(null, 0)", (same_orders,)),
+    ("assign_lanes", "(found + tl.cumsum", "(tl.cumsum", (same_in_tiles,)),
+    ("assign_lanes", "(i >= found)", "(i > found)", (same_orders,)),
     # Books in the first program: the others then read the new state.
     ("decide", "if ticket == tl.num_programs(0) * tl.num_programs(1) - 1:", "if ticket == 0:", (same_decisions,)),
     (
@@ -427,6 +454,8 @@ MUTANTS = [  # file, text, what it becomes, the comparison that must see it
     ("decide", "| (image_sum - image_sum != 0.0)", "", (same_decisions,)),
     ("decide", "f.passes + at,", "f.passes + tl.minimum(at + 1, T - 1),", (same_decisions,)),
     ("decide", "f.passes + at,", "f.passes + at * 0,", (same_decisions,)),
+    ("decide", "left - spent * passes", "left - spent", (same_decisions,)),
+    ("decide", "(EVALUATIONS * S + s), spent,", "(EVALUATIONS * S + s), used,", (same_decisions,)),
     ("decide", "(spent - used) * passes", "spent - used", (same_decisions,)),
 ]  # fmt: skip
 

@@ -27,6 +27,13 @@ class Problem(dict):
     def fill(self, **fields):
         for name, values in fields.items():
             self[name].copy_(values)
+        return self
+
+    def cost(self, passes):
+        """NFE of an evaluation at each transition."""
+        self["passes"].copy_(torch.as_tensor(passes))
+        self["to_end"][:-1], self["to_end"][-1] = self["passes"].flip(0).cumsum(0).flip(0), 0
+        return self
 
 
 def problem(seed, slots=2, chains=3, lanes=2, rows=5, top=2, n=9, dtype=torch.float32, widest=16):
@@ -44,12 +51,14 @@ def problem(seed, slots=2, chains=3, lanes=2, rows=5, top=2, n=9, dtype=torch.fl
     B = p.sizes.batch
     rewards = integers(7, widest).float() / 2
     row = integers(rows, B)
+    p.cost(1 + integers(2, rows))
+    left = (p["to_end"][row] + integers(12, B) - 3).clamp(min=0)  # now and then too little for the way to the end
     p.update(rewards=torch.where(coin(0.1, widest), torch.nan, rewards), bias=torch.randn(widest, generator=g))
     p.fill(
-        chain=torch.stack([integers(2, B), row, integers(5, B), integers(9, B), integers(4, B), integers(4, B)]),
+        chain=torch.stack([integers(2, B), row, integers(5, B), left, integers(4, B), integers(4, B)]),
         score=torch.stack([integers(7, B).float() / 2 for _ in range(4)]),
         alive=coin(0.8, B),
-        slot=torch.stack([integers(2**40, slots), *(integers(50, slots) for _ in range(4))]),
+        slot=torch.stack([integers(2**40, slots), *(integers(50, slots) for _ in range(5))]),
         slot_real=torch.stack([torch.rand(slots, generator=g), torch.where(coin(0.5, slots), 3.0, torch.inf)]),
         given=coin(0.3, slots),
         quota_table=integers(4, B, rows),
@@ -59,14 +68,13 @@ def problem(seed, slots=2, chains=3, lanes=2, rows=5, top=2, n=9, dtype=torch.fl
         top_transition=integers(rows, slots, top),
         top_chain=integers(chains, slots, top, rows),
         top_candidate=integers(9, slots, top, rows),
-        passes=1 + integers(2, rows),
         accept=coin(0.6, rows),
         finished=coin(0.5, rows),
         scored=coin(0.8, rows),
         centre=torch.where(coin(0.5, rows), integers(3, rows).float() / 2, 0.0),
         time=torch.linspace(1, 0, rows + 1),
         linear_time=torch.linspace(1, 0.1, rows + 1),
-        image_sum=torch.where(coin(0.1, widest), torch.tensor([torch.nan, torch.inf])[integers(2, widest)], 5.0),
+        image_sum=torch.where(coin(0.3, widest), torch.tensor([torch.nan, torch.inf])[integers(2, widest)], 5.0),
         position=99,
         broken=coin(0.1, widest),
         dense=99.0,
@@ -92,8 +100,9 @@ def alone(seed, **sizes):
 
 
 def clean(p):
-    """Nothing is broken, every transition scored, rewards as they are."""
+    """Nothing is broken, every transition scored at one NFE, rewards as they are."""
     p.fill(scored=True, centre=0.0, image_sum=0.0, broken=False, alive=True, accept=False, finished=False)
+    p.cost([1] * p.sizes.transitions)
     p["slot_real"][layout.UNTIL] = torch.inf
     p["chain"][layout.TRIED] = 0
     p["score"].fill_(-torch.inf)
@@ -107,6 +116,10 @@ def assign(p, width):
 def run(p, width=10, bias=False, margin=0.5, carry=True, next_width=7, seen=12):
     """A round: lanes, then rewards."""
     assign(p, width)
+    return decide(p, bias, margin, carry, next_width, seen)
+
+
+def decide(p, bias=False, margin=0.5, carry=True, next_width=7, seen=12):
     torch.ops.flowfast.decide(
         p["rewards"][:seen].clone(), 0.5, p["bias"][:seen].clone() if bias else None, *p.buffers.values(),
         *(p[name] for name in LATENTS), p.sizes.slots, p.sizes.lanes, p.sizes.transitions, margin, carry, next_width,
@@ -182,7 +195,7 @@ def test_each_field_that_is_only_read_matters_and_stays(field):
 
 
 def test_lanes_are_live_first_chain_by_chain_and_padding_is_inert():
-    p = problem(0, slots=1, chains=3, lanes=2)
+    p = problem(0, slots=1, chains=3, lanes=2).cost([1] * 5)
     p["alive"][:] = torch.tensor([True, False, True])
     p["chain"][layout.QUOTA], p["chain"][layout.LEFT] = torch.tensor([2, 2, 9]), torch.tensor([9, 9, 9])
     p["chain"][layout.CHAIN_TRANSITION] = 1
@@ -200,7 +213,7 @@ def test_lanes_are_live_first_chain_by_chain_and_padding_is_inert():
 
 
 def test_a_width_below_what_chains_want_evaluates_the_first_lanes_only():
-    p = problem(1, slots=1, chains=4, lanes=2)
+    p = problem(1, slots=1, chains=4, lanes=2).cost([1] * 5)
     p["alive"][:], p["chain"][layout.QUOTA], p["chain"][layout.LEFT] = True, 2, 9
     assign(p, 3)
     assert int(p["live"].sum()) == int(p["lane_live"].sum()) == 3
@@ -218,6 +231,100 @@ def test_a_lane_whose_posterior_mean_broke_never_wins(lane):
     assert p["dense"][0, lane] == -torch.inf and not bool(p["broken"].any())
     assert int(p["status"][0, lane]) in (0, 3)
     assert float(p["score"][layout.REWARD, 0]) in (-torch.inf, float(2 - lane))
+
+
+def spread(seed, passes, chains=2000, lanes=2, widest=1500, enough=False):
+    """Chains of three slots in any place, not all alive. enough: each has at least what it needs to the end."""
+    p = problem(seed, slots=3, chains=chains, lanes=lanes, rows=len(passes), widest=widest, n=1).cost(passes)
+    g = torch.Generator().manual_seed(seed)
+    chain = p["chain"]
+    least = p["to_end"][chain[layout.CHAIN_TRANSITION]] if enough else 0
+    chain[layout.LEFT] = least + torch.randint(0, 13, chain[layout.LEFT].shape, generator=g)
+    return p
+
+
+MIXED = ([1, 2, 2, 1, 2], [2, 1, 1, 2, 1], [1] * 5, [2] * 5, [2], [1, 3, 7])
+
+
+@pytest.mark.parametrize("passes", MIXED, ids=str)
+def test_a_quota_is_what_the_way_to_the_end_leaves(backend, passes):
+    """6000 chains, against plain Python: one evaluation at each later transition is paid for before more are tried."""
+    p = spread(0, passes)
+    wanted = [
+        min(quota, max(left - sum(passes[at + 1 :]), 0) // passes[at])
+        for _, at, quota, left, *_ in p["chain"].t().tolist()
+    ]
+    lowered = sum(a != b for a, b in zip(p["chain"][layout.QUOTA].tolist(), wanted, strict=True))
+    assign(p, 1500)
+    assert p["chain"][layout.QUOTA].tolist() == wanted and 100 < lowered < 5900
+
+
+@pytest.mark.parametrize("passes", MIXED, ids=str)
+@pytest.mark.parametrize("width", [0, 100, 1500])
+def test_lanes_of_two_passes_are_named_in_order_and_have_the_guidance(backend, passes, width):
+    p = spread(1, passes, chains=300)
+    assign(p, width)
+    live, at = p["lane_live"].tolist(), p["lane"][layout.LANE_TRANSITION].tolist()
+    assert sum(live) == width or 100 < sum(live) < width
+    named = [i for i in range(1500) if live[i] and passes[at[i]] == 2]
+    assert p["null_lane"].tolist() == named + [-1] * (1500 - len(named))
+    guidance, slot = p["slot_real"][layout.GUIDANCE].tolist(), p["lane"][layout.LANE_SLOT].tolist()
+    wanted = [guidance[slot[i]] if i in set(named) else 1.0 for i in range(1500)]
+    assert p["lane_real"][layout.LANE_GUIDANCE].tolist() == wanted
+    assert len(set(guidance)) == 3 and 1.0 not in guidance
+
+
+def test_two_passes_everywhere_and_twice_the_nfe_decide_the_same(backend):
+    for seed in range(20):
+        one, two = problem(seed).cost([1] * 5), problem(seed).cost([2] * 5)
+        two["chain"][layout.LEFT] *= 2
+        before = [p["slot"].clone() for p in (one, two)]
+        run(one), run(two)
+        costly = slice(layout.NFE, layout.NFE_SPECULATIVE + 1)
+        assert torch.equal(2 * (one["slot"] - before[0])[costly], (two["slot"] - before[1])[costly])
+        two["slot"][costly] = one["slot"][costly]
+        two["chain"][layout.LEFT] //= 2
+        two["lane_real"][layout.LANE_GUIDANCE] = 1.0
+        assert differing(one, two) in (["passes", "to_end", "null_lane"], ["passes", "to_end"])
+
+
+@pytest.mark.parametrize("passes", MIXED, ids=str)
+def test_chains_come_to_their_end_within_their_nfe(backend, passes):
+    """Rounds until all are over: what was spent is what the lanes cost, counted apart, and is never more than there
+    was. Each chain that had enough to begin with takes its last step."""
+    p = clean(spread(2, passes, chains=12, widest=72, enough=True)).cost(passes)
+    p["rewards"].fill_(1.0)
+    p.fill(quota_table=1 + p["quota_table"], slot=0)
+    p["chain"][layout.QUOTA] += 1
+    left, nfe, evaluations = p["chain"][layout.LEFT].clone(), torch.zeros(3), torch.zeros(3)
+    assign(p, 72)
+    while bool(p["alive"].any()):
+        slot, live = p["lane"][layout.LANE_SLOT], p["lane_live"]
+        nfe.index_add_(0, slot, (live * p["passes"][p["lane"][layout.LANE_TRANSITION]]).float())
+        evaluations.index_add_(0, slot, live.float())
+        decide(p, seen=72, next_width=72)
+    assert bool((p["chain"][layout.CHAIN_TRANSITION] == len(passes)).all())
+    assert bool((p["chain"][layout.LEFT] >= 0).all())
+    assert p["slot"][layout.NFE].tolist() == (left - p["chain"][layout.LEFT]).view(3, 12).sum(1).tolist()
+    assert p["slot"][layout.NFE].tolist() == nfe.tolist()
+    assert p["slot"][layout.EVALUATIONS].tolist() == evaluations.tolist()
+    assert int(nfe.sum()) > int(p["to_end"][0])
+
+
+def test_evaluations_count_those_that_were_speculative(backend):
+    p = clean(problem(8, slots=1, chains=1, lanes=3)).cost([2] * 5).fill(accept=True, slot=0)
+    p["chain"][layout.QUOTA], p["chain"][layout.LEFT], p["chain"][layout.CHAIN_TRANSITION] = 3, 20, 1
+    p["rewards"][:3] = torch.tensor([1.0, 0.0, 0.0])
+    run(p, margin=0.0)
+    assert p["status"][0].tolist() == [2, 3, 3] and int(p["chain"][layout.LEFT, 0]) == 14
+    assert p["slot"][1:, 0].tolist() == [6, 4, 3, 0, 3]
+
+
+def test_the_lanes_that_decide_lays_are_those_of_assign_lanes(backend):
+    for seed in range(30):
+        fused, apart = run(problem(seed), next_width=7), run(problem(seed), next_width=-1)
+        assign(apart, 7)
+        assert differing(fused, apart) == []
 
 
 def test_scored_lanes_come_first_and_the_others_keep_their_order():
@@ -245,7 +352,7 @@ def test_a_lane_that_is_not_scored_goes_on_without_touching_what_scores_decide()
     assert torch.equal(as_bits(p["score"]), as_bits(before["score"]))
     assert torch.equal(p["top_reward"], before["top_reward"])
     counted = p["slot"][:, 0] - before["slot"][:, 0]
-    assert counted.tolist() == [0, 3 * int(p["passes"][1]), 0, 0, 0]  # NFE alone
+    assert counted.tolist() == [0, 3, 0, 0, 0, 3]  # NFE and evaluations alone
 
 
 def test_a_picture_that_is_not_finite_never_wins_where_it_is_scored():
@@ -355,3 +462,13 @@ def test_sizes_of_nothing_are_refused(backend_name, name):
     p = problem(3)
     with flowfast.ops.use_backend(backend_name), pytest.raises(RuntimeError, match=f"{name} must be at least 1, got 0"):
         torch.ops.flowfast.assign_lanes(*p.buffers.values(), *p.sizes._replace(**{name: 0}), 3)
+
+
+@pytest.mark.parametrize("backend_name", ["cpp", "reference"])
+@pytest.mark.parametrize("call", [lambda p: assign(p, 3), decide], ids=["assign_lanes", "decide"])
+def test_a_transition_that_costs_nothing_is_refused(backend_name, call):
+    p = problem(3)
+    p["passes"][2] = 0
+    message = "passes must be at least 1 at every transition, got 0 at transition 2"
+    with flowfast.ops.use_backend(backend_name), pytest.raises(RuntimeError, match=message):
+        call(p)

@@ -94,6 +94,27 @@ def test_guidance_one_and_zero_read_one_side_only(backend):
     assert bool(run(operands, 123)[0][0, 0].isnan())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", SIZES)
+def test_at_guidance_one_a_lane_is_as_without_a_null_velocity(instruction_set, n, dtype):
+    """Bit for bit, whatever stands in the null velocity: batches in which some lanes take the null pass have no other
+    results for the rest."""
+    x, u, uncond, guidance, row, table = problem(n, dtype)
+    u[1, 0], uncond[1] = -0.0, torch.tensor([math.nan, math.inf, 1.0])[torch.arange(n) % 3]
+    for run_one in (torch.ops.flowfast.posterior_mean, posterior_mean.reference):
+        two, one = outputs(n, dtype), outputs(n, dtype)
+        broken = torch.zeros(LANES, dtype=torch.bool)
+        run_one(x, u, uncond, guidance, row, table, *two, broken)
+        run_one(x, u, None, None, row, table, *one)
+        for result in (two[0][1], one[0][1]):
+            assert torch.equal(bits(result), bits(u[1]))
+        assert torch.equal(bits(two[1][1]), bits(one[1][1])) and not bool(broken.any())
+
+
+def bits(tensor):
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+
+
 def test_operands_with_zero_coefficients_are_not_read(backend):
     operands = problem(123, guided=False)
     operands[5][0, 4], operands[5][2, 5] = 0, 0

@@ -168,9 +168,8 @@ def test_rbf_lanes_change_no_bit_while_evaluations_last(lanes, margin):
         bench.plan.left[:] = [10_000] * bench.plan.chains
         for slot, prompt in enumerate(["a", "bb"]):
             bench.admit(slot, prompt)
-            bench.engine.plans[slot] = bench.engine.scored_plans[slot] = [
-                bench.plan.chains * count
-            ] * 100  # never wider
+            never_wider = [bench.plan.chains * count] * 100
+            bench.engine.expect(slot, never_wider, never_wider, never_wider)
         bench.run()
         runs.append([bench.engine.release(slot) for slot in (0, 1)])
         costs = [release.pop("cost") for release in runs[-1]]
@@ -412,10 +411,10 @@ def test_what_is_to_come_is_the_same_however_often_it_is_asked(method: str, scri
     for turn in range(100):
         if turn == 2:
             bench.admit(1, "bb")
-        plans, scored, rounds = list(engine.plans), list(engine.scored_plans), list(engine.rounds)
-        width, read = (sum(p[r] for p, r in zip(of, rounds, strict=True) if r < len(p)) for of in (plans, scored))
+        plans, rounds = (engine.plans, engine.scored_plans, engine.null_plans), list(engine.rounds)
+        width, *parts = (sum(p[r] for p, r in zip(of, rounds, strict=True) if r < len(p)) for of in plans)
         for _ in range(2):
-            assert (engine.width(), engine.scored_width()) == (width, read)
+            assert (engine.width(), engine.scored_width(), engine.null_width()) == (width, *parts)
             if width:
                 engine.lay()
         if width == 0:

@@ -59,7 +59,7 @@ class Planner:
 
     def work(self, arm: Arm, budget: int) -> Work:
         """What a search with this budget does, at most."""
-        return work_of(*self.plan(arm, budget))
+        return work_of(self.plan(arm, budget)[1])
 
     def cost(self, arm: Arm, budget: int) -> float:
         """Milliseconds a prompt."""
@@ -114,14 +114,14 @@ class Planner:
         }
 
 
-def work_of(resolved: Resolved, plan: Plan) -> Work:
+def work_of(plan: Plan) -> Work:
     """What a plan does at most, for one prompt; the sample that is handed out is decoded once more."""
     forecast = plan.forecast()
-    evaluations = sum(forecast.widths)
-    if any(plan.accept):  # its widths are bounds
-        evaluations = min(evaluations, sum(plan.left))
-    rewards = evaluations if any(plan.accept) else sum(forecast.scored)
-    return Work(evaluations * resolved.passes, rewards, rewards + 1)
+    nfe, rewards = sum(forecast.widths) + sum(forecast.null), sum(forecast.scored)
+    if any(plan.accept):  # what rounds hold are bounds then; every child is scored
+        nfe = min(nfe, sum(plan.left))
+        rewards = min(rewards, sum(plan.left) // min(plan.passes))
+    return Work(nfe, rewards, rewards + 1)
 
 
 @torch.no_grad()

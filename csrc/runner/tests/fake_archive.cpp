@@ -100,9 +100,9 @@ class FakeArchive final : public Archive {
     const int64_t left = slots_.at(slot).request.budget - slots_.at(slot).round;
     return {left, left};
   }
-  void limit(int64_t slot, int64_t evaluations) override {
+  void limit(int64_t slot, int64_t nfe) override {
     Slot& s = slots_.at(slot);
-    if (fake_.cuts) s.request.budget = std::min(s.request.budget, s.round + std::max<int64_t>(1, evaluations));
+    if (fake_.cuts) s.request.budget = std::min(s.request.budget, s.round + std::max<int64_t>(1, nfe));
   }
   int64_t rounds_of(int64_t budget) override { return budget; }
   int64_t budget_within(int64_t budget, int64_t rounds) override {

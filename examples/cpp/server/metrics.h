@@ -33,7 +33,7 @@ class Metrics {
           << '\n';
     metric("cancelled_total", "counter", "Requests whose client hung up before the answer.");
     out << "flowfast_cancelled_total " << cancelled_ << '\n';
-    metric("nfe_total", "counter", "Model evaluations times passes of the images that were sent.");
+    metric("nfe_total", "counter", "Rows through the model for the images that were sent.");
     out << "flowfast_nfe_total " << nfe_ << '\n';
     metric("queue_length", "gauge", "Searches under way that hold no slot.");
     out << "flowfast_queue_length " << queued << '\n';
