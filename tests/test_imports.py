@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"config", "engine", "models", "resolve", "rewards"},
     "report": {"api", "config", "engine", "models"},
     "comparison": {"api", "config", "models", "report", "resolve", "rewards"},
-    "cli": {"api", "archive", "comparison", "config", "flow", "methods", "models", "ops", "report", "rewards"},
+    "serve": {"config", "engine", "rewards"},
+    "cli": {"api", "archive", "comparison", "config", "flow", "methods", "models", "ops", "report", "rewards", "serve"},
 }
 HUGGING_FACE = {"diffusers", "transformers"}
 # These derive from classes of diffusers; they are imported when they are asked for.

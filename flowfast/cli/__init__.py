@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flowfast import secrets
-from flowfast.cli import compare, export, generate, info, methods, models, reward_server, rewards
+from flowfast.cli import compare, export, generate, info, methods, models, reward_server, rewards, serve
 from flowfast.errors import FlowfastError
 from flowfast.memory import keep_memory
 from flowfast.version import __version__
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate.command,
     "compare": compare.command,
     "export": export.command,
+    "serve": serve.command,
     "reward-server": reward_server.command,
     "info": info.command,
     "methods": methods.command,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+from torch import Tensor
+
 from flowfast.engine.engine import Engine
 from flowfast.engine.request import Event, Failed, Finished
+from flowfast.engine.standing import Standing, best_so_far, standing_of
 from flowfast.errors import EngineDeadError, FlowfastError
 
 Listener = Callable[[Event], None]
@@ -43,7 +46,7 @@ class AsyncEngine:
 
     # ---- any task ----
 
-    async def generate(self, prompt: str, **params: Any) -> AsyncIterator[Event]:
+    async def generate(self, prompt: str, **params: Any) -> AsyncGenerator[Event, None]:
         """Events of one request, the last one `Finished` or `Failed`. Takes what `Engine.add_request` takes; raises
         what it raises."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
@@ -89,6 +92,25 @@ class AsyncEngine:
         except TimeoutError:
             self._ask(self._engine.abort_all)
             await done
+
+    async def peek(self, id: str) -> Tensor | None:
+        """How a request that runs looks so far: `flowfast.engine.standing.best_so_far`, between two rounds."""
+        return await asyncio.wrap_future(self._ask(lambda: best_so_far(self._engine, id)))
+
+    @property
+    def standing(self) -> Standing:
+        """Counts for those who watch; waits for nothing."""
+        return standing_of(self._engine)
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names that requests may give, the first one's default first."""
+        return tuple(self._engine.loaded.scorers)
+
+    @property
+    def death(self) -> EngineDeadError | None:
+        """Why it takes no request any more; None: it does."""
+        return self._dead() if self._closed or self._death is not None else None
 
     async def snapshot(self, path: Any) -> None:
         """As `Engine.snapshot`, between two rounds."""

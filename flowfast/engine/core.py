@@ -25,6 +25,7 @@ from flowfast.errors import (
     QueueFullError,
     RewardError,
 )
+from flowfast.types import Sample
 
 
 class Maker(Protocol):
@@ -272,7 +273,7 @@ class EngineCore:
                 continue
             self._timed -= job.due is not None
             self.rows_used += sample.nfe
-            self._events.append(Finished(job.request.id, sample, job.rerun, clock.now() - job.arrived))
+            self._events.append(finished(job, sample, batch.runner.micro_batch))
 
     def _fails(self, job: Job, reason: str, error: FlowfastError) -> None:
         self._timed -= job.due is not None
@@ -304,6 +305,11 @@ def slots_of(core: EngineCore, job: Job) -> int:
     """Of all batches of the job's kind together."""
     most = core.make.batches(job, core.micro_batch)
     return most * core.make.slots(job, most)
+
+
+def finished(job: Job, sample: Sample, micro_batch: int) -> Finished:
+    waited = 0.0 if job.moved_in is None else job.moved_in - job.arrived
+    return Finished(job.request.id, sample, job.rerun, clock.now() - job.arrived, micro_batch, waited)
 
 
 def reason_of(error: FlowfastError) -> str:

@@ -71,6 +71,10 @@ class Finished(Event):
     prompt alone repeats it."""
     seconds: float
     """From its arrival."""
+    micro_batch: int = 0
+    """Rows of its model calls, at the end: `flowfast.search` with as many has the same bits."""
+    waited: float = 0.0
+    """Seconds before it had a slot."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class Job:
     """Jobs of one kind may share a batch."""
     due: float | None = None
     """The end of its deadline by the engine's clock."""
+    moved_in: float | None = None
+    """When it got a slot; None: it waits, or an engine that was restored has it from another one."""
     rows: int | None = None
     """Of its model calls at most; None: any number."""
     repeats: list[tuple[int, int]] = field(default_factory=list)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfast.engine import clock
 from flowfast.engine.deadline import Pacer, Rest, share
 from flowfast.engine.request import Job
 from flowfast.engine.runner import Runner
@@ -196,6 +197,7 @@ class Scheduler:
         slot = batch.free
         batch.runner.admit(slot, job)
         batch.put(slot, job)
+        job.moved_in = clock.now()
         return True
 
     def make_room(self, has_room: Callable[[list[Batch]], bool]) -> None:

@@ -1,0 +1,92 @@
+"""The one form that every error has, OpenAI's: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from flowfast import secrets
+from flowfast.bounds import refused
+from flowfast.engine.request import Failed
+from flowfast.errors import BudgetError, EngineDeadError, FlowfastError, PromptError
+
+TYPES = {401: "authentication_error", 500: "server_error", 501: "server_error", 503: "server_error"}
+LONGEST = 1000
+SOON = 1
+"""Seconds after which to try again where nothing tells it."""
+
+
+class ApiError(Exception):
+    """An answer that is an error."""
+
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
+    ):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        kind = TYPES.get(self.status, "invalid_request_error")
+        param = None if self.param is None else printable(self.param)[:100]
+        return {
+            "error": {"message": printable(self.message)[:LONGEST], "type": kind, "param": param, "code": self.code}
+        }
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.content, self.status, self.headers)
+
+
+def printable(text: str) -> str:
+    """Without secrets, and without what UTF-8 cannot write."""
+    return secrets.hidden(text).encode("utf-8", "backslashreplace").decode()
+
+
+def unavailable(message: str, code: str, seconds: int = SOON) -> ApiError:
+    """503, and when to try again."""
+    return ApiError(503, message, code, headers={"Retry-After": str(seconds)})
+
+
+def wrong_fields(error: ValidationError, names: list[str]) -> ApiError:
+    """The first thing that is wrong with a body. names: the fields there are."""
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "extra_forbidden":
+        message = f"unknown field {param!r:.100}: choose of {', '.join(names)}"
+        return ApiError(400, message, "unknown_parameter", param)
+    if first["type"] == "missing":
+        return ApiError(400, f"expected the field {param!r}, got none", "missing_required_parameter", param)
+    return ApiError(400, str(refused(error, "field")), "invalid_value", param)
+
+
+def not_taken_on(error: FlowfastError) -> ApiError:
+    """What the engine says of a request that it does not take on."""
+    if isinstance(error, EngineDeadError):
+        return dead(error)
+    param = "prompt" if isinstance(error, PromptError) else "budget" if isinstance(error, BudgetError) else None
+    return ApiError(400, str(error), "invalid_value", param)
+
+
+def dead(error: FlowfastError) -> ApiError:
+    return ApiError(
+        500, f"the engine of this server has died, and the server must be restarted: {error}", "engine_dead"
+    )
+
+
+def failed(event: Failed, seconds: int) -> ApiError:
+    """The answer to a request that ended without a picture. seconds: after which a slot may be free."""
+    why = str(event.error)
+    match event.reason:
+        case "full":
+            return unavailable(f"the queue of this server is full: try again in {seconds} s", "queue_full", seconds)
+        case "deadline":
+            return unavailable(why, "deadline", seconds)
+        case "aborted":
+            return unavailable("this server shuts down: the request was aborted before its end", "shutting_down")
+        case "prompt":
+            return ApiError(400, why, "invalid_value", "prompt")
+        case "closed":
+            return dead(event.error)
+    return ApiError(500, why, f"{event.reason}_failed")

@@ -1,0 +1,138 @@
+"""The life of a server: it loads, it answers, it drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from flowfast.engine.async_engine import AsyncEngine
+from flowfast.engine.engine import SLOTS
+from flowfast.engine.request import Failed, Finished
+from flowfast.engine.standing import Standing
+from flowfast.errors import EngineDeadError, ModelError
+from flowfast.serve.config import ServeConfig
+from flowfast.serve.errors import unavailable
+from flowfast.serve.gate import Gate
+from flowfast.serve.metrics import Metrics
+from flowfast.serve.pictures import size_of
+from flowfast.serve.searches import Searches
+
+log = logging.getLogger("flowfast.serve")
+
+
+class Serving:
+    """What all requests share.
+
+    Args:
+        config: the server's.
+        make: makes the engine, off the event loop; default: that of the configuration.
+    """
+
+    def __init__(self, config: ServeConfig, make: Callable[[], AsyncEngine] | None = None):
+        self.config, self.make = config, make or self._engine
+        self.engine: AsyncEngine | None = None
+        self.metrics, self.gate = Metrics(), Gate((config.slots or SLOTS) + config.queue)
+        self.metrics.watch(self._standing)
+        self.created = int(time.time())
+        self.phase = "loading"
+        """loading, ready, draining or failed."""
+        self.size: str | None = None
+        """Of its pictures, where one was drawn."""
+        self.failure: BaseException | None = None
+        self.on_loaded: Callable[[], None] = lambda: None
+        """Called once it is ready, or has failed."""
+
+    def _engine(self) -> AsyncEngine:
+        config = self.config
+        return AsyncEngine(config.model, [config.reward, *config.other_rewards], **config.engine_options)
+
+    def _standing(self) -> Standing | None:
+        return None if self.engine is None else self.engine.standing
+
+    @property
+    def death(self) -> BaseException | None:
+        """Why it will never answer again; None: it may."""
+        return self.failure or (None if self.engine is None else self.engine.death)
+
+    def searches(self) -> Searches:
+        """What a request needs. Raises ApiError where none is taken now."""
+        if self.phase != "ready" or self.engine is None:
+            raise unavailable(f"this server is {self.phase}: try again later", self.phase, 5)
+        return Searches(self.engine, self.gate, self.metrics)
+
+    # ---- loading ----
+
+    async def load(self) -> None:
+        """Makes the engine and draws once in each quality; then requests may come."""
+        try:
+            engine = await in_thread(self.make)
+            if self.phase == "draining":
+                engine.close()
+                return
+            self.engine = engine
+            for budget in sorted(set(self.config.quality.values())) if self.config.warm_up else ():
+                await self._draw(engine, budget)
+            self.phase = "ready" if self.phase == "loading" else self.phase
+        except Exception as error:
+            if self.phase != "draining":
+                self.failure, self.phase = error, "failed"
+        self.on_loaded()
+
+    async def _draw(self, engine: AsyncEngine, budget: int) -> None:
+        """Makes memory, graphs and compiled code of a quality, and learns the size. Raises FlowfastError."""
+        async with aclosing(engine.generate(self.config.warm_up, budget=budget)) as events:
+            async for event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    shape = tuple(event.sample.image.shape)
+                    if len(shape) != 3 or shape[0] != 3:
+                        raise ModelError(f"expected a model of pictures (3, H, W), got {shape}")
+                    self.size = size_of(event.sample.image)
+
+    # ---- its end ----
+
+    def stop_admitting(self) -> None:
+        """From here on /ready says no, and no request is taken on."""
+        self.phase = "draining"
+
+    async def drain(self) -> None:
+        """Returns when all that was taken on has ended; what has not in time is aborted."""
+        self.stop_admitting()
+        if self.engine is not None:
+            try:
+                await self.engine.drain(self.config.drain_seconds)
+            except EngineDeadError:
+                return
+
+    async def close(self) -> None:
+        self.stop_admitting()
+        if self.engine is not None:
+            await asyncio.to_thread(self.engine.close)
+
+
+async def in_thread(work: Callable[[], Any]) -> Any:
+    """As `asyncio.to_thread`, but the end of the process does not wait for it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def tell(give: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            give(value)
+
+    def run() -> None:
+        give: Callable[[Any], None] = future.set_result
+        try:
+            value = work()
+        except BaseException as error:
+            value, give = error, future.set_exception
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(tell, give, value)
+
+    threading.Thread(target=run, name="flowfast loading", daemon=True).start()
+    return await future

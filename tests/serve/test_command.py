@@ -1,0 +1,224 @@
+"""`flowfast serve` as a process of its own: its socket, its signals, its refusals; and OpenAI's client."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+import flowfast
+from flowfast.cli import main
+from flowfast.errors import OptionError
+from flowfast.rewards.pixels import to_pixels
+from flowfast.serve.config import ServeConfig, check_open
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "two red circles"
+KEY = "secret-of-the-test"
+
+
+@contextmanager
+def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server that is ready, and its address."""
+    argv = [sys.executable, "-m", "flowfast.cli", "serve", "--port", "0", "--quality", "low=50,medium=100", *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FLOWFAST_API_KEY": KEY}
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (background jobs of a shell do not)
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=heeds
+    ) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("scenes at http://127.0.0.1:"), line
+            url = line.split()[2].rstrip(";")
+            assert server.stdout.readline() == "ready\n"
+            yield server, url
+        finally:
+            server.kill()
+
+
+def get(url: str) -> int:
+    try:
+        return int(urllib.request.urlopen(url, timeout=10).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def pixels(text: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with process() as (server, address):
+        yield address
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        assert server.stderr is not None
+        lines = [json.loads(line) for line in server.stderr.read().splitlines()]  # the log, and nothing else
+        assert {"request", "method", "path", "status", "seconds"} == set(lines[0])
+        assert PROMPT not in json.dumps(lines)
+
+
+@pytest.fixture
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=30)
+
+
+def test_the_stock_client_draws_what_flowfast_search_finds(client: openai.OpenAI) -> None:
+    found = client.images.generate(
+        prompt=PROMPT, model="scenes", n=2, size="32x32", quality="low", output_format="png",
+        response_format="b64_json", extra_body={"seed": 5, "method": "svdd"},
+    )  # fmt: skip
+    assert found.data is not None and len(found.data) == 2
+    assert found.size == "32x32" and found.quality == "low" and found.usage is not None
+    for repeat, entry in enumerate(found.data):
+        facts: Any = entry.model_dump()["flowfast"]
+        result = flowfast.search(
+            flowfast.load("scenes"), [PROMPT], reward="scenes", method="svdd", budget=50, seed=5, repeat=repeat,
+            micro_batch=facts["micro_batch"],
+        )  # fmt: skip
+        expected = to_pixels(result.samples[0].image[None])[0].permute(1, 2, 0).numpy()
+        assert np.array_equal(pixels(entry.b64_json or ""), expected)
+        assert facts["reward"] == result.samples[0].reward
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_the_stock_client_streams(client: openai.OpenAI, count: int) -> None:
+    stream = client.images.generate(
+        prompt=PROMPT, stream=True, partial_images=count, extra_body={"method": "svdd", "budget": 100}
+    )
+    events = list(stream)
+    kinds = [event.type for event in events]
+    assert kinds == ["image_generation.partial_image"] * count + ["image_generation.completed"]
+    assert all(pixels(event.b64_json).shape == (32, 32, 3) for event in events)
+
+
+def test_the_stock_client_knows_the_errors(client: openai.OpenAI, url: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="a poem about nothing")
+    assert refused.value.param == "prompt"
+    with pytest.raises(openai.BadRequestError, match="unknown field 'colour'"):
+        client.images.generate(prompt=PROMPT, extra_body={"colour": "red"})
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(prompt=PROMPT, model="dall-e-3")
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="another", max_retries=0).models.list()
+    with pytest.raises(openai.InternalServerError, match="images/edits"):
+        client.images.edit(image=b"x", prompt=PROMPT)
+    assert [model.id for model in client.models.list()] == ["scenes"]
+    with pytest.raises(openai.BadRequestError):
+        list(client.images.generate(prompt="a poem about nothing", stream=True))
+
+
+def test_sigterm_answers_what_runs_and_ready_says_no() -> None:
+    with process("--warm-up", "") as (server, url):
+        found: list[Any] = []
+
+        def ask() -> None:
+            client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=30)
+            found.append(client.images.generate(prompt=PROMPT, n=10, extra_body={"method": "svdd", "budget": 100}))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        root = url.removesuffix("/v1")
+        end = time.monotonic() + 20
+        while b"num_requests_running 0" in urllib.request.urlopen(f"{root}/metrics", timeout=10).read():
+            assert time.monotonic() < end
+        assert get(f"{root}/ready") == 200
+        server.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        assert get(f"{root}/ready") == 503
+        assert time.monotonic() - told < 5  # milliseconds on a machine with nothing else to do
+        asking.join(30)
+        assert len(found) == 1 and len(found[0].data) == 10
+        assert server.wait(30) == 0
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with process("--warm-up", "", "--drain-seconds", "600", "--max-budget", "100000") as (server, url):
+        body = json.dumps({"prompt": PROMPT, "method": "svdd", "budget": 100_000}).encode()
+        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        asked = urllib.request.Request(f"{url}/images/generations", body, headers)
+
+        def ask() -> None:
+            with pytest.raises(OSError):
+                urllib.request.urlopen(asked, timeout=60)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(1)
+        server.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.poll() is None
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == -signal.SIGTERM
+        asking.join(10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "192.0.2.1"], "--allow-anonymous"),
+        (["--host", "::"], "FLOWFAST_API_KEY"),
+        (["--host", "192.0.2.1", "--api-key", "two words"], "printable ASCII"),
+        (["--quality", "low"], "low=50"),
+        (["--quality", "best=5"], "low, medium, high"),
+        (["--quality", "low=5", "--max-budget", "3"], "max_budget"),
+        (["--model", "nothing"], "unknown model 'nothing'"),
+        (["--reward", "beauty"], "unknown reward 'beauty'"),
+        (["--warm-up", "a poem"], "poem"),
+        (["--slots", "0"], "slots"),
+        (["--config", "/nowhere/server.yaml"], "cannot read"),
+    ],
+)
+def test_what_it_refuses(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLOWFAST_API_KEY", raising=False)
+    assert main(["serve", "--port", "0", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_server_yaml_and_options_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("flowfast.serve.run.serve", lambda config, key: seen.append((config, key)))
+    file = tmp_path / "server.yaml"
+    file.write_text("quality: {low: 10, high: 90}\nalias: [one, two]\nport: 9\nqueue: 3\nother_rewards: [sharpness]\n")
+    assert main(["serve", "--config", str(file), "--port", "7", "--api-key", "k"]) == 0
+    ((config, key),) = seen
+    assert (config.port, config.queue, config.models, key) == (7, 3, ("scenes", "one", "two"), "k")
+    assert config.quality == {"low": 10, "high": 90} and config.other_rewards == ("sharpness",)
+    assert [config.budget_of(name) for name in ("auto", "standard", "hd", "medium")] == [10, 10, 90, None]
+    file.write_text("prot: 9\n")
+    assert main(["serve", "--config", str(file)]) == 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_loopback_needs_no_key(host: str) -> None:
+    check_open(ServeConfig(host=host), None)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "::", "example.com", "localhost.example.com", ""])
+def test_other_addresses_do(host: str) -> None:
+    with pytest.raises(OptionError):
+        check_open(ServeConfig(host=host), None)
+    check_open(ServeConfig(host=host), "key")
+    check_open(ServeConfig(host=host, allow_anonymous=True), None)

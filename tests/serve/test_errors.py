@@ -1,0 +1,204 @@
+"""Every refusal has OpenAI's form, names the field, and comes before anything is drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from flowfast.serve.left import MOST_BYTES
+from flowfast.serve.schema import MOST_LETTERS
+from tests.serve.conftest import PATH, SEARCH, Server, in_time, served
+
+JSON = {"content-type": "application/json"}
+
+
+def error_of(answer: Any) -> dict[str, Any]:
+    content = answer.json()
+    assert set(content) == {"error"} and set(content["error"]) == {"message", "type", "param", "code"}
+    assert content["error"]["message"] and content["error"]["code"]
+    assert answer.headers["x-request-id"]
+    return content["error"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"colour": "red"}, "colour", ["unknown field 'colour'", "prompt", "top_k"]),
+        ({"seconds": 3}, "seconds", ["unknown field"]),
+        ({"n": 0}, "n", ["1 .. 10", "got 0"]),
+        ({"n": 11}, "n", ["1 .. 10"]),
+        ({"n": 10**4000}, "n", ["1 .. 10"]),
+        ({"n": "2"}, "n", ["integer"]),
+        ({"n": 1.5}, "n", ["integer"]),
+        ({"n": True}, "n", ["number"]),
+        ({"n": [1]}, "n", ["integer"]),
+        ({"prompt": 3}, "prompt", ["string"]),
+        ({"prompt": ""}, "prompt", ["at least 1 character"]),
+        ({"prompt": "   "}, "prompt", ["prompt"]),
+        ({"prompt": "x" * (MOST_LETTERS + 1)}, "prompt", [str(MOST_LETTERS)]),
+        ({"prompt": "\ud800"}, "prompt", ["field 'prompt'"]),
+        ({"model": 5}, "model", ["string"]),
+        ({"size": "512x512"}, "size", ["auto or 6x4", "'512x512'"]),
+        ({"quality": "best"}, "quality", ["auto or low or medium"]),
+        ({"quality": "hd"}, "quality", ["auto or low or medium"]),
+        ({"response_format": "url"}, "response_format", ["b64_json", "no URL"]),
+        ({"response_format": "hex"}, "response_format", ["b64_json"]),
+        ({"output_format": "gif"}, "output_format", ["png"]),
+        ({"output_compression": 101}, "output_compression", ["0 .. 100"]),
+        ({"partial_images": 4}, "partial_images", ["0 .. 3"]),
+        ({"stream": "yes"}, "stream", ["boolean"]),
+        ({"seed": 0.5}, "seed", ["integer"]),
+        ({"repeat": -1}, "repeat", ["0 .."]),
+        ({"guidance": -1}, "guidance", ["0 .. 1,000"]),
+        ({"guidance": "3,dps:1"}, "guidance", ["number"]),
+        ({"reward": "http://example.com"}, "reward", ["near or far"]),
+        ({"method": "/etc/passwd"}, None, ["/etc/passwd"]),
+        ({"budget": 0}, "budget", ["1 .."]),
+        ({"budget": 41}, "budget", ["41", "40"]),
+        ({"budget": 1}, "budget", ["budget"]),
+        ({"until": "high"}, "until", ["number"]),
+        ({"top_k": 99}, "top_k", ["1 .. 10"]),
+        ({"priority": 10}, "priority", ["0 .. 9"]),
+        ({"deadline_ms": 0}, "deadline_ms", ["1 .."]),
+        ({"negative_prompt": {}}, "negative_prompt", ["string"]),
+        ({"user": "u" * 300}, "user", ["256"]),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_wrong_field_is_named(
+    shared: TestClient, fields: dict[str, Any], param: str | None, words: list[str], stream: bool
+) -> None:
+    body = {"prompt": "a", **SEARCH, "stream": stream, **fields}
+    answer = shared.post(PATH, content=json.dumps(body), headers=JSON)
+    error = error_of(answer)
+    assert answer.status_code == 400 and error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    for word in words:
+        assert word in error["message"], error
+    assert len(error["message"]) < 600
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b'{"prompt": "a", "guidance": NaN}', "invalid_json"),
+        (b'{"prompt": "a", "until": -Infinity}', "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "invalid_json"),
+        (b'\xff\xfe"', "invalid_json"),
+        (b"[]", "invalid_value"),
+        (b"3", "invalid_value"),
+        (b"null", "invalid_value"),
+        (b"{}", "missing_required_parameter"),
+        (b'{"prompt": null}', "missing_required_parameter"),
+        (b'{"prompt": "a", "\\ud800": 1}', "invalid_value"),
+        (b'{"prompt": "a", "\\u20ac": 1}', "unknown_parameter"),
+    ],
+)
+def test_a_body_that_is_none(shared: TestClient, body: bytes, code: str) -> None:
+    answer = shared.post(PATH, content=body, headers=JSON)
+    assert answer.status_code == 400 and error_of(answer)["code"] == code
+
+
+def test_an_infinite_number(shared: TestClient) -> None:
+    answer = shared.post(PATH, content=b'{"prompt": "a", "until": 1e999}', headers=JSON)
+    assert answer.status_code == 400 and error_of(answer)["param"] == "until"
+
+
+def test_other_statuses(shared: TestClient) -> None:
+    answer = shared.post(PATH, json={"prompt": "a", "model": "dall-e-3"})
+    assert answer.status_code == 404
+    assert error_of(answer)["code"] == "model_not_found" and "toy" in error_of(answer)["message"]
+    assert error_of(shared.post(PATH, content=b"{}", headers={"content-type": "text/plain"}))["code"].startswith(
+        "unsup"
+    )
+    answer = shared.post(PATH, content=b" " * (MOST_BYTES + 1), headers=JSON)
+    assert answer.status_code == 413 and error_of(answer)["code"] == "body_too_large"
+    answer = shared.post(PATH, content=iter([b" " * 1000] * (MOST_BYTES // 1000 + 2)), headers=JSON)  # without a length
+    assert answer.status_code == 413
+    assert shared.get("/v2").status_code == 404 and error_of(shared.get("/v2"))["code"] == "not_found"
+    assert error_of(shared.get(PATH))["code"] == "method_not_allowed"
+    assert shared.post(PATH, json={"prompt": "a", **SEARCH}).status_code == 200
+
+
+def test_the_key_is_asked_for_below_v1_alone() -> None:
+    with served("open sesame".replace(" ", "-")) as (client, _):
+        for path in ("/health", "/ready", "/metrics"):
+            assert client.get(path).status_code == 200
+        for given in (
+            "",
+            "Bearer",
+            "Bearer open-sesam",
+            "Bearer open-sesame2",
+            "open-sesame",
+            "Basic open-sesame",
+            "Bearer é",
+        ):
+            answer = client.get("/v1/models", headers={"authorization": given.encode()})
+            assert answer.status_code == 401 and error_of(answer)["type"] == "authentication_error", given
+            assert client.post("/v1/nothing", headers={"authorization": given.encode()}).status_code == 401
+        assert client.post(PATH, json={"prompt": "a"}).status_code == 401
+        right = {"authorization": "Bearer open-sesame"}
+        assert client.get("/v1/models", headers=right).status_code == 200
+        assert client.post(PATH, json={"prompt": "a", **SEARCH}, headers=right).status_code == 200
+
+
+def test_request_ids_are_the_clients_where_they_are_words(shared: TestClient) -> None:
+    assert shared.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert shared.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    """Four pictures have room: two slots and two that wait. The fifth hears at once, though a model call is held."""
+
+    async def work() -> None:
+        async with Server(queue=2, warm_up="").live() as server:
+            server.flow.free.clear()
+            first = [asyncio.create_task(server.ask({"prompt": "a", **SEARCH, "seed": seed})) for seed in range(3)]
+            await asyncio.to_thread(server.flow.reached.wait, 10)
+            refused = await server.ask({"prompt": "a", **SEARCH, "n": 2})
+            streamed = await server.ask({"prompt": "a", **SEARCH, "n": 10, "stream": True})
+            for answer in (refused, streamed):
+                assert answer.status == 503 and answer.json["error"]["code"] == "queue_full"
+                assert int(answer.headers["retry-after"]) >= 1
+            server.flow.free.set()
+            assert [answer.status for answer in await asyncio.gather(*first)] == [200] * 3
+            assert server.serving.gate.inside == 0
+            assert (await server.ask({"prompt": "a", **SEARCH, "n": 4})).status == 200
+
+    in_time(work)
+
+
+def test_a_deadline_that_cannot_be_met() -> None:
+    with served() as (client, _):
+        answer = client.post(PATH, json={"prompt": "a", **SEARCH, "deadline_ms": 1})
+        assert answer.status_code == 503 and error_of(answer)["code"] == "deadline"
+        assert (
+            "cannot end within" in error_of(answer)["message"] or "beyond its deadline" in error_of(answer)["message"]
+        )
+
+
+class Failing:
+    """A reward that fails for the prompt "bad" alone."""
+
+    name, range, differentiable = "failing", (0.0, 1.0), False
+
+    def __call__(self, images: Any, prompts: Any) -> Any:
+        if "bad" in prompts:
+            raise RuntimeError("no score today")
+        return images.flatten(1).mean(1)
+
+
+def test_a_reward_that_fails_is_a_500_of_its_request_alone() -> None:
+    with served(reward=Failing(), warm_up="") as (client, _):
+        answer = client.post(PATH, json={"prompt": "bad", **SEARCH})
+        assert answer.status_code == 500 and error_of(answer)["code"] == "reward_failed"
+        assert "no score today" in error_of(answer)["message"]
+        assert client.post(PATH, json={"prompt": "good", **SEARCH}).status_code == 200
+        assert "flowfast:reward_errors_total 1.0" in client.get("/metrics").text
