@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flowfast.config import SearchConfig
     from flowfast.engine.async_engine import AsyncEngine
     from flowfast.engine.engine import Engine
-    from flowfast.engine.request import Event, Failed, Finished, Found, Progress
+    from flowfast.engine.request import Event, Failed, Finished, Found, Partial, Progress
     from flowfast.models.diffusers import from_diffusers
     from flowfast.types import Candidate, FlowDefaults, Sample, SearchResult, Winner
 
@@ -25,6 +25,7 @@ _HOMES = {
     "Failed": "flowfast.engine.request",
     "Finished": "flowfast.engine.request",
     "Found": "flowfast.engine.request",
+    "Partial": "flowfast.engine.request",
     "Progress": "flowfast.engine.request",
     "SearchConfig": "flowfast.config",
     "export": "flowfast.archive.export",
@@ -60,6 +61,7 @@ __all__ = [
     "Finished",
     "FlowDefaults",
     "Found",
+    "Partial",
     "Progress",
     "Sample",
     "SearchConfig",

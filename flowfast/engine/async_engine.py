@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfast.engine.engine import Engine
+from flowfast.engine.engine import Engine, whole
 from flowfast.engine.request import Event, Failed, Finished
-from flowfast.engine.standing import Standing, best_so_far, standing_of
+from flowfast.engine.standing import Looks, Standing, best_so_far, standing_of
 from flowfast.errors import EngineDeadError, FlowfastError
 
 Listener = Callable[[Event], None]
@@ -46,15 +46,16 @@ class AsyncEngine:
 
     # ---- any task ----
 
-    async def generate(self, prompt: str, **params: Any) -> AsyncGenerator[Event, None]:
+    async def generate(self, prompt: str, *, looks: int = 0, **params: Any) -> AsyncGenerator[Event, None]:
         """Events of one request, the last one `Finished` or `Failed`. Takes what `Engine.add_request` takes; raises
-        what it raises."""
+        what it raises. looks: so many pictures on the way, as `Partial`, spread over its budget."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def hear(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        added = self._ask(lambda: self._add(prompt, params, hear))
+        listener: Listener = Looks(self._engine, whole(looks, "looks"), hear) if looks else hear
+        added = self._ask(lambda: self._add(prompt, params, listener))
         try:
             id = await asyncio.wrap_future(added)
         except asyncio.CancelledError:

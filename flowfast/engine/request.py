@@ -62,6 +62,15 @@ class Found(Event):
 
 
 @dataclass(frozen=True)
+class Partial(Event):
+    """How it looks so far, for a task that asked for pictures on the way (`AsyncEngine.generate(looks=...)`)."""
+
+    image: Tensor
+    """(3, H, W) in [0, 1], on the CPU."""
+    nfe: int
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """It is done."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from flowfast.engine.request import Event, Partial, Progress
 from flowfast.engine.runner import LiveRunner
 from flowfast.errors import FlowfastError
 from flowfast.ops.branch_step import D, E
@@ -79,3 +81,23 @@ def latent_so_far(batch: SlotBatch, slot: int) -> Tensor | None:
     parent = 2 * chain + int(state.chain[ACTIVE, chain])
     row = batch.table[transitions[leader] - 1]
     return (row[D] * state.x[parent].float() + row[E] * state.u[parent].float()).to(state.x.dtype)
+
+
+class Looks:
+    """Hears the events of a request on the engine's thread, and adds a `Partial` after each of `count` equal parts of
+    its budget but the last one: at the same rounds whatever else runs."""
+
+    def __init__(self, engine: Engine, count: int, hear: Callable[[Event], None]):
+        self.engine, self.count, self.hear, self.passed = engine, count, hear, 0
+
+    def __call__(self, event: Event) -> None:
+        self.hear(event)
+        if isinstance(event, Progress) and self.due(event):
+            image = best_so_far(self.engine, event.id)
+            if image is not None:
+                self.hear(Partial(event.id, image, event.nfe))
+
+    def due(self, event: Progress) -> bool:
+        passed = min(self.count, event.nfe * (self.count + 1) // max(event.budget, 1))
+        later, self.passed = passed > self.passed, max(passed, self.passed)
+        return later

@@ -12,7 +12,7 @@ from typing import Any
 
 from flowfast.config import Rerun
 from flowfast.engine.async_engine import AsyncEngine
-from flowfast.engine.request import Failed, Finished, Found, Progress
+from flowfast.engine.request import Failed, Finished, Found, Partial
 from flowfast.errors import EngineDeadError, FlowfastError
 from flowfast.serve import pictures
 from flowfast.serve.errors import ApiError, failed, not_taken_on
@@ -62,14 +62,19 @@ def first_of(errors: BaseExceptionGroup[Any]) -> BaseException:
 async def one_of(searches: Searches, asked: Asked, index: int, tell: Told | None) -> list[dict[str, Any]]:
     """The entries of one search in the answer, the best first."""
     request, metrics, begun = asked.request, searches.metrics, time.monotonic()
-    best, partial = None, Partial(asked, index, begun)
-    options = {**asked.params, "repeat": request.repeat + index}
+    best, sent = None, 0
+    looks = 0 if tell is None else request.partial_images
+    options = {**asked.params, "repeat": request.repeat + index, "looks": looks}
     try:
         async with aclosing(searches.engine.generate(request.prompt, **options)) as events:
             async for event in events:
-                best = event.reward if isinstance(event, Found) else best
-                if isinstance(event, Progress) and tell is not None and partial.due(event):
-                    await partial.send(searches, event, best, tell)
+                if isinstance(event, Found):
+                    best = event.reward
+                if isinstance(event, Partial) and tell is not None:
+                    tell(await partial_image(asked, index, sent, event, best))
+                    if sent == 0:
+                        metrics.first_partial(time.monotonic() - begun)
+                    sent += 1
                 if isinstance(event, Failed):
                     searches.gate.ended()
                     metrics.failed(event.reason)
@@ -156,34 +161,14 @@ def told(kind: str, asked: Asked, entry: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Partial:
-    """Pictures on the way of one search: after each of `partial_images` equal parts of its budget but the last one."""
-
-    def __init__(self, asked: Asked, index: int, begun: float):
-        self.asked, self.index, self.begun = asked, index, begun
-        self.sent = self.passed = 0
-
-    def due(self, event: Progress) -> bool:
-        count = self.asked.request.partial_images
-        passed = min(count, event.nfe * (count + 1) // max(event.budget, 1))
-        later, self.passed = passed > self.passed, max(passed, self.passed)
-        return later
-
-    async def send(self, searches: Searches, event: Progress, best: float | None, tell: Told) -> None:
-        """Nothing where it has ended meanwhile, or there is nothing to see yet."""
-        image = None
-        with suppress(EngineDeadError):  # its last event says so
-            image = await searches.engine.peek(event.id)
-        if image is None:
-            return
-        request = self.asked.request
-        text = await asyncio.to_thread(pictures.as_text, image, request.output_format, request.output_compression)
-        if self.sent == 0:
-            searches.metrics.first_partial(time.monotonic() - self.begun)
-        facts = {"index": self.index, "nfe": event.nfe, "budget": event.budget, "best_reward": number(best)}
-        entry = {"b64_json": text, "size": pictures.size_of(image), "partial_image_index": self.sent}
-        tell(told("image_generation.partial_image", self.asked, entry | {"flowfast": facts}))
-        self.sent += 1
+async def partial_image(asked: Asked, index: int, number_of: int, event: Partial, best: float | None) -> dict[str, Any]:
+    """The event of a picture on the way."""
+    request = asked.request
+    form = (request.output_format, request.output_compression)
+    text = await asyncio.to_thread(pictures.as_text, event.image, *form)
+    facts = {"index": index, "nfe": event.nfe, "budget": asked.params["budget"], "best_reward": number(best)}
+    entry = {"b64_json": text, "size": pictures.size_of(event.image), "partial_image_index": number_of}
+    return told("image_generation.partial_image", asked, entry | {"flowfast": facts})
 
 
 async def streamed(work: Callable[[Told], Awaitable[Any]]) -> AsyncGenerator[dict[str, Any], None]:

@@ -112,6 +112,28 @@ def test_what_it_counts() -> None:
     assert max(event.waited for event in done) > min(event.seconds for event in done) / 2  # the third one
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("method", ["svdd", "rbf"])
+def test_looks_come_at_the_same_rounds_whatever_else_runs(method: str, count: int) -> None:
+    async def one(engine: flowfast.AsyncEngine, prompt: str = "a") -> list[Any]:
+        return [event async for event in engine.generate(prompt, looks=count, method=method, **SEARCH)]
+
+    async def work() -> None:
+        options: dict[str, Any] = {"slots": 4, "micro_batch": 4, "max_budget": 60}
+        async with flowfast.AsyncEngine(GaussianFlow((3, 2, 2)), {"near": NearTarget()}, **options) as engine:
+            alone = await one(engine)
+            among, *_ = await asyncio.gather(one(engine), *(one(engine, "b" * k) for k in range(2, 9)))
+        looks, again = ([event for event in of if isinstance(event, flowfast.Partial)] for of in (alone, among))
+        assert len(looks) == count
+        assert [look.nfe for look in looks] == [look.nfe for look in again]
+        assert all(torch.equal(look.image, other.image) for look, other in zip(looks, again, strict=True))
+        parts = [60 * (k + 1) / (count + 1) for k in range(count)]
+        assert all(part <= look.nfe < part + 60 / (count + 1) for part, look in zip(parts, looks, strict=True))
+        assert torch.equal(alone[-1].sample.image, among[-1].sample.image)
+
+    asyncio.run(work())
+
+
 def test_over_the_engines_thread() -> None:
     async def work() -> None:
         async with flowfast.AsyncEngine(
