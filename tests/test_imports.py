@@ -34,7 +34,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"api", "config", "engine", "models"},
     "comparison": {"api", "config", "models", "report", "resolve", "rewards"},
     "serve": {"config", "engine", "rewards"},
-    "cli": {"api", "archive", "comparison", "config", "flow", "methods", "models", "ops", "report", "rewards", "serve"},
+    "benchmark": {"config", "engine", "models", "report", "rewards"},
+    "cli": {
+        "api",
+        "archive",
+        "benchmark",
+        "comparison",
+        "config",
+        "flow",
+        "methods",
+        "models",
+        "ops",
+        "report",
+        "rewards",
+        "serve",
+    },
 }
 HUGGING_FACE = {"diffusers", "transformers"}
 # These derive from classes of diffusers; they are imported when they are asked for.

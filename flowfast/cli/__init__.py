@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flowfast import secrets
-from flowfast.cli import compare, export, generate, info, methods, models, reward_server, rewards, serve
+from flowfast.cli import bench, compare, export, generate, info, methods, models, reward_server, rewards, serve
 from flowfast.errors import FlowfastError
 from flowfast.memory import keep_memory
 from flowfast.version import __version__
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(bench.app, name="bench")
 
 
 def version(value: bool) -> None:

@@ -13,9 +13,9 @@ import typer
 from flowfast import api, rewards
 from flowfast.cli.config_file import read_config
 from flowfast.cli.options import (
-    SEARCH,
     Column,
     Given,
+    Guidance,
     Lists,
     MethodOption,
     ModelOption,
@@ -40,14 +40,7 @@ def command(
     context: typer.Context,
     given: Given,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One picture each.")] = None,
-    guidance: Annotated[
-        str | None,
-        typer.Option(
-            help="Scale of classifier-free guidance (up to 1: off), with the linear t where it acts: 3@0.35:0.8; "
-            "dps:STRENGTH; or both: 3,dps:0.5.",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
+    guidance: Guidance = None,
     model_option: ModelOption = None,
     option: MethodOption = None,
     lists: Lists = None,

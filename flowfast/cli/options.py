@@ -57,6 +57,14 @@ MethodOption = Annotated[
     list[str] | None,
     typer.Option("--option", help="NAME=VALUE, an option of the method.", rich_help_panel=SEARCH),
 ]
+Guidance = Annotated[
+    str | None,
+    typer.Option(
+        help="Scale of classifier-free guidance (up to 1: off), with the linear t where it acts: 3@0.35:0.8; "
+        "dps:STRENGTH; or both: 3,dps:0.5.",
+        rich_help_panel=SEARCH,
+    ),
+]
 
 
 def config_options(

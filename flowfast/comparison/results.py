@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from flowfast.comparison.design import PICTURES, Arm, Comparison
 from flowfast.comparison.statistics import RESAMPLES
+from flowfast.report.machine import machine
 from flowfast.report.pictures import base_of, contact_picture, curve_picture
 from flowfast.report.tables import HEAD, comparison_rows, markdown, overview
 from flowfast.report.write import drawn, read_picture, write_bytes, write_json, write_text
@@ -22,11 +20,10 @@ from flowfast.report.write import drawn, read_picture, write_bytes, write_json, 
 def write_results(
     comparison: Comparison, results: list[dict[str, Any]], lines: Sequence[dict[str, Any]], out: Path
 ) -> None:
-    machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     head = {
         "comparison": asdict(comparison),
         "interval": f"95 %, percentile bootstrap over prompts, {RESAMPLES} resamples",
-        "machine": machine,
+        "machine": machine(),
         "versions": lines[-1]["versions"],
     }
     write_json(out / "results.json", {**head, "rows": results})
@@ -63,14 +60,3 @@ def largest(comparison: Comparison) -> tuple[int | None, float | None]:
 
 def picture_path(out: Path, arm: Arm, index: int) -> Path:
     return out / "pictures" / arm.slug / f"{index:02d}.png"
-
-
-def processor() -> str:
-    """What the machine's processor is called."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -70,7 +70,7 @@ def search_picture(
     verdict = "" if heldout is None else f", held-out verifier {heldout:g}"
     prompt = _wrapped(sample.prompt, int(11 * figure.get_figwidth()), 3)
     figure.suptitle(f"{prompt}\n{sample.method}, {sample.nfe} NFE: reward {sample.reward:.3g}{verdict}", fontsize=11)
-    return _png(figure)
+    return png(figure)
 
 
 def contact_picture(
@@ -104,7 +104,7 @@ def contact_picture(
             for spine in axes.spines.values():
                 spine.set(visible=True, color=axes.xaxis.label.get_color(), linewidth=1.6)
     figure.supxlabel("number: the given reward, which search raised; mark and frame: the held-out verifier", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def base_of(method: str) -> str:
@@ -161,7 +161,7 @@ def curve_picture(rows: Sequence[dict[str, Any]], what: str = "heldout") -> byte
     handles, labels = panels[0].get_legend_handles_labels()
     lines = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
     panels[1].legend(lines, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _errorbar(axes: Any, rows: Sequence[dict[str, Any]], x: list[float], what: str, style: dict[str, Any]) -> None:
@@ -191,7 +191,8 @@ def _wrapped(text: str, width: int, most: int) -> str:
     return "\n".join(textwrap.wrap(shown, width, max_lines=most, placeholder=" \u2026", break_on_hyphens=False))
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The PNG of a figure whose texts are shown as they are."""
     for text in figure.findobj(Text):  # prompts say what they say: "$5" is no formula
         text.set_parse_math(False)
         text.set_usetex(False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowfast import api, cli
+from flowfast.benchmark import results as bench_results
 from flowfast.comparison import results
 from flowfast.engine import clock
 from flowfast.errors import PromptError
@@ -80,6 +81,8 @@ def noted_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(generate, "search_picture", noted)
         monkeypatch.setattr(results, "curve_picture", noted)
         monkeypatch.setattr(results, "contact_picture", noted)
+        monkeypatch.setattr(bench_results, "latency_picture", noted)
+        monkeypatch.setattr(bench_results, "throughput_picture", noted)
 
 
 class Run:
