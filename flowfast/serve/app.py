@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,10 +17,11 @@ from starlette.exceptions import HTTPException
 from flowfast.serve.errors import ApiError
 from flowfast.serve.left import ClientLeft, body_of, unless_left
 from flowfast.serve.schema import ImagesRequest, check_offer, params_of, parse
-from flowfast.serve.searches import Asked, all_of, streamed, usage_of
+from flowfast.serve.searches import Asked, Searches, Watcher, all_of, answer_of
 from flowfast.serve.security import Front
 from flowfast.serve.serving import Serving
 from flowfast.serve.sse import EventStream, Stream
+from flowfast.serve.streaming import Streaming, streamed
 from flowfast.version import __version__
 
 log = logging.getLogger("flowfast.serve")
@@ -66,6 +66,7 @@ def create_app(serving: Serving, key: str | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, answer_error)
     add_watching(app, serving)
     add_images(app, serving)
+    add_searches(app, serving)
     return app
 
 
@@ -139,20 +140,24 @@ def add_images(app: FastAPI, serving: Serving) -> None:
         raise ApiError(501, text, "not_implemented")
 
 
-async def generate(serving: Serving, request: Request) -> Response:
-    body = await body_of(request)
-    asked = parse(body)
+async def asked_of(serving: Serving, request: Request) -> tuple[Searches, Asked]:
+    """A request that may begin. Raises ApiError."""
+    asked = parse(await body_of(request))
     searches = serving.searches()
     check_offer(asked, serving.config, searches.engine.rewards, serving.size)
-    whole = Asked(asked, params_of(asked, serving.config), asked.quality)
+    return searches, Asked(asked, params_of(asked, serving.config), asked.quality)
 
-    async def work(tell: Any = None) -> list[dict[str, Any]]:
-        with searches.gate.held(asked.n):
-            return await all_of(searches, whole, tell)
 
-    if not asked.stream:
-        return JSONResponse(answer_of(whole, await unless_left(request.receive, work())))
-    stream = Stream(streamed(work))
+async def generate(serving: Serving, request: Request) -> Response:
+    searches, asked = await asked_of(serving, request)
+
+    async def work(watcher: Watcher | None = None) -> list[dict[str, Any]]:
+        with searches.gate.held(asked.request.n):
+            return await all_of(searches, asked, watcher)
+
+    if not asked.request.stream:
+        return JSONResponse(answer_of(asked, await unless_left(request.receive, work())))
+    stream = Stream(streamed(lambda tell: work(Streaming(asked, searches.metrics, tell))))
     try:
         if await unless_left(request.receive, stream.ready(HEAD_SECONDS)) and stream.coming.exception():
             await stream.take()
@@ -162,11 +167,32 @@ async def generate(serving: Serving, request: Request) -> Response:
     return EventStream(stream)
 
 
-def answer_of(asked: Asked, found: list[dict[str, Any]]) -> dict[str, Any]:
-    size = found[0]["size"]
-    spent = [entry["flowfast"]["nfe"] for entry in found if entry["flowfast"]["rank"] == 0]
-    data = [{name: entry[name] for name in ("b64_json", "flowfast")} for entry in found]
-    return {
-        "created": int(time.time()), "background": "opaque", "output_format": asked.request.output_format,
-        "quality": asked.quality, "size": size, "data": data, "usage": usage_of(spent),
-    }  # fmt: skip
+# ---- searches that go on by themselves ----
+
+
+def add_searches(app: FastAPI, serving: Serving) -> None:
+    async def begin(request: Request) -> Response:
+        searches, asked = await asked_of(serving, request)
+        if asked.request.stream:
+            raise ApiError(400, "field 'stream': GET the events of the search instead", "invalid_value", "stream")
+        return JSONResponse(serving.records.begin(searches, asked).content, 202)
+
+    @app.post("/v1/searches", response_model=None, openapi_extra=BODY, responses=ERRORS, status_code=202)
+    async def post(request: Request) -> Response:
+        """Begins n searches, which go on though the client leaves; answers an id at once."""
+        return await guarded(partial(begin, request))
+
+    @app.get("/v1/searches/{id}", response_model=None, responses=ERRORS)
+    async def get(id: str) -> Response:
+        """How it stands; once it is finished, `result` is what POST /v1/images/generations would have answered."""
+        return JSONResponse(serving.records.find(id).content)
+
+    @app.get("/v1/searches/{id}/events", response_model=None, responses=ERRORS)
+    async def events(id: str) -> Response:
+        """Server-sent events from its beginning: queued, progress, found, finished, ended."""
+        return EventStream(Stream(serving.records.find(id).follow()))
+
+    @app.delete("/v1/searches/{id}", response_model=None, responses=ERRORS)
+    async def delete(id: str) -> Response:
+        """Aborts it where it runs, and forgets it."""
+        return JSONResponse((await serving.records.drop(id)).content | {"deleted": True})

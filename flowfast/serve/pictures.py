@@ -15,13 +15,26 @@ def encoded(image: Tensor, format: str, compression: int = 100) -> bytes:
     """image (3, H, W) in [0, 1] as a png, jpeg or webp file. compression: 0 .. 100, of jpeg and webp."""
     file = io.BytesIO()
     options = {} if format == "png" else {"quality": compression}
-    Image.fromarray(to_pixels(image[None])[0].permute(1, 2, 0).contiguous().numpy()).save(file, format, **options)
+    drawn(image).save(file, format, **options)
     return file.getvalue()
 
 
 def as_text(image: Tensor, format: str, compression: int = 100) -> str:
     """The same in base64."""
     return base64.b64encode(encoded(image, format, compression)).decode()
+
+
+def small(image: Tensor, side: int) -> str:
+    """A webp in base64 whose sides are at most so long."""
+    file = io.BytesIO()
+    picture = drawn(image)
+    picture.thumbnail((side, side))
+    picture.save(file, "webp", quality=80)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def drawn(image: Tensor) -> Image.Image:
+    return Image.fromarray(to_pixels(image[None])[0].permute(1, 2, 0).contiguous().numpy())
 
 
 def size_of(image: Tensor) -> str:

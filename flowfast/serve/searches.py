@@ -5,24 +5,33 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from flowfast.config import Rerun
 from flowfast.engine.async_engine import AsyncEngine
-from flowfast.engine.request import Failed, Finished, Found, Partial
+from flowfast.engine.request import Event, Failed, Finished
 from flowfast.errors import EngineDeadError, FlowfastError
 from flowfast.serve import pictures
-from flowfast.serve.errors import ApiError, failed, not_taken_on
+from flowfast.serve.errors import failed, not_taken_on
 from flowfast.serve.gate import Gate
 from flowfast.serve.metrics import Metrics
 from flowfast.serve.schema import ImagesRequest
 from flowfast.types import Ranked
 
-Told = Callable[[dict[str, Any]], None]
-"""Takes an event of the stream."""
+
+class Watcher(Protocol):
+    """Hears of the n searches of a request as they go on."""
+
+    looks: int
+    """Pictures that it wants on the way of each."""
+
+    async def hear(self, index: int, event: Event) -> None:
+        """An event of search number index that is not its last one."""
+
+    def done(self, index: int, entries: list[dict[str, Any]]) -> None:
+        """It has ended with these entries of the answer."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +52,12 @@ class Asked:
     quality: str
 
 
-async def all_of(searches: Searches, asked: Asked, tell: Told | None = None) -> list[dict[str, Any]]:
-    """The pictures of the n searches, in order; each is told as it is done. Raises ApiError for the first one that
+async def all_of(searches: Searches, asked: Asked, watcher: Watcher | None = None) -> list[dict[str, Any]]:
+    """The pictures of the n searches, in order. Raises ApiError for the first one that
     fails, and takes the others back."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one_of(searches, asked, index, tell)) for index in range(asked.request.n)]
+            tasks = [group.create_task(one_of(searches, asked, index, watcher)) for index in range(asked.request.n)]
     except BaseExceptionGroup as errors:
         raise first_of(errors) from None
     return [entry for task in tasks for entry in task.result()]
@@ -59,29 +68,24 @@ def first_of(errors: BaseExceptionGroup[Any]) -> BaseException:
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def one_of(searches: Searches, asked: Asked, index: int, tell: Told | None) -> list[dict[str, Any]]:
+async def one_of(searches: Searches, asked: Asked, index: int, watcher: Watcher | None) -> list[dict[str, Any]]:
     """The entries of one search in the answer, the best first."""
-    request, metrics, begun = asked.request, searches.metrics, time.monotonic()
-    best, sent = None, 0
-    looks = 0 if tell is None else request.partial_images
-    options = {**asked.params, "repeat": request.repeat + index, "looks": looks}
+    request, metrics = asked.request, searches.metrics
+    options = {**asked.params, "repeat": request.repeat + index, "looks": 0 if watcher is None else watcher.looks}
     try:
         async with aclosing(searches.engine.generate(request.prompt, **options)) as events:
             async for event in events:
-                if isinstance(event, Found):
-                    best = event.reward
-                if isinstance(event, Partial) and tell is not None:
-                    tell(await partial_image(asked, index, sent, event, best))
-                    if sent == 0:
-                        metrics.first_partial(time.monotonic() - begun)
-                    sent += 1
                 if isinstance(event, Failed):
-                    searches.gate.ended()
                     metrics.failed(event.reason)
                     raise failed(event, searches.gate.seconds())
                 if isinstance(event, Finished):
                     searches.gate.ended()
-                    return await entries(searches, asked, index, event, tell)
+                    found = await entries(searches, asked, index, event)
+                    if watcher is not None:
+                        watcher.done(index, found)
+                    return found
+                if watcher is not None:
+                    await watcher.hear(index, event)
     except FlowfastError as error:
         metrics.failed("closed" if isinstance(error, EngineDeadError) else "refused")
         raise not_taken_on(error) from None
@@ -91,22 +95,26 @@ async def one_of(searches: Searches, asked: Asked, index: int, tell: Told | None
     raise AssertionError("the last event of a request is Finished or Failed")
 
 
-async def entries(
-    searches: Searches, asked: Asked, index: int, event: Finished, tell: Told | None
-) -> list[dict[str, Any]]:
-    """Encodes what a search has found, tells and returns it."""
-    stopped, found = why_stopped(asked.request.until, event), []
+async def entries(searches: Searches, asked: Asked, index: int, event: Finished) -> list[dict[str, Any]]:
+    """What a search has found, as the answer has it."""
+    stopped, found, request = why_stopped(asked.request.until, event), [], asked.request
     searches.metrics.finished(event, stopped)
-    request = asked.request
     for rank, ranked in enumerate(event.sample.top):
         form = (request.output_format, request.output_compression)
         entry = {"b64_json": await asyncio.to_thread(pictures.as_text, ranked.image, *form)}
         facts = facts_of(event, ranked, stopped) | {"index": index, "rank": rank, "repeat": request.repeat + index}
         found.append(entry | {"flowfast": facts, "size": pictures.size_of(ranked.image)})
-        if tell is not None:
-            usage = usage_of([event.sample.nfe])
-            tell(told("image_generation.completed", asked, found[-1]) | {"usage": usage})
     return found
+
+
+def answer_of(asked: Asked, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """OpenAI's answer of all entries."""
+    spent = [entry["flowfast"]["nfe"] for entry in found if entry["flowfast"]["rank"] == 0]
+    data = [{name: entry[name] for name in ("b64_json", "flowfast")} for entry in found]
+    return {
+        "created": int(time.time()), "background": "opaque", "output_format": asked.request.output_format,
+        "quality": asked.quality, "size": found[0]["size"], "data": data, "usage": usage_of(spent),
+    }  # fmt: skip
 
 
 def facts_of(event: Finished, ranked: Ranked, stopped: str) -> dict[str, Any]:
@@ -151,42 +159,3 @@ def usage_of(spent: list[int]) -> dict[str, Any]:
         "input_tokens": 0, "input_tokens_details": none, "output_tokens": nfe, "output_tokens_details": details,
         "total_tokens": nfe,
     }  # fmt: skip
-
-
-def told(kind: str, asked: Asked, entry: dict[str, Any]) -> dict[str, Any]:
-    """An event of the stream."""
-    return {
-        "type": kind, "created_at": int(time.time()), "quality": asked.quality, "background": "opaque",
-        "output_format": asked.request.output_format, **entry,
-    }  # fmt: skip
-
-
-async def partial_image(asked: Asked, index: int, number_of: int, event: Partial, best: float | None) -> dict[str, Any]:
-    """The event of a picture on the way."""
-    request = asked.request
-    form = (request.output_format, request.output_compression)
-    text = await asyncio.to_thread(pictures.as_text, event.image, *form)
-    facts = {"index": index, "nfe": event.nfe, "budget": asked.params["budget"], "best_reward": number(best)}
-    entry = {"b64_json": text, "size": pictures.size_of(event.image), "partial_image_index": number_of}
-    return told("image_generation.partial_image", asked, entry | {"flowfast": facts})
-
-
-async def streamed(work: Callable[[Told], Awaitable[Any]]) -> AsyncGenerator[dict[str, Any], None]:
-    """What `work` tells, as it tells it. Raises what it raises; it is cancelled where nobody asks for more."""
-    events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-
-    async def whole() -> None:
-        try:
-            await work(events.put_nowait)
-        finally:
-            events.put_nowait(None)
-
-    task = asyncio.ensure_future(whole())
-    try:
-        while (event := await events.get()) is not None:
-            yield event
-        await task
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError, ApiError):
-            await task

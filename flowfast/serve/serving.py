@@ -20,6 +20,7 @@ from flowfast.serve.errors import unavailable
 from flowfast.serve.gate import Gate
 from flowfast.serve.metrics import Metrics
 from flowfast.serve.pictures import size_of
+from flowfast.serve.records import Records
 from flowfast.serve.searches import Searches
 
 log = logging.getLogger("flowfast.serve")
@@ -37,6 +38,7 @@ class Serving:
         self.config, self.make = config, make or self._engine
         self.engine: AsyncEngine | None = None
         self.metrics, self.gate = Metrics(), Gate((config.slots or SLOTS) + config.queue)
+        self.records = Records()
         self.metrics.watch(self._standing)
         self.created = int(time.time())
         self.phase = "loading"
@@ -112,6 +114,7 @@ class Serving:
 
     async def close(self) -> None:
         self.stop_admitting()
+        await self.records.end()
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from flowfast.serve.errors import ApiError
 from flowfast.serve.left import ClientLeft, unless_left
 
+log = logging.getLogger("flowfast.serve")
 PING_SECONDS = 15.0
 """After so much silence a comment is sent, so that nobody between client and server takes the stream for dead."""
 Events = AsyncGenerator[dict[str, Any], None]
@@ -78,6 +80,10 @@ class EventStream(Response):
                 return
             except ApiError as error:
                 return await out(line_of({"type": "error", **error.content}))
+            except Exception:
+                log.exception("a stream failed")
+                fault = ApiError(500, "this server failed: its log says why", "internal_error")
+                return await out(line_of({"type": "error", **fault.content}))
             await out(line_of(event))
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,16 @@ def test_the_stock_client_knows_the_errors(client: openai.OpenAI, url: str) -> N
     assert [model.id for model in client.models.list()] == ["scenes"]
     with pytest.raises(openai.BadRequestError):
         list(client.images.generate(prompt="a poem about nothing", stream=True))
+
+
+def test_the_example(url: str, tmp_path: Path) -> None:
+    argv = [sys.executable, str(ROOT / "examples/serve_client.py"), PROMPT, url]
+    env = {**os.environ, "FLOWFAST_API_KEY": KEY}
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(partial-\d.png after \d+ of 100 NFE\n){3}best.png: reward .+ s\n", done.stdout), done.stdout
+    for name in ("partial-0.png", "partial-2.png", "best.png"):
+        assert Image.open(tmp_path / name).size == (32, 32)
 
 
 def test_sigterm_answers_what_runs_and_ready_says_no() -> None:
