@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -66,6 +65,14 @@ async def disconnect(receive: Any) -> None:
         pass
 
 
+async def stopped(task: asyncio.Future[Any]) -> None:
+    """Cancels it and returns once it has ended, however; being cancelled oneself is heard."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # somebody has seen it
+
+
 async def unless_left(receive: Any, work: Coroutine[Any, Any, T]) -> T:
     """What `work` answers or raises; it is cancelled, and ClientLeft raised, as soon as the client leaves."""
     task, left = asyncio.ensure_future(work), asyncio.ensure_future(disconnect(receive))
@@ -75,7 +82,5 @@ async def unless_left(receive: Any, work: Coroutine[Any, Any, T]) -> T:
             return task.result()
         raise ClientLeft
     finally:
-        for each in (task, left):
-            each.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+        left.cancel()
+        await stopped(task)

@@ -6,14 +6,13 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import Any
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from flowfast.serve.errors import ApiError
-from flowfast.serve.left import ClientLeft, unless_left
+from flowfast.serve.left import ClientLeft, stopped, unless_left
 
 log = logging.getLogger("flowfast.serve")
 PING_SECONDS = 15.0
@@ -40,9 +39,7 @@ class Stream:
 
     async def close(self) -> None:
         """Whoever makes the events is cancelled."""
-        self.coming.cancel()
-        with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-            await self.coming
+        await stopped(self.coming)
         await self.events.aclose()
 
 

@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 from flowfast.engine.request import Event, Found, Partial
 from flowfast.serve import pictures
+from flowfast.serve.left import stopped
 from flowfast.serve.metrics import Metrics
 from flowfast.serve.searches import Asked, number, usage_of
 
@@ -71,6 +71,4 @@ async def streamed(work: Callable[[Tell], Awaitable[Any]]) -> AsyncGenerator[dic
             yield event
         await task
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # whoever asked for more has heard of it
-            await task
+        await stopped(task)

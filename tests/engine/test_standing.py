@@ -61,6 +61,24 @@ def test_it_is_a_picture_of_the_search_and_costs_one_row(method: str) -> None:
     assert best_so_far(engine, "mine") is None
 
 
+@pytest.mark.parametrize("method", ["bon", "smc"])
+def test_it_is_that_of_the_chain_with_the_best_reward(method: str) -> None:
+    reward = NearTarget()
+    engine = Engine(Seen(), {"near": reward}, slots=1, micro_batch=4, max_budget=60)
+    engine.add_request("a", method=method, **SEARCH, score_all=True, id="mine")
+    looked = 0
+    while engine.busy:
+        engine.step()
+        image = best_so_far(engine, "mine")
+        if image is not None:
+            rewards = engine.core.scheduler.batches[0].runner.engine.state.reward  # type: ignore[attr-defined]
+            assert len(rewards) > 3
+            found = reward(image[None], torch.zeros(1), reward.encode(["a"]))
+            torch.testing.assert_close(found[0], rewards.max())
+            looked += 1
+    assert looked > 2
+
+
 def test_a_finished_sample_comes_before_posterior_means() -> None:
     flow = Seen()
     flow.t_finish = 0.6  # so that several transitions end in one

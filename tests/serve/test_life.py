@@ -24,7 +24,9 @@ def test_a_client_that_vanishes_frees_its_slots_before_the_next_model_call(strea
             assert server.serving.gate.inside == 2
             seen = int(server.flow.seen)
             left.set()
-            answer = await gone
+            await asyncio.wait([gone], timeout=5)
+            assert gone.done() and server.flow.calls == 1  # the model call is still held
+            answer = gone.result()
             assert server.serving.gate.inside == 0
             assert not answer.body or stream
             server.flow.free.set()
@@ -49,7 +51,10 @@ def test_a_stream_that_is_left_between_two_pictures_ends() -> None:
             await asyncio.to_thread(flow.reached.wait, 10)
             await asyncio.sleep(0.05)
             left.set()
-            answer = await task
+            await asyncio.wait([task], timeout=5)
+            assert task.done()
+            answer = task.result()
+            assert server.serving.gate.inside == 0
             events = events_of(answer.body.decode())
             assert events and all(event["type"].endswith("partial_image") for event in events)
             flow.free.set()
