@@ -46,8 +46,8 @@ endif
 
 demo: setup
 	$(BIN)/flowfast generate "three red circles and one blue square" "two yellow crosses and a green triangle" \
-	  "a red circle left of a green triangle" --method rbf --budget 200 --seed 0 --out $(OUT)/generate
-	$(BIN)/flowfast compare --limit 8 --methods ode,bon,svdd,rbf --budgets 100,200 --seeds 1 --interpolants linear --out $(OUT)/compare
+	  "a red circle left of a green triangle" --budget 200 --seed 0 --out $(OUT)/generate
+	$(BIN)/flowfast compare --limit 8 --methods ode,bon,auto,rbf --budgets 100,200 --seeds 1 --interpolants linear --out $(OUT)/compare
 
 lint: .venv/.installed
 	$(BIN)/ruff check -q .

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from flowfast import rewards
-from flowfast.config import SearchConfig, make_config, options_over
+from flowfast.calibration.auto import open_still, settled_config
+from flowfast.config import Picked, SearchConfig, make_config, options_over
 from flowfast.engine import clock
 from flowfast.engine.call import Call, Told
 from flowfast.engine.checkpoint import Checkpoint, Held
@@ -67,7 +68,7 @@ def search(
     told: dict[str, Any] = {"on_round": on_round, "on_sample": on_sample, "on_progress": on_progress}
     _check_call(told, checkpoint, checkpoint_seconds)
     config = make_config(options_over(config, options, reward))
-    resolved = resolve(flow, config.params)
+    resolve(flow, config.params)  # what is wrong ends here
     chosen = config.reward if reward is None or isinstance(reward, str) else reward
     scorer = rewards.load(chosen, flow, config.reward_deadline)
     prompts = check_prompts(prompts, empty=not defaults_of(flow).reads_prompts)
@@ -78,10 +79,12 @@ def search(
     with evaluating(flow, scorer), contextlib.nullcontext() if path is None else locked_file(path):
         file = None if path is None else Checkpoint(path)
         held = None if file is None else file.read(prompts)
-        whole = config.with_params(resolved.params)
+        whole = settled_config(flow, scorer, _as_it_was(config, file, held) if file and held else config)
+        resolved = resolve(flow, whole.params)
+        if not open_still(whole):
+            whole = whole.with_params(resolved.params)
         return Call(
-            flow, prompts, scorer, resolved, latents, named, Told(**told),
-            _as_it_was(whole, file, held) if file and held else whole, checkpoint=file,
+            flow, prompts, scorer, resolved, latents, named, Told(**told), whole, checkpoint=file,
             checkpoint_seconds=checkpoint_seconds, before=held, asked_micro_batch=config.micro_batch, started=started,
         ).run()  # fmt: skip
 
@@ -105,6 +108,8 @@ def _as_it_was(config: SearchConfig, file: Checkpoint, held: Held) -> SearchConf
     update: dict[str, Any] = {}
     if config.micro_batch in (None, facts["asked_micro_batch"]):
         update = {"micro_batch": facts["micro_batch"], "splits": tuple(map(tuple, facts["splits"]))}
+    if facts.get("picked") is not None:
+        update["picked"] = Picked(**facts["picked"])
     if config.seconds is not None:
         update |= {"budget": facts["budget"], "seconds": None, "cuts": tuple(held.cuts)}
     return config.model_copy(update=update)

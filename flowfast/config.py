@@ -54,6 +54,8 @@ class EngineConfig(Config):
     """With a reward on the host: two batches take turns, the host scores one while the device runs the other.
 
     At equal micro-batch results are the same without."""
+    calibration: str | None = None
+    """For method auto: a file of `flowfast calibrate` for this model and reward; default: the model's own."""
     reward_deadline: Annotated[float | None, Within(0, MOST_SECONDS, above=True)] = None
     """Seconds that one call of a reward on the host may take.
 
@@ -88,7 +90,7 @@ class QueueConfig(Config):
 class SearchParams(Config):
     """What a request asks for. None: the default of the method, else of the model."""
 
-    method: str = "rbf"
+    method: str = "auto"
     """See `flowfast methods`."""
     method_options: dict[str, Any] = {}
     """The method's own, by name."""
@@ -170,6 +172,22 @@ class SearchParams(Config):
         return {**options, "guidance": None, **found}
 
 
+class Picked(Config):
+    """What method auto took for a request before it began, and why."""
+
+    budget: Annotated[int, Within(1, MOST_NFE)]
+    """In NFE, for which it was taken."""
+    method: str
+    method_options: dict[str, Any] = {}
+    path: dict[str, Any] = {}
+    """Options of the path that the calibration named, beside those that the request gave."""
+    why: str = ""
+    expected: Annotated[float | None, Within(-LARGEST, LARGEST)] = None
+    """Mean final reward on the calibration."""
+    calibration: str | None = None
+    """Its digest; None: there was none."""
+
+
 class Rerun(Config):
     """What happened to a search that no one asked for, so that a rerun repeats it."""
 
@@ -178,6 +196,8 @@ class Rerun(Config):
     memory; its rerun repeats it. After the last of them, and in a replay, it has `micro_batch` rows."""
     cuts: tuple[tuple[Rounds, Rounds, Rounds], ...] = ()
     """(prompt, round, NFE left): what a budget in seconds took away for lack of time; its rerun repeats it."""
+    picked: Picked | None = None
+    """What method auto took; its rerun takes the same, whatever a calibration says by then."""
 
 
 class SearchConfig(Rerun, EngineConfig, SearchParams):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -21,6 +22,8 @@ Conditions = dict[str, Tensor]
 
 PATH_OPTIONS = ("interpolant", "diffusion", "integrator", "grid", "steps", "tail", "shift")
 """The options of a search that say which way it goes through time."""
+WALK_OPTIONS = (*PATH_OPTIONS, "guidance", "guidance_interval")
+"""And by which velocity: all that tells one path of the plain ODE from another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,10 @@ class FlowDefaults:
 
     path_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Interpolant, diffusion, integrator, grid, steps, tail and shift that suit it."""
+    ode_paths: Sequence[Mapping[str, Any]] = ()
+    """Options of other paths of its plain ODE that may be worth their cost, for `flowfast calibrate` to look at."""
+    calibration_file: str | Path | None = None
+    """What `flowfast calibrate` wrote for it, for method auto."""
     method_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of methods that suit it, by the name of the method."""
     own_times: Callable[[int | None], Sequence[float]] | None = None
@@ -49,7 +56,17 @@ class FlowDefaults:
     def __post_init__(self) -> None:
         options, fps = self.method_defaults, self.fps
         number = isinstance(fps, int | float) and not isinstance(fps, bool) and 0 < fps < math.inf
+        paths = self.ode_paths
         right = {
+            "ode_paths": (
+                isinstance(paths, list | tuple)
+                and all(isinstance(each, Mapping) and set(each) <= set(WALK_OPTIONS) for each in paths),
+                f"a list of dicts of some of {', '.join(WALK_OPTIONS)}",
+            ),
+            "calibration_file": (
+                self.calibration_file is None or isinstance(self.calibration_file, str | Path),
+                "the path of a file",
+            ),
             "path_defaults": (
                 isinstance(self.path_defaults, Mapping) and set(self.path_defaults) <= set(PATH_OPTIONS),
                 f"a dict of some of {', '.join(PATH_OPTIONS)}",

@@ -124,7 +124,7 @@ def test_the_shape_of_an_own_flow_is_checked(shape: Any) -> None:
         ["generate", "two red circles", "--micro-batch", "-1"],
         ["generate", "two red circles", "--until", "nan"],
         ["generate", "two red circles", "--steps", "1000000000000000000000"],
-        ["generate", "two red circles", "--option", "margin=NaN"],
+        ["generate", "two red circles", "--method", "rbf", "--option", "margin=NaN"],
         ["compare", "--limit", "-1"],
         ["compare", "--seeds", "0"],
         ["compare", "--chunk", "0"],

@@ -23,7 +23,7 @@ def test_each_field_of_a_search_is_of_one_kind() -> None:
     assert len(set(names)) == len(names) and set(names) == set(SearchConfig.model_fields)
     assert {"model", "slots", "micro_batch"} <= set(EngineConfig.model_fields)
     assert {"method", "budget", "seed", "steps"} <= set(SearchParams.model_fields)
-    assert set(Rerun.model_fields) == {"splits", "cuts"}
+    assert set(Rerun.model_fields) == {"splits", "cuts", "picked"}
 
 
 def bounds_within(annotation: Any) -> list[Any]:

@@ -28,28 +28,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"flow", "methods", "ops"},
     "rewards": {"flow", "models"},
     "resolve": {"config", "flow", "methods", "models", "rounds"},
-    "engine": {"config", "methods", "models", "ops", "resolve", "rewards", "rounds"},
-    "archive": {"config", "methods", "models", "ops", "resolve", "rewards", "rounds"},
-    "api": {"config", "engine", "models", "resolve", "rewards"},
-    "report": {"api", "config", "engine", "models"},
+    "calibration": {"config", "methods", "models", "resolve", "rewards"},
+    "engine": {"calibration", "config", "methods", "models", "ops", "resolve", "rewards", "rounds"},
+    "archive": {"calibration", "config", "methods", "models", "ops", "resolve", "rewards", "rounds"},
+    "api": {"calibration", "config", "engine", "models", "resolve", "rewards"},
+    "report": {"api", "calibration", "config", "engine", "models"},
+    "calibrate": {"api", "calibration", "config", "report", "resolve", "rewards"},
     "comparison": {"api", "config", "models", "report", "resolve", "rewards"},
     "serve": {"config", "engine", "rewards"},
     "benchmark": {"config", "engine", "models", "report", "rewards"},
     "cli": {
-        "api",
-        "archive",
-        "benchmark",
-        "comparison",
-        "config",
-        "flow",
-        "methods",
-        "models",
-        "ops",
-        "report",
-        "rewards",
-        "serve",
+        "api", "archive", "benchmark", "calibrate", "calibration", "comparison", "config", "flow", "methods", "models",
+        "ops", "report", "rewards", "serve",
     },
-}
+}  # fmt: skip
 HUGGING_FACE = {"diffusers", "transformers"}
 # These derive from classes of diffusers; they are imported when they are asked for.
 ON_DEMAND = {Path(f"models/diffusers/{name}.py") for name in ("scheduler", "sde_scheduler", "after_step")}

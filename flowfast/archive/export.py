@@ -26,6 +26,7 @@ from flowfast.archive.module import Archive
 from flowfast.archive.parts import Outside, Part, compiled, parts_of, torchscript
 from flowfast.archive.plans import Plans, all_plans
 from flowfast.archive.seal import FORMAT_VERSION, digest, seal_file
+from flowfast.calibration.auto import settled_config
 from flowfast.config import SearchConfig, make_config, options_over
 from flowfast.errors import ModelError, OptionError, RewardError
 from flowfast.files import locked_file, replacing, write_bytes
@@ -70,9 +71,11 @@ def export(
         or do something else then. OutputError: it cannot be written.
     """
     options = options_over(config, options, reward)
-    config, resolved = _resolved(flow, format, {name: value for name, value in options.items() if value is not None})
-    chosen = config.reward if reward is None or isinstance(reward, str) else reward
+    given = {name: value for name, value in options.items() if value is not None}
+    asked = make_config({"budget": BUDGET, "slots": SLOTS, **given})
+    chosen = asked.reward if reward is None or isinstance(reward, str) else reward
     scorer = _device_reward(chosen, flow)
+    config, resolved = _resolved(flow, scorer, format, asked, given)
     named = chosen if isinstance(chosen, str) else str(getattr(scorer, "name", type(scorer).__name__))
     config = config.model_copy(update={"model": options.get("model", type(flow).__name__), "reward": named})
     known = list({str(prompt): prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts)}.values())
@@ -93,10 +96,10 @@ def export(
     return module.manifest
 
 
-def _resolved(flow: Flow, format: str, given: dict[str, Any]) -> tuple[SearchConfig, Resolved]:
-    """What an archive is asked to be. Raises OptionError."""
-    config = make_config({"budget": BUDGET, "slots": SLOTS, **given})
-    resolved = resolve(flow, config.params)
+def _resolved(
+    flow: Flow, reward: Any, format: str, config: SearchConfig, given: dict[str, Any]
+) -> tuple[SearchConfig, Resolved]:
+    """What an archive is asked to be; method auto is what it takes at the largest budget. Raises OptionError."""
     if format not in FORMATS:
         raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
     if config.seconds is not None:
@@ -104,6 +107,8 @@ def _resolved(flow: Flow, format: str, given: dict[str, Any]) -> tuple[SearchCon
     for name in ("gradient", "finalists"):
         if name in given:
             raise OptionError(f"an archive has no {name}, only flowfast.search has: leave it out")
+    config = settled_config(flow, reward, config)
+    resolved = resolve(flow, config.params)
     params = resolved.params.model_copy(update={"finalists": None})  # it decodes in full, with no preview
     return config.with_params(params), replace(resolved, params=params)
 

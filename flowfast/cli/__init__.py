@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from flowfast import secrets
-from flowfast.cli import bench, compare, export, generate, info, methods, models, reward_server, rewards, serve
+from flowfast.cli import (
+    bench,
+    calibrate,
+    compare,
+    explain,
+    export,
+    generate,
+    info,
+    methods,
+    models,
+    reward_server,
+    rewards,
+    serve,
+)
 from flowfast.errors import FlowfastError
 from flowfast.memory import keep_memory
 from flowfast.version import __version__
@@ -20,6 +33,8 @@ LONGEST_ERROR = 1000
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate.command,
     "compare": compare.command,
+    "calibrate": calibrate.command,
+    "explain": explain.command,
     "export": export.command,
     "serve": serve.command,
     "reward-server": reward_server.command,

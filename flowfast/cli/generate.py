@@ -147,6 +147,9 @@ def show(result: SearchResult, scores: list[float | None], folders: list[Path]) 
         for sample, score, folder in found
     ]
     print(markdown(("reward", "held-out", "NFE", "folder"), rows))
+    picked = result.config.picked
+    if picked is not None:
+        print(f"auto took {picked.method}: {picked.why} (`flowfast explain` has more)")
     parts = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items() if name != "total")
     print(f"{result.seconds['total']:.2f} s ({parts})")
 

@@ -53,10 +53,6 @@ ModelOption = Annotated[
     list[str] | None,
     typer.Option("--model-option", help="NAME=VALUE for a diffusers pipeline: height=512, ...", rich_help_panel=ENGINE),
 ]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="NAME=VALUE, an option of the method.", rich_help_panel=SEARCH),
-]
 Guidance = Annotated[
     str | None,
     typer.Option(
@@ -64,6 +60,10 @@ Guidance = Annotated[
         "dps:STRENGTH; or both: 3,dps:0.5.",
         rich_help_panel=SEARCH,
     ),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="NAME=VALUE, an option of the method.", rich_help_panel=SEARCH),
 ]
 
 

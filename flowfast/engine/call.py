@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowfast import rewards, secrets
+from flowfast.calibration.auto import recorded, settled_config
 from flowfast.config import SearchConfig
 from flowfast.engine import checkpoint as checkpoints
 from flowfast.engine import clock
@@ -24,7 +25,7 @@ from flowfast.engine.prepare import Known, Preparer
 from flowfast.engine.request import Event, Failed, Finished, Job, Progress, Request
 from flowfast.errors import BudgetError, FlowfastError, ModelError, OptionError
 from flowfast.files import plain
-from flowfast.resolve import Resolved, checked_latents
+from flowfast.resolve import Resolved, checked_latents, resolve
 from flowfast.rounds.steered import frozen
 from flowfast.types import Candidate, Flow, Sample, SearchResult
 from flowfast.version import versions
@@ -84,6 +85,7 @@ class Call:
         self.budget = config.budget or 0
         if config.seconds is not None:
             self._measure(config.seconds, pace_name)
+            self._settle()
         if self.budget < 1:
             raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
         if latents is not None:
@@ -115,6 +117,18 @@ class Call:
         )
         self.pace, self.pace_key, self.budget, self.config = found.pace, found.key, found.budget, found.config
         self.started, self.measuring = found.started or self.started, found.seconds
+
+    def _settle(self) -> None:
+        """Method auto, now that its budget in NFE is known."""
+        before, asked = clock.now(), self.config.model_copy(update={"budget": self.budget})
+        whole = settled_config(self.loaded.original, self.scorer, asked)
+        if whole.picked is None:
+            return
+        passes, self.resolved = self.resolved.passes, resolve(self.loaded.original, whole.params)
+        self.config = whole.with_params(self.resolved.params).model_copy(update={"budget": self.config.budget})
+        if self.resolved.passes != passes:
+            self.known = self._encode()
+        self.measuring += clock.now() - before
 
     def _jobs(self, latents: Tensor | None) -> list[Job]:
         preparer, params = Preparer(self.loaded, self.budget), self.config.params
@@ -223,7 +237,7 @@ class Call:
         update = {"micro_batch": core.last_micro_batch, "slots": self.slots, "cuts": cuts, "splits": tuple(core.splits)}
         return SearchResult(
             samples=tuple(samples),
-            config=config.model_copy(update=update),
+            config=recorded(config.model_copy(update=update)),
             micro_batch=core.micro_batch,
             rows_padded=core.rows_seen - sum(job.nfe for job in self.jobs),
             rounds=core.rounds,
@@ -239,7 +253,8 @@ class Call:
         assert self.checkpoint
         tensors, known = held(self.core)
         facts = {**self.identity, **known, "budget": self.budget, "seconds": self.seconds}
-        facts |= {"asked_micro_batch": self.asked_micro_batch, "waiting": self.core.scheduler.count}
+        picked = None if self.config.picked is None else self.config.picked.model_dump()
+        facts |= {"asked_micro_batch": self.asked_micro_batch, "waiting": self.core.scheduler.count, "picked": picked}
         samples = {index: sample for index, sample in enumerate(self.samples) if sample}
         cuts = [(job.number, *cut) for job in self.jobs for cut in job.cuts]
         self.checkpoint.write(checkpoints.Held(tensors, facts, samples, cuts))
@@ -262,7 +277,7 @@ class Call:
 
 def identity(call: Call, latents: Tensor | None) -> dict[str, Any]:
     """What must be equal for a search to go on where another one stopped."""
-    apart = {"micro_batch", "splits", "slots", "budget", "seconds", "cuts"}
+    apart = {"micro_batch", "splits", "slots", "budget", "seconds", "cuts", "picked", "calibration"}
     # As it will be read again: tuples are lists there, and what JSON does not know is a text.
     config = json.loads(json.dumps(plain(call.config.model_dump(exclude=apart)), default=repr))
     options = config["model_options"].items()

@@ -94,7 +94,9 @@ class Engine:
         self.core = EngineCore(maker, micro_batch=options.micro_batch or 1, most_waiting=options.max_waiting)
         self._sized = options.micro_batch is not None
         self.core.save = None if self.kept is None else self._save
-        self.preparer = Preparer(loaded, options.max_budget, lone=options.micro_batch is None)
+        self.preparer = Preparer(
+            loaded, options.max_budget, lone=options.micro_batch is None, calibration=options.calibration
+        )
         self._fingerprint = fingerprint(self._modules)
 
     # ---- requests ----
@@ -136,7 +138,7 @@ class Engine:
         job = self._job(request, number)
         if self.kept is not None:
             try:
-                self.kept.add(request, number)
+                self.kept.add(job.request, number)
             except OutputError:
                 del self._jobs[request.id]
                 raise

@@ -11,10 +11,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from flowfast.config import SearchParams
+from flowfast.calibration.auto import applied, settled
+from flowfast.config import Picked, SearchParams
 from flowfast.engine.loaded import Loaded
 from flowfast.engine.request import Job, Request
 from flowfast.errors import BudgetError, FlowfastError, OptionError
+from flowfast.methods.auto import AUTO
 from flowfast.methods.forecast import Forecast
 from flowfast.methods.plan import Plan
 from flowfast.resolve import Resolved, checked_latents, fitting_rows, resolve
@@ -43,10 +45,11 @@ class Known:
 class Preparer:
     """Makes jobs; what requests have in common is worked out once."""
 
-    def __init__(self, loaded: Loaded, max_budget: int, lone: bool = False):
+    def __init__(self, loaded: Loaded, max_budget: int, lone: bool = False, calibration: str | None = None):
         """max_budget: batches have room for it, so that requests of smaller ones fit into them. lone: on a CPU, a
-        request shares model calls of no more rows than it fills by itself."""
-        self.loaded, self.max_budget, self.lone = loaded, max_budget, lone
+        request shares model calls of no more rows than it fills by itself. calibration: a file for method auto."""
+        self.loaded, self.max_budget, self.lone, self.calibration = loaded, max_budget, lone, calibration
+        self._picked: Recent[tuple[str, str, int | None], Picked | None] = Recent()
         self._resolved: Recent[str, tuple[Resolved, str]] = Recent()
         self._plans: Recent[tuple[str, int], tuple[Plan, Forecast]] = Recent()
         self._rooms: Recent[tuple[str, int], tuple[Plan, Hashable]] = Recent()
@@ -72,7 +75,6 @@ class Preparer:
     def job(self, request: Request, number: int, now: float, known: Known | None = None) -> Job:
         """Raises FlowfastError: what is asked for does not exist, or does not go together."""
         self.loaded.reward(request.reward)
-        resolved, shared = self.resolved(request.params)
         budget = request.params.budget
         if request.params.seconds is not None:
             raise OptionError("seconds are for flowfast.search: give a budget in NFE and a deadline")
@@ -80,6 +82,8 @@ class Preparer:
             raise OptionError("expected a budget in NFE, got none; where time is short, give a deadline beside it")
         if budget > self.max_budget:
             raise BudgetError(f"this engine runs budgets of up to {self.max_budget} NFE, got {budget}: lower it")
+        request = self.settled(request)
+        resolved, shared = self.resolved(request.params)
         plan, forecast = self.plan(resolved, shared, budget)
         room, kind = self.room(resolved, shared, budget, plan)
         known = known or self.known(request, resolved.passes)
@@ -95,6 +99,21 @@ class Preparer:
         kind = (request.reward, kind, repr(shapes), rows)
         conds = (known.cond, known.null_cond, known.reward_cond)
         return Job(request, number, now, resolved, plan, room, forecast, *conds, kind, due, rows)
+
+    def settled(self, request: Request) -> Request:
+        """With a concrete method in place of auto. Raises OptionError, BudgetError."""
+        params = request.params
+        if params.method != AUTO:
+            return request
+        reward = self.loaded.reward(request.reward)
+
+        def make() -> Picked | None:
+            return settled(self.loaded.original, reward, params, self.calibration)[1]
+
+        key = (params.model_dump_json(exclude=OWN), request.reward, params.budget)
+        picked = self._picked.get(key, make)
+        assert picked is not None
+        return replace(request, params=applied(params, picked), picked=picked)
 
     def plan(self, resolved: Resolved, shared: str, budget: int) -> tuple[Plan, Forecast]:
         def make() -> tuple[Plan, Forecast]:

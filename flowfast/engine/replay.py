@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfast import rewards
+from flowfast.calibration.auto import as_picked
 from flowfast.config import SearchConfig, checked_config
 from flowfast.errors import OptionError
 from flowfast.models import answers
@@ -31,7 +32,7 @@ def replay(
     latents (*shape): the initial noise, where it was given. reward: the one that steered (`gradient`); default: the
     configuration's.
     """
-    resolved, own, flow = resolve(flow, checked_config(config).params), flow, answers.CheckedFlow(flow)
+    resolved, own, flow = resolve(flow, as_picked(checked_config(config))), flow, answers.CheckedFlow(flow)
     M, schedule, winner = config.micro_batch or 1, resolved.schedule, sample.winner
     shape, table = [M, *flow.shape], schedule.table.float()
     conds = [_rows(flow.encode([text]), M) for text in (sample.prompt, config.negative_prompt)[: resolved.passes]]

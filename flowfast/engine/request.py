@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from flowfast.config import Rerun, SearchParams
+from flowfast.config import Picked, Rerun, SearchParams
 from flowfast.errors import FlowfastError
 from flowfast.methods.forecast import Forecast
 from flowfast.methods.plan import Plan
@@ -28,6 +28,8 @@ class Request:
     """With a budget in NFE."""
     reward: str
     """One of the engine's, by name."""
+    picked: Picked | None = None
+    """What method auto took for it; `params` have it already."""
     latents: Tensor | None = None
     """Its own initial noise, (*shape) or (chains, *shape)."""
     priority: int = 0
@@ -133,7 +135,8 @@ class Job:
     @property
     def rerun(self) -> Rerun:
         """What happened to it, as that of a search for this prompt alone."""
-        return Rerun(splits=tuple(self.splits), cuts=tuple((0, *cut) for cut in self.cuts))
+        cuts = tuple((0, *cut) for cut in self.cuts)
+        return Rerun(splits=tuple(self.splits), cuts=cuts, picked=self.request.picked)
 
     @property
     def seed(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flowfast.config import SearchParams, make
+from flowfast.config import Picked, SearchParams, make
 from flowfast.engine import clock
 from flowfast.engine.checkpoint import packed, unpacked
 from flowfast.engine.core import EngineCore
@@ -187,6 +187,7 @@ def entry_of(request: Request, number: int) -> dict[str, Any]:
         "prompt": prompt,
         "params": plain(request.params.model_dump(exclude_defaults=True)),
         "reward": request.reward,
+        "picked": None if request.picked is None else request.picked.model_dump(),
         "latents": None if latents is None else [list(latents.shape), latents.flatten().tolist()],
         "priority": request.priority,
         "deadline": request.deadline,
@@ -202,6 +203,7 @@ def request_of(entry: dict[str, Any]) -> Request:
         prompt=prompt_of(entry["prompt"], "the journal"),
         params=make(SearchParams, entry["params"]),
         reward=str(entry["reward"]),
+        picked=None if entry.get("picked") is None else make(Picked, entry["picked"]),
         latents=latents,
         priority=int(entry["priority"]),
         deadline=entry["deadline"],

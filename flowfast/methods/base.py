@@ -116,9 +116,8 @@ def make_method(name: str, options: dict[str, object]) -> Method:
     valid = {f.name for f in fields(METHODS[name])}
     for option in options:
         if option not in valid:
-            raise OptionError(
-                f"method {name!r} has no option {option!r}: choose of {', '.join(sorted(valid)) or '(none)'}"
-            )
+            instead = f"choose of {', '.join(sorted(valid))}" if valid else "leave it out, or name another method"
+            raise OptionError(f"method {name!r} has no option {option!r}: {instead}")
     try:
         return TypeAdapter(METHODS[name]).validate_python(options)
     except ValidationError as error:

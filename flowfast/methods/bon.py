@@ -26,7 +26,7 @@ class BestOfN(Method):
     def plan(self, schedule: Schedule, budget: int, chains: int | None, lanes: int | None) -> Plan:
         T, each = schedule.transitions, schedule.nfe
         need(self.name, budget, each)
-        n = count_of(self.n or chains, budget // each, budget // each, "best-of-n's n")
+        n = count_of(self.n or chains, budget // each, budget // each, "best-of-n's n (chains)")
         return Plan(chains=n, lanes=1, quota=[[1] * T] * n, left=[each] * n, accept=[False] * T)
 
 

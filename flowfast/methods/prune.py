@@ -86,7 +86,7 @@ class Prune(Method):
         # From 3 scouts on they cost the more the more there are; 2 without a cut may cost more than 3.
         pruned = bisect_right(range(3, budget + 1), budget, key=lambda n: cost(alive(n), passes))
         most = 2 + pruned if pruned else budget // each
-        n = count_of(self.n or chains, most, most, "prune's n")
+        n = count_of(self.n or chains, most, most, "prune's n (chains)")
         counts = alive(n)
         cutting = {at for at, _ in cuts if n >= 3}  # of all budgets alike, so that they share a batch
         return Plan(

@@ -189,6 +189,8 @@ class GenerateFiles:
             folder = self.folders[index]
             whole = {
                 "rows_padded": result.rows_padded,
+                "method": config.method,
+                "picked": None if config.picked is None else config.picked.model_dump(),
                 "micro_batch": result.micro_batch,
                 "splits": config.splits,
                 "nan_rewards": result.nan_rewards,

@@ -26,7 +26,7 @@ PIPELINES = {name: case for module in MODULES for name, case in module.CASES.ite
 REGROUPING = ("sop", "smc", "code")
 SOMETIMES = "3@0.3:0.95"
 """Guidance acts at some transitions."""
-SIZES = {"steps": 6, "micro_batch": 8, "slots": 3}
+SIZES = {"method": "rbf", "steps": 6, "micro_batch": 8, "slots": 3}
 
 
 @pytest.fixture(autouse=True)

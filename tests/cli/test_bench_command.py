@@ -79,7 +79,7 @@ def test_built_in_prompts_and_defaults(run: Call, tmp_path: Path) -> None:
     run("bench", "latency", "--reward", "sharpness", "--steps", "2", "--budget", "8", "--out", tmp_path)
     found = read(tmp_path)
     assert (found["requests"], found["warmup"], found["prompts"]) == (30, 5, 30)
-    assert found["config"]["method"] == "rbf"
+    assert found["config"]["method"] == "auto"
 
 
 def test_a_setting_that_did_not_fit_into_memory_says_so(tmp_path: Path) -> None:
@@ -122,7 +122,10 @@ def test_a_picture_that_fails_takes_no_figures_with_it(
         (["latency", "--warmup", "-1"], "--warmup"),
         (["latency", "--budget", "0"], "option 'budget': must be in 1 .. 10,000,000, got 0"),
         (["latency", "--budget", "3", "--steps", "4", "--reward", "sharpness"], "raise the budget or lower --steps"),
-        (["latency", "--option", "warmth=3"], "method 'rbf' has no option 'warmth': choose of margin"),
+        (
+            ["latency", "--method", "rbf", "--option", "warmth=3"],
+            "method 'rbf' has no option 'warmth': choose of margin",
+        ),
         (["latency", "--method", "luck"], "luck"),
         (["latency", "--reward", "luck"], "unknown reward 'luck'"),
         (["latency", "--model", "luck"], "model 'luck' has no built-in prompts: give --prompts FILE"),

@@ -83,6 +83,28 @@ def test_a_recipe_runs(command: str, tiny: dict[str, str], run: Run, tmp_path: P
         assert (folder / "best.mp4").exists() == video
 
 
+def test_the_recipe_of_a_calibration_runs(
+    tiny: dict[str, str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = [text for language, text in BLOCKS if language == "sh"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "two cats"}\n{"prompt": "one dog"}\n')
+    for command in block.strip().splitlines():
+        program, *words = [stand_in(word, tiny) for word in shlex.split(command)]
+        assert program == "flowfast"
+        if words[0] == "calibrate":
+            words += ["--chains", "4"]
+        else:
+            words[words.index("--budget") + 1] = "30"
+        told = run(*words, *SMALL)
+        if words[0] == "explain":
+            assert "calibration: " in told and "best-of-n, path 2" in told
+    assert {"sd3.json", "sd3.png"} <= {path.name for path in tmp_path.iterdir()}
+    (folder,) = (tmp_path / "sd3-out").iterdir()
+    picked = json.loads((folder / "result.json").read_text())["picked"]
+    assert picked["calibration"] and picked["budget"] == 30 and picked["path"]["guidance"] == 4.5
+
+
 def test_the_recipe_in_python_runs_and_search_helps(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = [text for language, text in BLOCKS if language == "python" and "flowfast.search(" in text]
     names: dict[str, Any] = {}

@@ -75,7 +75,7 @@ def test_a_rerun_from_its_config_is_identical(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ticking")
 def test_a_rerun_of_seconds_takes_the_budget_they_became(run: Run, tmp_path: Path) -> None:
-    run("generate", PROMPTS[0], "--reward", "sharpness", "--steps", "5", "--seconds", "0.1", "--out", tmp_path / "a")
+    run("generate", PROMPTS[0], "--reward", "sharpness", "--steps", "5", "--seconds", "0.3", "--out", tmp_path / "a")
     (folder,) = folders(tmp_path / "a")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["seconds"] is None
@@ -84,7 +84,19 @@ def test_a_rerun_of_seconds_takes_the_budget_they_became(run: Run, tmp_path: Pat
 
 def test_a_steered_call_reruns_from_its_config(run: Run, tmp_path: Path) -> None:
     """And its replay, of which search.png is made, ends at the winner; a scale alone leaves the gradient."""
-    run("generate", *PROMPTS[:2], *FAST, "--budget", "80", "--guidance", "2,dps:50", "--out", tmp_path / "a")
+    run(
+        "generate",
+        *PROMPTS[:2],
+        *FAST,
+        "--method",
+        "rbf",
+        "--budget",
+        "80",
+        "--guidance",
+        "2,dps:50",
+        "--out",
+        tmp_path / "a",
+    )
     config = folders(tmp_path / "a")[0] / "config.yaml"
     assert {"guidance": 2.0, "gradient": "dps:50"}.items() <= yaml.safe_load(config.read_text()).items()
     run("generate", "--config", config, "--out", tmp_path / "b")
@@ -103,7 +115,7 @@ def test_a_steered_call_reruns_from_its_config(run: Run, tmp_path: Path) -> None
 def test_options_override_the_config(run: Run, tmp_path: Path) -> None:
     run("generate", *PROMPTS[:2], *FAST, "--out", tmp_path / "a")
     config = folders(tmp_path / "a")[0] / "config.yaml"
-    run("generate", PROMPTS[2], "--config", config, "--seed", "3", "--seconds", "0.1", "--out", tmp_path / "b")
+    run("generate", PROMPTS[2], "--config", config, "--seed", "3", "--seconds", "0.3", "--out", tmp_path / "b")
     (folder,) = folders(tmp_path / "b")
     result = json.loads((folder / "result.json").read_text())
     assert result["prompt"] == PROMPTS[2]
@@ -113,7 +125,7 @@ def test_options_override_the_config(run: Run, tmp_path: Path) -> None:
 
 def test_writing_again_replaces(run: Run, tmp_path: Path) -> None:
     for _ in range(2):
-        run("generate", PROMPTS[0], *FAST, "--out", tmp_path)
+        run("generate", PROMPTS[0], *FAST, "--method", "rbf", "--out", tmp_path)
     (folder,) = folders(tmp_path)
     assert len(lines_of(folder / "candidates.jsonl")) == 40
 
@@ -150,7 +162,7 @@ def config_file(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--method", "best"], "unknown method 'best': choose one of bon"),
+        (["--method", "best"], "unknown method 'best': choose one of auto, bon"),
         (["--reward", "beauty"], "unknown reward 'beauty': choose one of scenes, sharpness"),
         (["--model", "flux"], "unknown model 'flux': choose one of scenes"),
         (["--interpolant", "cubic"], "interpolant"),

@@ -46,6 +46,8 @@ def test_wrappers_of_a_flow_hand_them_on() -> None:
     [
         ("path_defaults", {"interpolation": "vp"}, "a dict of some of interpolant, diffusion, .* got {'interpolation'"),
         ("path_defaults", [("grid", "uniform")], "a dict of some of"),
+        ("ode_paths", [{"colour": 1}], r"a list of dicts of some of interpolant, .* got \[{'colour'"),
+        ("ode_paths", {"steps": 4}, "a list of dicts of some of"),
         ("method_defaults", {"rbf": 1.0}, "a dict of a dict of options for each method's name, got {'rbf': 1.0}"),
         ("own_times", [1.0, 0.5], "a function of a number of steps"),
         ("fps", 0, "a positive number, got 0"),

@@ -250,6 +250,7 @@ def test_what_cannot_work_is_named() -> None:
         "rbf": "spends what it saved on its next step.*svdd is the same without the rollover",
         "rbf-official": "different times",
         "prune": "ends most of its particles",
+        "auto": "it chooses the times",
         "sop": "goes back towards the noise",
         "ode": "the pipeline's own scheduler",
     }

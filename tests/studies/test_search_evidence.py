@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.studies.search_evidence import __main__ as command
-from bench.studies.search_evidence import design, planner, run, summary
+from bench.studies.search_evidence import design, planner, run, shown, summary
 from bench.studies.search_evidence.design import ARMS, Arm, Job, Study, chosen_arms
 from bench.studies.search_evidence.order import order
 from bench.studies.search_evidence.planner import Costs, Planner
@@ -393,7 +393,13 @@ def test_the_whole_command_and_its_document(constants: Any, monkeypatch: pytest.
     docs.parent.mkdir()
     docs.write_text("# Results\n\n## Before\n\nstays\n")
     argv = ["--out", str(tmp_path / "out"), "--arms", "bon/base,prune/base,ode/base", "--budgets", "50,100"]
-    assert command.main([*argv, "--seeds", "1", "--docs", str(docs)]) == 0
+    readme = tmp_path / "README.md"
+    readme.write_text("# x\n<!-- search_evidence -->\nold\n<!-- /search_evidence -->\nstays\n")
+    assert command.main([*argv, "--seeds", "1", "--docs", str(docs), "--readme", str(readme)]) == 0
+    head, *rows, last, stays = readme.read_text().strip().splitlines()[1:]
+    assert (last, stays) == ("<!-- /search_evidence -->", "stays") and "50 NFE" in rows[0] and len(rows) == 2 + 5
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [name for name, _ in shown.FRONT]
+    assert all("[" in row for row in rows[2:4]) and rows[4].count("[") == 0  # auto was left out of this run
     found = json.loads((folder / "results.json").read_text())
     assert [(row["method"], row["budget"]) for row in found["rows"]] == [
         ("ode", 50), ("bon", 50), ("bon", 100), ("prune", 50), ("prune", 100)
@@ -414,6 +420,9 @@ def test_the_whole_command_and_its_document(constants: Any, monkeypatch: pytest.
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plain.md").write_text("# x\n")
+    with pytest.raises(OutputError, match="expected .*plain.md to have a line <!-- search_evidence -->"):
+        shown.write_readme(tmp_path / "plain.md", summary.Results(planner_of(SMALL), []))
     assert command.main(["--out", str(tmp_path), "--arms", "bom"]) == 2
     assert "no arm 'bom'" in capsys.readouterr().err
     assert issubclass(OutputError, FlowfastError)

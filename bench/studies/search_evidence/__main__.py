@@ -4,7 +4,8 @@
 
 Rows go to OUT/SPLIT, a line a finished search call; run it again with the same --out to go on after a stop. Beside
 them stand results.json, table.md, curve.png and contact.png, of what is done. --summary only writes these, also while
-another process runs. --docs puts them into a document. The best method at 500 NFE is chosen by the rows of OUT/tuning.
+another process runs. --docs puts them into a document, --readme five rows
+of them into another. The best method at 500 NFE is chosen by the rows of OUT/tuning.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from bench.studies.search_evidence.design import Study, chosen_arms
 from bench.studies.search_evidence.run import ROWS, Row, open_study, run, valid_rows
-from bench.studies.search_evidence.shown import write_all, write_docs
+from bench.studies.search_evidence.shown import write_all, write_docs, write_readme
 from bench.studies.search_evidence.summary import Results
 from flowfast.errors import FlowfastError
 from flowfast.memory import keep_memory
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--summary", action="store_true", help="run nothing, only write what is done")
     parser.add_argument("--docs", type=Path, help="a document for the tables and pictures of the held-out half")
+    parser.add_argument("--readme", type=Path, help="a document for the five rows of what auto buys")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     keep_memory()
@@ -43,9 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         folder, tuning = options.out / options.split, options.out / "tuning"
         if not options.summary:
             run(study, chosen_arms(options.arms), folder, options.workers, told)
-        text = write_all(results_in(study, folder), of_tuning(tuning, options.seeds), folder)
+        results = results_in(study, folder)
+        text = write_all(results, of_tuning(tuning, options.seeds), folder)
         if options.docs:
             write_docs(options.docs, folder, text)
+        if options.readme:
+            write_readme(options.readme, results)
         print(text)
     except FlowfastError as error:
         print(f"search_evidence: {error}", file=sys.stderr)

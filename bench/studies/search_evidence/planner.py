@@ -7,13 +7,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
 
 from bench.studies.search_evidence.design import PATHS, Arm, Study
 from flowfast import rewards
+from flowfast.calibration.auto import settled_config
 from flowfast.comparison.results import processor
 from flowfast.errors import BudgetError, FlowfastError
 from flowfast.methods.plan import Plan
@@ -51,10 +52,15 @@ class Planner:
     study: Study
     costs: Costs
 
+    @cached_property
+    def reward(self) -> Any:
+        return rewards.load("scenes", self.flow)
+
     @cache  # noqa: B019 (a planner lives as long as its run)
     def plan(self, arm: Arm, budget: int) -> tuple[Resolved, Plan]:
         """Raises OptionError, BudgetError."""
-        resolved = resolve(self.flow, self.study.config(arm, budget).params)
+        config = settled_config(self.flow, self.reward, self.study.config(arm, budget))
+        resolved = resolve(self.flow, config.params)
         return resolved, resolved.plan(budget)
 
     def work(self, arm: Arm, budget: int) -> Work:

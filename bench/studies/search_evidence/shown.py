@@ -15,15 +15,25 @@ from matplotlib.ticker import NullLocator
 from bench.studies.search_evidence.design import BASELINE, OWN_PATH, Arm
 from bench.studies.search_evidence.run import PICTURES, picture_path
 from bench.studies.search_evidence.summary import RESAMPLES, Case, Results, goals, lines_of
+from flowfast.errors import OutputError
 from flowfast.report.pictures import COLOURS, contact_picture
 from flowfast.report.tables import interval, markdown
 from flowfast.report.write import read_picture, write_bytes, write_json, write_text
 
 COMMANDS = """\
 python -m bench.studies.search_evidence --split tuning --out bench/results/search
-python -m bench.studies.search_evidence --split heldout --out bench/results/search --docs docs/results.md
+python -m bench.studies.search_evidence --split heldout --out bench/results/search --docs docs/results.md \\
+  --readme README.md
 """
 BEGIN, END = "<!-- search_evidence -->\n", "<!-- /search_evidence -->\n"
+FRONT = (
+    ("one plain sample", Arm("ode", "base")),
+    ("best-of-n", Arm("bon", "base")),
+    ("`auto`", Arm("auto", "base")),
+    ("best-of-n, fast path", Arm("bon", "fast")),
+    ("`auto`, fast path", Arm("auto", "fast")),
+)
+"""The five rows of the README."""
 STYLES = {"prune": "#e6a000", "auto": "#d6006c"}
 DETAILS = (
     "method", "path", "budget", "NFE", "rewards", "cost, ms", "processor s", "given reward", "held-out",
@@ -99,10 +109,10 @@ def overview(lines: Sequence[Line], seeds: int) -> str:
     return markdown(head, [[*arm, *(found.get(budget, "") for budget in budgets)] for arm, found in cells.items()])
 
 
-def share(line: Line, seeds: int) -> str:
+def share(line: Line, seeds: int, form: str = ".3f") -> str:
     """The held-out share; where not all seeds are done, of how many."""
     some = f" (seeds: {line['seeds']} of {seeds})" if 0 < line["seeds"] < seeds else ""
-    return interval(line["heldout"], ".3f") + some
+    return interval(line["heldout"], form) + some
 
 
 def details(lines: Sequence[Line], seeds: int) -> str:
@@ -229,6 +239,28 @@ base path), by constants that were measured once in the run; processor seconds s
 paper's rule. Nothing was chosen on these prompts; intervals are not corrected for their number; this is one small \
 model and its verifier, no evidence about FLUX.
 """
+
+
+def front(lines: Sequence[Line], seeds: int) -> str:
+    """What `auto` buys, in five rows."""
+    budgets = sorted({line["budget"] for line in lines if line["method"] != "ode"})
+    found = {(line["method"], line["path"], line["budget"]): share(line, seeds, ".2f") for line in lines}
+    plain = next((text for (method, path, _), text in found.items() if (method, path) == FRONT[0][1]), "")
+    body = [
+        [name, *([plain] * len(budgets) if arm.method == "ode" else [found.get((*arm, b), "") for b in budgets])]
+        for name, arm in FRONT
+    ]
+    return markdown(("", *(f"{budget} NFE" for budget in budgets)), body)
+
+
+def write_readme(path: Path, results: Results) -> None:
+    """Puts the five rows between the markers. Raises OutputError where there are none."""
+    before = path.read_text()
+    if BEGIN not in before or END not in before:
+        raise OutputError(f"expected {path} to have a line {BEGIN.strip()} and a line {END.strip()}, it has not")
+    head, rest = before.split(BEGIN, 1)
+    table = front(lines_of(results), results.planner.study.seeds)
+    write_text(path, head + BEGIN + table + END + rest.split(END, 1)[1])
 
 
 def write_docs(path: Path, folder: Path, text: str) -> None:

@@ -41,6 +41,7 @@ ROLLOVER = (
 ELSEWHERE = {
     "rbf": ROLLOVER,
     "rbf-official": ROLLOVER,
+    "auto": "it chooses the times and may end most of its particles",
     "prune": "it ends most of its particles on the way, and a pipeline runs all of its batch to the end",
     "sop": "it goes back towards the noise again and again",
     "ode": "it is the pipeline's own scheduler",

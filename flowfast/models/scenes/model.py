@@ -7,6 +7,7 @@ linear path), so that the network only learns what the best linear guess leaves 
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from flowfast.types import FlowDefaults
 
 PIXEL_SCALE = 3.0  # x0 = (image - background) * PIXEL_SCALE: the background is 0
 DATA_STD = 0.62  # of x0, over all pixels
+FAST = {"grid": "linear-times:1,.92,.84,.75,.65,.52,.33,.1", "guidance": "3@0.5:0.8"}
+"""A path of 11 NFE in place of 20: steps where layouts are decided, and the null pass where it acts."""
 
 
 class Block(nn.Module):
@@ -65,6 +68,8 @@ class SceneModel(nn.Module):
             "interpolant": "vp", "integrator": "coefficient-preserving:0.5", "grid": "uniform", "steps": 10
         },
         method_defaults={"rbf": {"margin": 1.0}},
+        ode_paths=(FAST,),
+        calibration_file=Path(__file__).resolve().parent / "calibration.json",
     )  # fmt: skip
 
     def __init__(self, dim: int = 96, depth: int = 6, head: int = 32, mlp: int = 3, channels: int = 24) -> None:
