@@ -15,9 +15,9 @@ import torch
 from bench.studies.search_evidence.design import PATHS, Arm, Study
 from flowfast import rewards
 from flowfast.calibration.auto import settled_config
-from flowfast.comparison.results import processor
 from flowfast.errors import BudgetError, FlowfastError
 from flowfast.methods.plan import Plan
+from flowfast.report.machine import processor
 from flowfast.resolve import Resolved, resolve
 from flowfast.types import Flow
 
