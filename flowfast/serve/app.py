@@ -43,8 +43,9 @@ ERROR = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
     for status, text in {
-        400: "A field is wrong or unknown.", 401: "The key is missing or wrong.", 404: "No such model.",
-        408: "The body did not come.", 413: "The body is too large.", 415: "The body is no JSON.",
+        400: "A field is wrong or unknown.", 401: "The key is missing or wrong.", 404: "No such model or search.",
+        408: "The body did not come.", 411: "Its length is unknown.",
+        413: "The body is too large.", 415: "The body is no JSON.",
         500: "The model, a reward or the engine failed.", 503: "Loading, draining, or full: Retry-After says when.",
     }.items()
 }  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from flowfast import secrets
 from flowfast.bounds import refused
@@ -14,6 +17,7 @@ from flowfast.errors import BudgetError, EngineDeadError, FlowfastError, PromptE
 
 TYPES = {401: "authentication_error", 500: "server_error", 501: "server_error", 503: "server_error"}
 LONGEST = 1000
+MOST_DISCARDED, DISCARD_SECONDS = 2**22, 1.0
 SOON = 1
 """Seconds after which to try again where nothing tells it."""
 
@@ -22,10 +26,13 @@ class ApiError(Exception):
     """An answer that is an error."""
 
     def __init__(
-        self, status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
-    ):
+        self, status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None,
+        unread: bool = False,
+    ):  # fmt: skip
+        """unread: the body of the request was not."""
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
+        self.unread = unread
 
     @property
     def content(self) -> dict[str, Any]:
@@ -36,7 +43,25 @@ class ApiError(Exception):
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.content, self.status, self.headers)
+        return (Unread if self.unread else JSONResponse)(self.content, self.status, self.headers)
+
+
+class Unread(JSONResponse):
+    """Sent at once; then some of the request is read: a client that is cut off as it sends sees no answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        left = MOST_DISCARDED
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def printable(text: str) -> str:

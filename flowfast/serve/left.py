@@ -13,8 +13,6 @@ from flowfast.serve.errors import ApiError
 
 MOST_BYTES = 2**18
 """Of a body; a prompt of MOST_LETTERS letters takes 48,000 at most."""
-MOST_DISCARDED = 2**24
-"""Of a body that is refused: a client that is cut off as it sends sees no answer."""
 T = TypeVar("T")
 
 
@@ -23,40 +21,30 @@ class ClientLeft(Exception):
 
 
 async def body_of(request: Request) -> bytes:
-    """Raises ApiError, ClientLeft."""
+    """Raises ApiError, ClientLeft. A body of unknown length is refused unread: a million chunks of a byte would take
+    half a minute of everybody's time."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     told = request.headers.get("content-length", "")
-    size = int(told) if told.isdigit() and len(told) < 20 else 0
-    body = b"" if size > MOST_BYTES else await received(request, MOST_BYTES)
-    if size > MOST_BYTES or len(body) > MOST_BYTES:
-        await received(request, MOST_DISCARDED, keep=False)
-        raise ApiError(413, f"expected a body of at most {MOST_BYTES} bytes, got more", "body_too_large")
+    if "transfer-encoding" in request.headers or not told.isdigit():
+        raise ApiError(411, "expected Content-Length, got a body of unknown length", "length_required", unread=True)
+    if len(told) > 20 or int(told) > MOST_BYTES:
+        large = f"expected a body of at most {MOST_BYTES} bytes, got {told[:20]}"
+        raise ApiError(413, large, "body_too_large", unread=True)
     if kind != "application/json":
-        raise ApiError(415, f"expected Content-Type: application/json, got {kind!r:.80}", "unsupported_media_type")
-    return body
-
-
-async def received(request: Request, most: int, keep: bool = True) -> bytes:
-    """The body, or what has come of it once that is more than `most`. Raises ApiError, ClientLeft."""
-    body, count = bytearray(), 0
-    if getattr(request.state, "ended", False):
-        return b""
+        text = f"expected Content-Type: application/json, got {kind!r:.80}"
+        raise ApiError(415, text, "unsupported_media_type", unread=True)
+    body = bytearray()
     try:
         async with asyncio.timeout(PATIENCE):
-            while count <= most:
+            while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientLeft
-                part = message.get("body", b"")
-                count += len(part)
-                if keep:
-                    body += part
+                body += message.get("body", b"")
                 if not message.get("more_body", False):
-                    request.state.ended = True
-                    break
+                    return bytes(body)
     except TimeoutError:
-        raise ApiError(408, f"{count} bytes of the body came in {PATIENCE:g} s: send faster", "timeout") from None
-    return bytes(body)
+        raise ApiError(408, f"{len(body)} bytes of the body came in {PATIENCE:g} s: send faster", "timeout") from None
 
 
 async def disconnect(receive: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -127,6 +129,39 @@ def test_the_stock_client_knows_the_errors(client: openai.OpenAI, url: str) -> N
     assert [model.id for model in client.models.list()] == ["scenes"]
     with pytest.raises(openai.BadRequestError):
         list(client.images.generate(prompt="a poem about nothing", stream=True))
+
+
+HEAD = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
+HEAD += b"\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (HEAD + b"Content-Length: 99999999999\r\n\r\n", 413),
+        (HEAD + b"Content-Length: 999999999999999999999999999999\r\n\r\n", 400),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 1_000_000, 411),
+        (HEAD + b"Content-Length: 300000\r\n\r\n" + b" " * 300_000, 413),
+        (HEAD + b"Content-Length: -5\r\n\r\n", 400),
+        (HEAD + b"X: a\r\n" * 100_000 + b"\r\n", 400),
+        (b"\x16\x03\x01\x02", 400),
+    ],
+    ids=["length", "longer", "chunks", "body", "negative", "headers", "tls"],
+)
+def test_hostile_bytes_are_refused_at_once(url: str, data: bytes, status: int) -> None:
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        sending = threading.Thread(target=send_all, args=(connection, data))
+        sending.start()
+        answer = connection.recv(65536)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:80]
+    sending.join(10)
+    assert get(url.removesuffix("/v1") + "/health") == 200
+
+
+def send_all(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # refused before its end
+        connection.sendall(data)
 
 
 def test_the_example(url: str, tmp_path: Path) -> None:

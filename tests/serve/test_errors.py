@@ -121,7 +121,7 @@ def test_other_statuses(shared: TestClient) -> None:
     answer = shared.post(PATH, content=b" " * (MOST_BYTES + 1), headers=JSON)
     assert answer.status_code == 413 and error_of(answer)["code"] == "body_too_large"
     answer = shared.post(PATH, content=iter([b" " * 1000] * (MOST_BYTES // 1000 + 2)), headers=JSON)  # without a length
-    assert answer.status_code == 413
+    assert answer.status_code == 411 and error_of(answer)["code"] == "length_required"
     assert shared.get("/v2").status_code == 404 and error_of(shared.get("/v2"))["code"] == "not_found"
     assert error_of(shared.get(PATH))["code"] == "method_not_allowed"
     assert shared.post(PATH, json={"prompt": "a", **SEARCH}).status_code == 200
