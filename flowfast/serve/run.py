@@ -72,9 +72,12 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """Raises OptionError."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        place = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from None
+    # asyncio sets it for sockets that name their protocol alone, and an answer would wait 40 ms for the client's ACK.
+    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return place
 
 
 def serve(config: ServeConfig, key: str | None = None) -> None:

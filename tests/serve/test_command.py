@@ -31,6 +31,7 @@ from flowfast.cli import main
 from flowfast.errors import OptionError
 from flowfast.rewards.pixels import to_pixels
 from flowfast.serve.config import ServeConfig, check_open
+from flowfast.serve.run import listen
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "two red circles"
@@ -255,6 +256,13 @@ def test_a_server_yaml_and_options_over_it(tmp_path: Path, monkeypatch: pytest.M
     assert [config.budget_of(name) for name in ("auto", "standard", "hd", "medium")] == [10, 10, 90, None]
     file.write_text("prot: 9\n")
     assert main(["serve", "--config", str(file)]) == 2
+
+
+def test_answers_do_not_wait_for_the_clients_ack() -> None:
+    with listen("127.0.0.1", 0) as place, socket.create_connection(place.getsockname()[:2]):
+        accepted, _ = place.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
