@@ -4,6 +4,7 @@ With these two, best-of-n, SMC, CoDe, SVDD, search over paths and rollover budge
 loop (flowfast/rounds/batch.py) runs them all.
 """
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar
 
@@ -119,6 +120,12 @@ def make_method(name: str, options: dict[str, object]) -> Method:
             instead = f"choose of {', '.join(sorted(valid))}" if valid else "leave it out, or name another method"
             raise OptionError(f"method {name!r} has no option {option!r}: {instead}")
     try:
-        return TypeAdapter(METHODS[name]).validate_python(options)
+        return _adapter(METHODS[name]).validate_python(options)
     except ValidationError as error:
         raise refused(error, f"option of method {name!r}:") from None
+
+
+@functools.cache
+def _adapter(method: type[Method]) -> TypeAdapter[Method]:
+    """Takes milliseconds to make."""
+    return TypeAdapter(method)
