@@ -4,7 +4,6 @@ With these two, best-of-n, SMC, CoDe, SVDD, search over paths and rollover budge
 loop (flowfast/rounds/batch.py) runs them all.
 """
 
-import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar
 
@@ -103,10 +102,13 @@ class Method:
 
 
 METHODS: dict[str, type[Method]] = {}
+ADAPTERS: dict[str, TypeAdapter[Method]] = {}
+"""They check the options of each, and take milliseconds to make."""
 
 
 def register(method: type[Method]) -> type[Method]:
     METHODS[method.name] = method
+    ADAPTERS.pop(method.name, None)
     return method
 
 
@@ -120,12 +122,8 @@ def make_method(name: str, options: dict[str, object]) -> Method:
             instead = f"choose of {', '.join(sorted(valid))}" if valid else "leave it out, or name another method"
             raise OptionError(f"method {name!r} has no option {option!r}: {instead}")
     try:
-        return _adapter(METHODS[name]).validate_python(options)
+        if name not in ADAPTERS:
+            ADAPTERS[name] = TypeAdapter(METHODS[name])
+        return ADAPTERS[name].validate_python(options)
     except ValidationError as error:
         raise refused(error, f"option of method {name!r}:") from None
-
-
-@functools.cache
-def _adapter(method: type[Method]) -> TypeAdapter[Method]:
-    """Takes milliseconds to make."""
-    return TypeAdapter(method)
