@@ -98,7 +98,7 @@ class Preparer:
         rows = min(MOST_ALONE, fitting_rows(1, plan)) if fits else None
         kind = (request.reward, kind, repr(shapes), rows)
         conds = (known.cond, known.null_cond, known.reward_cond)
-        return Job(request, number, now, resolved, plan, room, forecast, *conds, kind, due, rows)
+        return Job(request, number, now, resolved, plan, room, forecast, *conds, kind, due=due, rows=rows)
 
     def settled(self, request: Request) -> Request:
         """With a concrete method in place of auto. Raises OptionError, BudgetError."""
