@@ -29,14 +29,14 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("drawn", "ticking")
 def test_it_writes_table_curve_contact_and_results(run: Run, tmp_path: Path, prompts: Path) -> None:
     out = tmp_path / "o"
-    text = run("compare", "--prompts", prompts, *SMALL, "--interpolants", "linear,vp", "--seconds", "0.15", "--out", out)
+    text = run("compare", "--prompts", prompts, *SMALL, "--interpolants", "linear,vp", "--seconds", "0.1", "--out", out)
     assert "held-out minus" in text
     found = json.loads((out / "results.json").read_text())
     rows = found["rows"]
     want = [("ode", "linear", 16, None)]
     for method in ("bon", "rbf"):
         for path in ("linear", "vp"):
-            want += [(method, path, 16, None), (method, path, 32, None), (method, path, None, 0.15)]
+            want += [(method, path, 16, None), (method, path, 32, None), (method, path, None, 0.1)]
     assert [(r["method"], r["interpolant"], r["budget"], r["seconds"]) for r in rows] == want
     for row in rows:
         assert row["prompts"] == 4
