@@ -14,7 +14,6 @@ A row may carry more keys of its own. What could not be measured stands in `left
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import statistics
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flowfast import ops
+from flowfast.report.machine import processor
 from flowfast.version import versions as flowfast_versions
 
 FLUX = (4096, 64)
@@ -141,16 +141,6 @@ def paired(
 
     benchmark.pedantic(own, setup=others, rounds=rounds, iterations=1)
     return {name: Times.of(values) for name, values in seconds.items()}
-
-
-@functools.cache
-def processor() -> str:
-    """Its name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

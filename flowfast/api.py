@@ -68,7 +68,7 @@ def search(
     told: dict[str, Any] = {"on_round": on_round, "on_sample": on_sample, "on_progress": on_progress}
     _check_call(told, checkpoint, checkpoint_seconds)
     config = make_config(options_over(config, options, reward))
-    resolve(flow, config.params)  # what is wrong ends here
+    resolved = resolve(flow, config.params)
     chosen = config.reward if reward is None or isinstance(reward, str) else reward
     scorer = rewards.load(chosen, flow, config.reward_deadline)
     prompts = check_prompts(prompts, empty=not defaults_of(flow).reads_prompts)
@@ -80,7 +80,7 @@ def search(
         file = None if path is None else Checkpoint(path)
         held = None if file is None else file.read(prompts)
         whole = settled_config(flow, scorer, _as_it_was(config, file, held) if file and held else config)
-        resolved = resolve(flow, whole.params)
+        resolved = resolved if whole.params == config.params else resolve(flow, whole.params)
         if not open_still(whole):
             whole = whole.with_params(resolved.params)
         return Call(

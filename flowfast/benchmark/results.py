@@ -8,6 +8,7 @@ from typing import Any
 
 from flowfast.benchmark.run import Latency, Setting, Workload
 from flowfast.benchmark.statistics import best, figures, ratio, spread
+from flowfast.config import Rerun
 from flowfast.report.bench_pictures import latency_picture, throughput_picture
 from flowfast.report.machine import machine
 from flowfast.report.tables import markdown
@@ -94,7 +95,7 @@ def title(work: Workload) -> str:
 
 
 def write(work: Workload, what: str, facts: dict[str, Any], out: Path, picture: Callable[[], bytes]) -> None:
-    config = work.config.model_dump(exclude={"seconds", "splits", "cuts"})
+    config = work.config.model_dump(exclude={"seconds", *Rerun.model_fields})
     head = {"benchmark": what, "config": config, "prompts": len(work.prompts)}
     write_json(out / JSON, {**head, "machine": machine(), "versions": versions(), **facts})
     path, again = out / PICTURE, f"flowfast bench {what} ... --out {out}"

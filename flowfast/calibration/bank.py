@@ -204,10 +204,11 @@ def weights_of(part: Any) -> str:
     """A digest by which a model or reward is known again: of the names, shapes and some numbers of its weights, and of
     its class."""
     found = hashlib.blake2b(type(part).__name__.encode(), digest_size=16)
-    for module in modules_of(part):
-        for name, weight in module.named_parameters():
-            found.update(f"{name} {tuple(weight.shape)}".encode())
-            every = max(1, math.ceil(weight.numel() / PER_WEIGHT))
-            some = weight.detach().reshape(-1)[::every].to(torch.float32).cpu()
-            found.update(some.numpy().tobytes())
+    named = [each for module in modules_of(part) for each in module.named_parameters()]
+    some = [weight.detach().reshape(-1)[:: max(1, math.ceil(weight.numel() / PER_WEIGHT))] for _, weight in named]
+    sizes = [len(each) for each in some]
+    flat = torch.cat([each.to(named[0][1].device, torch.float32) for each in some]).cpu() if named else torch.empty(0)
+    for (name, weight), numbers in zip(named, flat.split(sizes) if named else (), strict=True):  # read in one transfer
+        found.update(f"{name} {tuple(weight.shape)}".encode())
+        found.update(numbers.numpy().tobytes())
     return found.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 
 from flowfast.calibration.auto import decided, settled
 from flowfast.calibration.bank import Bank
-from flowfast.calibration.choose import Choice, Chosen, is_default, options_of, passes_of
+from flowfast.calibration.choose import Choice, Chosen, alive, is_default, options_of, passes_of
 from flowfast.config import Picked, SearchConfig
 from flowfast.errors import OptionError
 from flowfast.methods.auto import AUTO
@@ -95,10 +95,8 @@ def steps_of(plan: Plan, times: list[float], passes: list[int]) -> tuple[Step, .
     """One a transition. Where a method may try as many candidates as it likes, what its chains may spend is the
     bound."""
     most, spent, found = sum(plan.left), 0, []
-    for at, (time, each) in enumerate(zip(times, passes, strict=True)):
-        wanted = [of_chain[at] for of_chain in plan.quota]
-        candidates = min(sum(wanted), most // each)
-        spent = min(spent + candidates * each, most)
-        alive, scored = sum(n > 0 for n in wanted), not plan.scored or plan.scored[at]
-        found.append(Step(t=time, chains=alive, candidates=candidates, scored=scored, passes=each, nfe=spent))
+    for at, (time, each, chains) in enumerate(zip(times, passes, alive(plan), strict=True)):
+        candidates = min(sum(of_chain[at] for of_chain in plan.quota), most // each)
+        spent, scored = min(spent + candidates * each, most), not plan.scored or plan.scored[at]
+        found.append(Step(t=time, chains=chains, candidates=candidates, scored=scored, passes=each, nfe=spent))
     return tuple(found)

@@ -52,6 +52,11 @@ class BestLiveOn(Chains):
         return torch.where(moved.unsqueeze(1), ancestors, place)
 
 
+def survivors(scouts: int, share: float) -> int:
+    """How many go on after a cut; fewer than 3 are not cut."""
+    return max(1, round(share * scouts)) if scouts >= 3 else scouts
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
 class Prune(Method):
@@ -79,8 +84,8 @@ class Prune(Method):
         def alive(n: int) -> list[int]:
             """Chains at each transition."""
             counts = [n] * T
-            for cut, share in cuts if n >= 3 else []:
-                counts[cut + 1 :] = [max(1, round(share * n))] * (T - cut - 1)
+            for cut, share in cuts:
+                counts[cut + 1 :] = [survivors(n, share)] * (T - cut - 1)
             return counts
 
         # From 3 scouts on they cost the more the more there are; 2 without a cut may cost more than 3.

@@ -77,32 +77,12 @@ class RewardServer:
         self.max_body, self.room = max_body, Room(max_body)
         self.requests, self.pace = 0, 0.0  # under way; seconds of the last batch
         self.worker = Worker(f"reward {self.name}")
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self.socket = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as error:
-            raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from None
-        self.server = uvicorn.Server(
-            uvicorn.Config(
-                self,
-                interface="asgi3",
-                http=Impatient,
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",  # a line a batch would be thousands
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=int(PATIENCE),
-                timeout_graceful_shutdown=int(GRACE),
-            )
-        )
+        self.socket = listen(host, port)
+        self.server = uvicorn.Server(config_of(self, lifespan="off"))
 
     @property
     def url(self) -> str:
-        host, port = self.socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self.socket)
 
     def serve_forever(self) -> None:
         """Answers until SIGINT, SIGTERM or `shutdown()`; what was asked before is answered, within GRACE seconds."""
@@ -275,8 +255,8 @@ async def body_of(receive: Incoming, size: int, most: int) -> bytearray:
         raise Refused(408, f"{len(body)} bytes of the request came in time: send faster, or fewer images") from None
 
 
-async def disconnect(receive: Incoming) -> None:
-    """Returns once the client has left."""
+async def disconnect(receive: Any) -> None:
+    """Returns once the client has left; the body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -314,6 +294,40 @@ class Impatient(H11Protocol):
     def data_received(self, data: bytes) -> None:
         self.conn.receive_data(data)
         self.handle_events()  # a whole head stops the clock
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for a server. Raises OptionError."""
+    try:
+        place = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from None
+    # asyncio sets it for sockets that name their protocol alone, and an answer would wait 40 ms for the client's ACK.
+    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return place
+
+
+def url_of(place: socket.socket) -> str:
+    host, port = place.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def config_of(app: Any, **other: Any) -> uvicorn.Config:
+    """uvicorn's, of a server that waits for nobody for ever."""
+    return uvicorn.Config(
+        app,
+        interface="asgi3",
+        http=Impatient,
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        log_level="critical",  # a line a request would be thousands
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(PATIENCE),
+        timeout_graceful_shutdown=int(GRACE),
+        **other,
+    )
 
 
 def serve(reward: Any, host: str = "127.0.0.1", port: int = 8000) -> None:

@@ -8,16 +8,12 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from flowfast.rewards.server import PATIENCE
+from flowfast.rewards.server import PATIENCE, ClientLeft, disconnect
 from flowfast.serve.errors import ApiError
 
 MOST_BYTES = 2**18
 """Of a body; a prompt of MOST_LETTERS letters takes 48,000 at most."""
 T = TypeVar("T")
-
-
-class ClientLeft(Exception):
-    """Nobody is left to answer."""
 
 
 async def body_of(request: Request) -> bytes:
@@ -45,12 +41,6 @@ async def body_of(request: Request) -> bytes:
                     return bytes(body)
     except TimeoutError:
         raise ApiError(408, f"{len(body)} bytes of the body came in {PATIENCE:g} s: send faster", "timeout") from None
-
-
-async def disconnect(receive: Any) -> None:
-    """Returns once the client has left; the body must have been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def stopped(task: asyncio.Future[Any]) -> None:

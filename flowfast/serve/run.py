@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise OptionError(f"`flowfast serve` needs {error.name}: pip install 'flowfast[serve]'") from None
 
-from flowfast.rewards.server import GRACE, PATIENCE, Impatient
+from flowfast.rewards.server import config_of, listen, url_of
 from flowfast.serve.app import create_app
 from flowfast.serve.config import KEY, ServeConfig, check_open
 from flowfast.serve.serving import Serving
@@ -35,13 +35,7 @@ class Server(uvicorn.Server):
         self.serving = serving
         self.loop: asyncio.AbstractEventLoop | None = None
         app: Any = create_app(serving, key)
-        super().__init__(
-            uvicorn.Config(
-                app, interface="asgi3", http=Impatient, ws="none", loop="asyncio", lifespan="on", log_config=None,
-                log_level="critical", access_log=False, server_header=False, limit_concurrency=MOST_CONNECTIONS,
-                timeout_keep_alive=int(PATIENCE), timeout_graceful_shutdown=int(GRACE),
-            )
-        )  # fmt: skip
+        super().__init__(config_of(app, lifespan="on", limit_concurrency=MOST_CONNECTIONS))
         serving.on_loaded = self._loaded
 
     def _loaded(self) -> None:
@@ -69,17 +63,6 @@ class Server(uvicorn.Server):
         self._draining.add_done_callback(lambda _: setattr(self, "should_exit", True))
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Raises OptionError."""
-    try:
-        place = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from None
-    # asyncio sets it for sockets that name their protocol alone, and an answer would wait 40 ms for the client's ACK.
-    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return place
-
-
 def serve(config: ServeConfig, key: str | None = None) -> None:
     """Serves until SIGINT or SIGTERM. Raises OptionError: see `check_open` and `listen`, and what loading raises."""
     if key is not None:
@@ -89,11 +72,9 @@ def serve(config: ServeConfig, key: str | None = None) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("flowfast.serve").setLevel(logging.INFO)
     place = listen(config.host, config.port)
-    host, port = place.getsockname()[:2]
     serving = Serving(config)
     server = Server(serving, key)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"{config.models[0]} at {url}/v1; Ctrl-C stops it", flush=True)
+    print(f"{config.models[0]} at {url_of(place)}/v1; Ctrl-C stops it", flush=True)
     server.run(sockets=[place])
     if serving.failure is not None:
         raise serving.failure

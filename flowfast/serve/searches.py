@@ -45,7 +45,7 @@ class Searches:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request whose fields are checked. quality, size: as its answer has them; params: for the engine."""
+    """A request whose fields are checked. params: for the engine; quality: as its answer has it."""
 
     request: ImagesRequest
     params: dict[str, Any]
@@ -53,8 +53,8 @@ class Asked:
 
 
 async def all_of(searches: Searches, asked: Asked, watcher: Watcher | None = None) -> list[dict[str, Any]]:
-    """The pictures of the n searches, in order. Raises ApiError for the first one that
-    fails, and takes the others back."""
+    """The pictures of the n searches, in order. Raises ApiError for the first one that fails, and takes the others
+    back."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one_of(searches, asked, index, watcher)) for index in range(asked.request.n)]

@@ -1,5 +1,5 @@
 """Best-of-n and pruned best-of-n on images that were all drawn before, with their reward after every step: what would
-each have handed out? Numpy alone; rewards (P, N, T) are those of P prompts, N images each, T steps.
+each have handed out? Rewards (P, N, T) are those of P prompts, N images each, T steps.
 
 An image costs its steps and a verification (a decode and a reward) wherever it is compared: at each cut, and at the
 end. Costs are in steps. Images have numbers, 0 .. P N - 1, prompt by prompt.
@@ -16,6 +16,8 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from flowfast.methods.prune import survivors
+
 Cuts = tuple[tuple[int, float], ...]
 """(step from 0, share of all images that goes on after it), in order, as `Prune.cuts` has them; none: best-of-n."""
 Floats = NDArray[np.floating]
@@ -26,8 +28,8 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 
 
 def alive(cuts: Cuts, n: int) -> list[int]:
-    """Images from the beginning, and after each cut; fewer than 3 are not cut. It is the rule of method `prune`."""
-    return [n, *(max(1, round(share * n)) if n >= 3 else n for _, share in cuts)]
+    """Images from the beginning, and after each cut."""
+    return [n, *(survivors(n, share) for _, share in cuts)]
 
 
 def cost(cuts: Cuts, n: int, steps: int, verification: float) -> float:
