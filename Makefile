@@ -2,7 +2,7 @@
 #   make demo    pictures and a table in demo-out/          make test   ruff, mypy, C++ build, pytest
 #   make check   lint and the quick tests, in 90 seconds    make lint   ruff, clang-format, mypy
 #   make slow    the tests that take minutes                make matrix the wheel under other versions of PyTorch
-#   make compare the README's comparison (hours; resumable) make bench  timings, to bench/results/
+#   make compare the comparison of methods of docs/results.md (hours; resumable) make bench  timings, to bench/results/
 #   make cpp     the C++ library and flowfast-run, tested and installed in build/prefix (PRESET=cuda: with CUDA)
 #   make server  the HTTP server of examples/cpp/server: build/server/flowfast-server
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

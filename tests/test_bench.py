@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from bench import gpu, table, timing, versions
+from bench import front, gpu, table, timing, versions
 from bench.e2e import pipeline_loop, rbf_evaluation
 from bench.e2e.latency import latencies, percentile
 from bench.e2e.public_code import PublicRBF
@@ -436,13 +437,21 @@ def test_compile_is_measured_too(tmp_path):
         assert "compile" in {row["peer"] for row in rows}
 
 
-# ---- the README's table ----
+# ---- figures in documents ----
 
 
-def test_the_readme_shows_the_results_that_lie_beside_it():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert table.written(readme) == readme, "python -m bench.table --write"
-    assert "public code" in table.table() and table.table().count("not measured") >= 12
+@pytest.mark.parametrize("name", table.PLACES)
+def test_documents_show_the_results_that_lie_beside_them(name):
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert table.written(name, page) == page, "python -m bench.table --write"
+    assert "public code" in page
+
+
+def test_the_picture_of_the_readme_can_be_drawn_anew(tmp_path, capsys):
+    front.main(["--out", str(tmp_path / "front.png"), "--prompts", "2", "--budget", "40"])
+    assert Image.open(tmp_path / "front.png").width > 300
+    assert re.fullmatch(r"ode: \d of 2 right\nauto: \d of 2 right\n", capsys.readouterr().out)
+    assert (ROOT / "docs/images/front.png").stat().st_size < 150 * 1024
 
 
 def test_two_checkouts_take_turns(capsys: pytest.CaptureFixture[str]) -> None:

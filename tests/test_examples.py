@@ -162,8 +162,43 @@ def test_the_page_about_the_engine_runs(
     assert [type(sample).__name__ for sample in names["samples"]] == ["Sample"] * 3
 
 
-def test_the_engine_of_the_readme_runs() -> None:
-    (block,) = [each for each in blocks("README.md") if "flowfast.Engine(" in each]
-    names: dict[str, Any] = {"__name__": "page"}
-    exec(compile("import flowfast\n" + block, "README.md", "exec"), names)
-    assert set(names["images"]) == {"0", "1"}
+def ran(page: str, *parts: str) -> dict[str, Any]:
+    """The names that the blocks of a page leave which have any of these parts."""
+    found = [block for block in blocks(page) if any(part in block for part in parts)]
+    assert len(found) == len(parts)
+    names: dict[str, Any] = {"__name__": "page", "flowfast": flowfast}
+    exec(compile("\n".join(found), page, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_search_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = ran(page, 'flowfast.load("scenes")')["result"].samples
+    assert len(samples) == 2 and all(0 < sample.nfe <= 200 for sample in samples)
+    assert "calibration" in capsys.readouterr().out
+
+
+def test_flux_in_five_lines_runs_on_a_tiny_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.models.tiny.flux import flux
+
+    def tiny(name: str, dtype: torch.dtype) -> flowfast.types.Flow:
+        assert (name, dtype) == ("black-forest-labs/FLUX.1-schnell", torch.bfloat16)
+        pipe = flux(guidance_embeds=False, dynamic_shift=False).to(dtype)
+        return from_diffusers(pipe, height=16, width=32, steps=3)
+
+    from_diffusers = flowfast.from_diffusers
+    monkeypatch.setattr(flowfast, "from_diffusers", tiny)
+    own, search = {"reward": "sharpness", "budget": 24}, flowfast.search
+    monkeypatch.setattr(flowfast, "search", lambda *given, **options: search(*given, **options | own))
+    monkeypatch.chdir(tmp_path)
+    sample = ran("README.md", "flowfast.from_diffusers(")["result"].samples[0]
+    assert Image.open("best.png").size == (32, 16) and 0 < sample.nfe <= 24
+
+
+def test_the_engine_of_the_quickstart_runs() -> None:
+    assert set(ran("docs/index.md", "flowfast.Engine(")["images"]) == {"0", "1"}
+
+
+def test_the_page_about_ones_own_runs() -> None:
+    result = ran("docs/own.md", "def velocity", "def score")["result"]
+    assert [sample.prompt for sample in result.samples] == ["one", "three"]
