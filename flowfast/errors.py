@@ -50,6 +50,11 @@ class QueueFullError(FlowfastError):
 class DeadlineError(FlowfastError):
     """A request cannot end within its deadline, or waited beyond it."""
 
+    def __init__(self, message: str, seconds: float | None = None):
+        """seconds: that it would take from its arrival at least; None: nobody knows."""
+        super().__init__(message)
+        self.seconds = seconds
+
 
 class EngineDeadError(FlowfastError):
     """An engine was closed, or died of a fault that no request owns."""

@@ -12,7 +12,7 @@ import torch
 from flowfast.engine import clock, deadline
 from flowfast.engine.admission import too_late
 from flowfast.engine.memory import less_memory, no_memory, resize
-from flowfast.engine.outputs import events_of
+from flowfast.engine.outputs import events_of, rows_of
 from flowfast.engine.request import Event, Failed, Finished, Job
 from flowfast.engine.runner import Runner
 from flowfast.engine.scheduler import Batch, Scheduler
@@ -67,7 +67,7 @@ class EngineCore:
     ):  # fmt: skip
         self.make, self.contain, self.polls, self.most_waiting = make, contain, polls, most_waiting
         self.last_micro_batch, self.splits = micro_batch, list(splits)
-        self.rounds = self.rows_seen = self.rows_used = self.nan_rewards = 0
+        self.rounds = self.rows_seen = self.rows_used = self.rows_padded = self.nan_rewards = self.halved = 0
         self.micro_batch = self.rows_at(0)
         self.scheduler = Scheduler(self._batch)
         self.under_way: deque[Batch] = deque()
@@ -95,9 +95,7 @@ class EngineCore:
         if most is not None and self.scheduler.full(job, most, partial(slots_of, self)):
             full = QueueFullError(f"{most} requests wait already, as many as may: try again later")
             self._events.append(Failed(name, "full", full))
-        elif job.due is not None and too_late(self.scheduler, job, partial(slots_of, self), clock.now()):
-            beside = f"its {job.request.deadline:g} s beside those that were taken on before"
-            late = DeadlineError(f"request {name!r} cannot end within {beside}: give it more time, or try later")
+        elif job.due is not None and (late := too_late(self.scheduler, job, partial(slots_of, self), clock.now())):
             self._events.append(Failed(name, "deadline", late))
         else:
             self.last = self.last if self.busy else clock.now()
@@ -113,6 +111,7 @@ class EngineCore:
         self.scheduler.take_on(batch)
         for slot in batch.taken:
             self.note(batch.job(slot))
+            batch.job(slot).counted = None
         self._look = True
 
     def abort(self, job: Job) -> None:
@@ -238,6 +237,8 @@ class EngineCore:
     def tell(self, batch: Batch, all_of_them: bool = False) -> None:
         """Reports that have come, or all, as events."""
         for report in batch.runner.reports(all_of_them):
+            used, padded = rows_of(report)
+            self.rows_used, self.rows_padded = self.rows_used + used, self.rows_padded + padded
             self._events += events_of(report)
 
     def _let_go(self, batch: Batch, slot: int) -> None:
@@ -272,7 +273,6 @@ class EngineCore:
                 self._fails(job, "model", sample)
                 continue
             self._timed -= job.due is not None
-            self.rows_used += sample.nfe
             self._events.append(finished(job, sample, batch.runner.micro_batch))
 
     def _fails(self, job: Job, reason: str, error: FlowfastError) -> None:

@@ -41,6 +41,7 @@ def shrink(core: EngineCore) -> None:
     if core.rounds > max((rounds for rounds, _ in core.splits), default=0):
         core.splits.append((core.rounds, rows))
     core.last_micro_batch = rows // 2
+    core.halved += 1
     core.make.ran_out(rows, rows // 2)
     resize(core, rows // 2)
 

@@ -42,6 +42,8 @@ class Report(NamedTuple):
     """The best reward of a finished sample."""
     candidates: list[list[Candidate]]
     """Empty where they are not recorded."""
+    rows: int = 0
+    """That the model saw in it, padding included."""
 
 
 class _Sent(NamedTuple):
@@ -50,6 +52,7 @@ class _Sent(NamedTuple):
     transfer: Transfer
     jobs: list[Job | None]
     rounds: list[int]
+    rows: int
 
 
 class Reports:
@@ -76,7 +79,7 @@ class Reports:
             found += [state.nfe, state.top_reward]
         if self.records:
             found += [e.dense, e.status, *self.seen]
-        self._sent.append(_Sent(self.transfers.send(found), list(jobs), list(e.rounds)))
+        self._sent.append(_Sent(self.transfers.send(found), list(jobs), list(e.rounds), e.size()[0]))
 
     def read(self, all_of_them: bool = False) -> list[Report]:
         """Those that have come, and what is more than LAG rounds old."""
@@ -95,7 +98,7 @@ class Reports:
         nfe, best, *records = found
         spent = nfe.tolist()
         candidates = self._candidates(sent, spent, records) if records else []
-        return Report(sent.jobs, running, spent, best.view(slots, -1)[:, 0].tolist(), candidates)
+        return Report(sent.jobs, running, spent, best.view(slots, -1)[:, 0].tolist(), candidates, sent.rows)
 
     def _candidates(self, sent: _Sent, nfe: list[int], records: list[Tensor]) -> list[list[Candidate]]:
         found: list[list[Candidate]] = [[] for _ in sent.jobs]
@@ -121,6 +124,19 @@ class Reports:
         for of_slot in found:
             of_slot.sort(key=lambda c: (c.chain, c.transition, c.candidate))
         return found
+
+
+def rows_of(report: Report) -> tuple[int, int]:
+    """Of its round: rows that requests spent as NFE, and those that nobody needed; (0, 0) where nobody is told. Each
+    report is asked for once."""
+    if not report.nfe:
+        return 0, 0
+    used = 0
+    for job, nfe in zip(report.jobs, report.nfe, strict=True):
+        if job is not None:
+            used += nfe - (nfe if job.counted is None else job.counted)
+            job.counted = nfe
+    return used, report.rows - used
 
 
 def events_of(report: Report) -> Iterator[Event]:

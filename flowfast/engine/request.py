@@ -129,6 +129,8 @@ class Job:
     splits: list[tuple[int, int]] = field(default_factory=list)
     """(its rounds, rows): until then its micro-batches had so many rows, more than the device's memory holds."""
     nfe: int = 0
+    counted: int | None = 0
+    """NFE of it that the engine has counted; None: it is restored, and nothing was heard of it."""
     best: float = float("-inf")
     aborted: bool = False
 

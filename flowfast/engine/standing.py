@@ -33,7 +33,11 @@ class Standing:
     rows: int
     """That the model saw, padding included."""
     rows_used: int
-    """NFE of the requests that have finished."""
+    """NFE of requests in rounds that were reported, at most two fewer than have run."""
+    rows_padded: int
+    """Rows of those rounds that no request needed."""
+    splits: int
+    """Times that memory ran out and micro-batches became half as large."""
     nan_rewards: int
     reward_seconds: float
     """On CUDA up to a few thousand rounds late, for nothing waits for the device."""
@@ -44,7 +48,10 @@ def standing_of(engine: Engine) -> Standing:
     core = engine.core
     running = sum(batch.live for batch in list(core.scheduler.batches))
     seconds = engine.loaded.clock.seconds["reward"]
-    return Standing(running, core.scheduler.count, core.rows_seen, core.rows_used, core.nan_rewards, seconds)
+    return Standing(
+        running, core.scheduler.count, core.rows_seen, core.rows_used, core.rows_padded, core.halved, core.nan_rewards,
+        seconds,
+    )  # fmt: skip
 
 
 @own_ground()

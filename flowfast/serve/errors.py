@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -13,13 +14,14 @@ from starlette.types import Receive, Scope, Send
 from flowfast import secrets
 from flowfast.bounds import refused
 from flowfast.engine.request import Failed
-from flowfast.errors import BudgetError, EngineDeadError, FlowfastError, PromptError
+from flowfast.errors import BudgetError, DeadlineError, EngineDeadError, FlowfastError, PromptError
 
 TYPES = {401: "authentication_error", 500: "server_error", 501: "server_error", 503: "server_error"}
 LONGEST = 1000
 MOST_DISCARDED, DISCARD_SECONDS = 2**22, 1.0
 SOON = 1
 """Seconds after which to try again where nothing tells it."""
+MOST_SECONDS = 600
 
 
 class ApiError(Exception):
@@ -69,9 +71,16 @@ def printable(text: str) -> str:
     return secrets.hidden(text).encode("utf-8", "backslashreplace").decode()
 
 
-def unavailable(message: str, code: str, seconds: int = SOON) -> ApiError:
+def unavailable(message: str, code: str, seconds: int = SOON, param: str | None = None) -> ApiError:
     """503, and when to try again."""
-    return ApiError(503, message, code, headers={"Retry-After": str(seconds)})
+    return ApiError(503, message, code, param, headers={"Retry-After": str(seconds)})
+
+
+def late_by(error: FlowfastError, deadline: float | None) -> int | None:
+    """Whole seconds that a request needs beyond its deadline: after them the same one may come in."""
+    if not isinstance(error, DeadlineError) or error.seconds is None or deadline is None:
+        return None
+    return max(SOON, min(MOST_SECONDS, math.ceil(error.seconds - deadline)))
 
 
 def wrong_fields(error: ValidationError, names: list[str]) -> ApiError:
@@ -100,14 +109,15 @@ def dead(error: FlowfastError) -> ApiError:
     )
 
 
-def failed(event: Failed, seconds: int) -> ApiError:
-    """The answer to a request that ended without a picture. seconds: after which a slot may be free."""
+def failed(event: Failed, seconds: int, deadline: float | None = None) -> ApiError:
+    """The answer to a request that ended without a picture. seconds: after which a slot may be free; deadline: of the
+    request."""
     why = str(event.error)
     match event.reason:
         case "full":
             return unavailable(f"the queue of this server is full: try again in {seconds} s", "queue_full", seconds)
         case "deadline":
-            return unavailable(why, "deadline", seconds)
+            return unavailable(why, "deadline", late_by(event.error, deadline) or seconds, "deadline_ms")
         case "aborted":
             return unavailable("this server shuts down: the request was aborted before its end", "shutting_down")
         case "prompt":

@@ -13,6 +13,9 @@ from flowfast.engine.standing import Standing
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 REWARDS = (-100.0, -30.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 PREFIX = "flowfast:"
+STOPPED = ("budget", "until", "deadline")
+REASONS = ("aborted", "full", "deadline", "prompt", "reward", "model", "closed", "refused")
+"""Those of `Failed`, and refused: a request that means nothing to the engine."""
 
 
 class Metrics:
@@ -21,9 +24,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._successes = self._counter(
-            "request_success", "Requests that have a picture, by why they ended.", "finished_reason"
+            "request_success", "Requests that have a picture, by why they ended.", "finished_reason", STOPPED
         )
-        self._failures = self._counter("request_failure", "Requests that have none, by why.", "reason")
+        self._failures = self._counter("request_failure", "Requests that have none, by why.", "reason", REASONS)
         self._queue = self._histogram("request_queue_time_seconds", "From arrival to a slot.")
         self._latency = self._histogram("e2e_request_latency_seconds", "From arrival to the picture.")
         self._partial = self._histogram("time_to_first_partial_seconds", "From arrival to the first partial image.")
@@ -32,8 +35,12 @@ class Metrics:
         self._cuts = self._counter("deadline_cuts", "Times that a deadline took budget away.")
         self._errors = self._counter("reward_errors", "Requests that ended because their reward failed.")
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, label: str = "", values: tuple[str, ...] = ()) -> Counter:
+        """With a label it has each of its values from the start, so that a first one is seen as a rise from 0."""
+        counter = Counter(PREFIX + name, text, (label,) if label else (), registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
         return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
@@ -46,6 +53,10 @@ class Metrics:
         self._best.observe(event.sample.reward)
         self._nfe.inc(event.sample.nfe)
         self._cuts.inc(len(event.rerun.cuts))
+
+    def full(self, pictures: int) -> None:
+        """So many had no room."""
+        self._failures.labels("full").inc(pictures)
 
     def failed(self, reason: str) -> None:
         self._failures.labels(reason).inc()
@@ -75,10 +86,12 @@ class _OfEngine:
         yield GaugeMetricFamily(PREFIX + "num_requests_running", "Requests in slots.", now.running)
         yield GaugeMetricFamily(PREFIX + "num_requests_waiting", "Requests without one.", now.waiting)
         yield CounterMetricFamily(PREFIX + "rows", "Rows of model calls, padding included.", now.rows)
-        fill = now.rows_used / now.rows if now.rows else 0.0
-        yield GaugeMetricFamily(
-            PREFIX + "batch_fill", "Share of the rows of model calls that went into pictures.", fill
-        )
+        yield CounterMetricFamily(PREFIX + "rows_padded", "Rows of them that no request needed.", now.rows_padded)
+        reported = now.rows_used + now.rows_padded
+        fill = now.rows_used / reported if reported else 0.0
+        yield GaugeMetricFamily(PREFIX + "batch_fill", "Share of the rows of model calls that requests needed.", fill)
+        text = "Times that memory ran out and micro-batches became half as large."
+        yield CounterMetricFamily(PREFIX + "out_of_memory_splits", text, now.splits)
         text = "Candidates whose reward, latent or picture was not finite."
         yield CounterMetricFamily(PREFIX + "nan_rewards", text, now.nan_rewards)
         yield CounterMetricFamily(PREFIX + "reward_seconds", "Seconds in rewards.", now.reward_seconds)

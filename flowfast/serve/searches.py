@@ -77,7 +77,7 @@ async def one_of(searches: Searches, asked: Asked, index: int, watcher: Watcher 
             async for event in events:
                 if isinstance(event, Failed):
                     metrics.failed(event.reason)
-                    raise failed(event, searches.gate.seconds())
+                    raise failed(event, searches.gate.seconds(), asked.params.get("deadline"))
                 if isinstance(event, Finished):
                     searches.gate.ended()
                     found = await entries(searches, asked, index, event)

@@ -37,7 +37,8 @@ class Serving:
     def __init__(self, config: ServeConfig, make: Callable[[], AsyncEngine] | None = None):
         self.config, self.make = config, make or self._engine
         self.engine: AsyncEngine | None = None
-        self.metrics, self.gate = Metrics(), Gate((config.slots or SLOTS) + config.queue)
+        self.metrics = Metrics()
+        self.gate = Gate((config.slots or SLOTS) + config.queue, self.metrics.full)
         self.records = Records()
         self.metrics.watch(self._standing)
         self.created = int(time.time())

@@ -39,6 +39,7 @@ class Drive:
         self.aborted_rows: dict[str, int] = {}
         """Rows that they had cost by then."""
         self.told: Counter[str] = Counter()
+        self.counted = (0, 0)
         self.passed = dict[Runner, int]()
         """Turns that others had since a batch had one."""
 
@@ -136,7 +137,7 @@ class Drive:
         self.hear(self.core.told())
         before = self.core
         running = {job.request.id for *_, job in before.scheduler.running()}
-        self.core = self.new_core(before.last_micro_batch, before.splits)
+        self.core, self.counted = self.new_core(before.last_micro_batch, before.splits), (0, 0)
         for name in self.open():
             old = self.jobs[name]
             job = self.jobs[name] = job_of(self.asks[name], old.number, old.arrived)
@@ -256,6 +257,13 @@ class Drive:
         names = Counter(job.request.id for job in waiting + running)
         assert set(names) == set(self.open()) and set(names.values()) <= {1}, "a request is lost, or there twice"
         assert core._timed == sum(job.due is not None for job in waiting + running)
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """Of rows: they grow alone, and none is counted twice."""
+        before, self.counted = self.counted, (self.core.rows_used, self.core.rows_padded)
+        assert all(now >= then for now, then in zip(self.counted, before, strict=True)), "a count of rows falls"
+        assert sum(self.counted) <= self.core.rows_seen, "a row is counted twice"
 
 
 def place(job: Job) -> tuple[float, int]:

@@ -260,7 +260,7 @@ class FakeRunner:
 
     def report(self, jobs: Jobs) -> None:
         best = [float(state % 1000) for state in self.state.tolist()]
-        self.sent.append(Report(list(jobs), self.alive.tolist(), self.nfe.tolist(), best, []))
+        self.sent.append(Report(list(jobs), self.alive.tolist(), self.nfe.tolist(), best, [], self.rows[0]))
 
     def reports(self, all_of_them: bool = False) -> list[Report]:
         found = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import flowfast
 from flowfast.engine import clock
+from flowfast.engine.admission import rounded_up
 from flowfast.errors import BudgetError, OptionError, PromptError
 from tests.toys import GaussianFlow, NearTarget
 
@@ -112,6 +113,51 @@ def test_a_full_queue_and_a_deadline_that_cannot_be_met_are_events(monkeypatch: 
     found = {id: getattr(event, "reason", "finished") for id, event in last_of(told).items()}
     assert found == {"runs": "finished", "too soon": "deadline", "waits": "finished", "too many": "full"}
     assert isinstance(last_of(told)["too many"].error, flowfast.errors.QueueFullError)
+
+
+def refused_with(monkeypatch: pytest.MonkeyPatch, deadline: float, rounds: int = 2) -> Any:
+    """The error of a request with this deadline behind one that has run so many of its seven rounds of a second each;
+    None: it came in."""
+    seconds = [100.0]
+    monkeypatch.setattr(clock, "now", lambda: seconds[0])
+    one = engine(slots=1)
+    one.add_request("a", id="runs", **SVDD)
+    for _ in range(rounds):
+        seconds[0] += 1.0
+        one.step()
+    one.add_request("a", id="late", deadline=deadline, **SVDD)
+    told = last_of(one.step()).get("late")
+    return None if told is None else told.error
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_with_the_time_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refused_with(monkeypatch, 0.5)
+    assert isinstance(error, flowfast.errors.DeadlineError) and error.seconds is not None
+    assert f"within its 0.5 s beside those that were taken on before: it takes {error.seconds:g} s at" in str(error)
+    assert error.seconds == 12  # five rounds of the other, seven of its own
+    assert refused_with(monkeypatch, error.seconds) is None
+    assert refused_with(monkeypatch, error.seconds - 0.1) is not None
+
+
+def test_one_that_would_make_another_late_is_refused_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr(clock, "now", lambda: seconds[0])
+    one = engine(slots=1)
+    one.add_request("a", id="runs", **SVDD)
+    seconds[0] += 1.0
+    one.step()
+    one.add_request("a", id="taken", deadline=14, **SVDD)
+    one.add_request("a", id="pushes", deadline=50, priority=-5, **SVDD)
+    error = last_of(one.step())["pushes"].error
+    assert isinstance(error, flowfast.errors.DeadlineError) and error.seconds is not None and error.seconds < 50
+    assert f"would take {error.seconds:g} s of its 50 s, but one that was taken on before would miss" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(3.1409, 3.15), (3.14, 3.14), (1234.5, 1240), (0.0123456, 0.0124), (0, 0), (99.99, 100)]
+)
+def test_the_time_that_is_named_is_enough(seconds: float, expected: float) -> None:
+    assert rounded_up(seconds) == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_request_may_wait_and_those_with_a_slot_run_all_the_same() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -128,6 +129,48 @@ def test_what_it_counts() -> None:
     assert [event.micro_batch for event in done] == [4] * 3
     assert all(0 <= event.waited < event.seconds for event in done)
     assert max(event.waited for event in done) > min(event.seconds for event in done) / 2  # the third one
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_row_of_the_model_was_needed_or_padding(method: str) -> None:
+    """Of three requests, one taken back, as the model itself counts them; what is counted never falls."""
+    flow = GaussianFlow()
+    engine = Engine(flow, {"near": NearTarget()}, slots=2, micro_batch=4, max_budget=60)
+    for id in "abc":
+        engine.add_request(id, method=method, id=id, **SEARCH)
+    seen, spent = [standing_of(engine)], 0
+    while engine.busy:
+        told = engine.step()
+        spent += sum(event.sample.nfe for event in told if isinstance(event, flowfast.Finished))
+        seen.append(standing_of(engine))
+        if len(seen) == 3:
+            engine.abort("b")
+    for before, now in itertools.pairwise(seen):
+        assert now.rows_used >= before.rows_used and now.rows_padded >= before.rows_padded
+    last = seen[-1]
+    assert last.rows == int(flow.seen) == last.rows_used + last.rows_padded
+    assert spent < last.rows_used < spent + 60 and last.splits == 0  # and what the one had spent
+
+
+def test_each_time_that_memory_runs_out_is_counted() -> None:
+    class Hungry(GaussianFlow):
+        most = 2
+
+        def velocity(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            if len(x_t) > self.most:
+                raise torch.OutOfMemoryError("no room")
+            return super().velocity(x_t, t, cond)
+
+    flow = Hungry()
+    engine = Engine(flow, {"near": NearTarget()}, slots=2, micro_batch=8, max_budget=60)
+    engine.add_request("a", method="svdd", **SEARCH)
+    list(engine.stream())
+    now = standing_of(engine)
+    assert now.splits == 2 and now.rows == int(flow.seen) == now.rows_used + now.rows_padded
+    flow.most = 1
+    engine.add_request("a", method="svdd", **SEARCH)
+    list(engine.stream())
+    assert standing_of(engine).splits == 3
 
 
 @pytest.mark.parametrize("count", [1, 3])

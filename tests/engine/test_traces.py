@@ -90,7 +90,7 @@ def test_python_tells_what_cpp_tells(trace: dict[str, Any], monkeypatch: pytest.
         (Job, "place", property(lambda job: job.arrived)),
         (Batch, "free", property(lambda batch: max((s for s, job in enumerate(batch.jobs) if not job), default=None))),
         (Scheduler, "full", lambda scheduler, job, most, slots: scheduler.count >= most),
-        (core, "too_late", lambda scheduler, job, slots, now: False),
+        (core, "too_late", lambda scheduler, job, slots, now: None),
         (EngineCore, "_aborted", property(lambda core: [], lambda core, jobs: None)),
     ],
     ids=["no priority", "highest slot first", "free slots are waited for", "no door", "no abort"],

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from starlette.testclient import TestClient
 
 from flowfast.serve.left import MOST_BYTES
 from flowfast.serve.schema import MOST_LETTERS
-from tests.serve.conftest import PATH, SEARCH, Server, in_time, served
+from tests.serve.conftest import PATH, SEARCH, Pictures, Server, in_time, served
 
 JSON = {"content-type": "application/json"}
 
@@ -175,13 +178,32 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     in_time(work)
 
 
-def test_a_deadline_that_cannot_be_met() -> None:
-    with served() as (client, _):
-        answer = client.post(PATH, json={"prompt": "a", **SEARCH, "deadline_ms": 1})
-        assert answer.status_code == 503 and error_of(answer)["code"] == "deadline"
-        assert (
-            "cannot end within" in error_of(answer)["message"] or "beyond its deadline" in error_of(answer)["message"]
-        )
+def test_a_deadline_that_cannot_be_met_names_the_time_that_it_would_take() -> None:
+    """Three rounds a second, behind a search that is held: with the time that the refusal names, it comes in."""
+
+    async def work() -> None:
+        async with Server(slots=1, flow=Slow(), warm_up="two red circles").live() as server:
+            running = asyncio.create_task(server.ask({"prompt": "a", **SEARCH}))
+            await asyncio.sleep(0.05)
+            refused = await server.ask({"prompt": "a", **SEARCH, "deadline_ms": 20})
+            error = refused.json["error"]
+            assert refused.status == 503 and error["code"] == "deadline" and error["param"] == "deadline_ms"
+            found = re.search(r"within its 0.02 s .* it takes ([\d.]+) s at least; give it as much", error["message"])
+            assert found is not None, error
+            needed = float(found[1])
+            assert int(refused.headers["retry-after"]) == max(1, math.ceil(needed - 0.02))
+            body = {"prompt": "a", **SEARCH, "deadline_ms": int(3000 * needed)}
+            streamed = await server.ask(body | {"deadline_ms": 20, "stream": True})
+            assert streamed.status == 503 and "it takes" in streamed.json["error"]["message"]
+            assert (await server.ask(body)).status == (await running).status == 200
+
+    in_time(work)
+
+
+class Slow(Pictures):
+    def velocity(self, x_t: Any, t: Any, cond: Any) -> Any:
+        time.sleep(0.01)
+        return super().velocity(x_t, t, cond)
 
 
 class Failing:

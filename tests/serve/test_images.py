@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 import flowfast
 from flowfast.rewards.pixels import to_pixels
-from tests.serve.conftest import PATH, SEARCH, Pictures, events_of, pixels, served
+from tests.serve.conftest import PATH, SEARCH, Pictures, events_of, pixels
 from tests.toys import NearTarget
 
 
@@ -146,25 +146,3 @@ def test_who_watches(shared: TestClient) -> None:
     assert shared.get("/ready").json() == {"status": "ready"}
     assert [entry["id"] for entry in shared.get("/v1/models").json()["data"]] == ["toy"]
     assert PATH in shared.get("/openapi.json").json()["paths"]
-    text = shared.get("/metrics").text
-    for name in (
-        'request_success_total{finished_reason="budget"}', "request_queue_time_seconds_count", "nfe_total",
-        "rows_total", "e2e_request_latency_seconds_sum", "num_requests_running", "num_requests_waiting", "batch_fill",
-        "reward_seconds_total", "nan_rewards_total", "deadline_cuts_total", "reward_errors_total", "best_reward_bucket",
-        "time_to_first_partial_seconds_count",
-    ):  # fmt: skip
-        assert f"\nflowfast:{name}" in text, name
-
-
-def test_metrics_count_what_happened() -> None:
-    with served(warm_up="") as (client, _):
-        found = ask(client, n=2)["data"]
-        assert client.post(PATH, json={"prompt": "a", "budget": 40, "method": "none"}).status_code == 400
-        lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
-    nfe = sum(entry["flowfast"]["nfe"] for entry in found)
-    assert float(lines["flowfast:nfe_total"]) == nfe
-    assert float(lines["flowfast:rows_total"]) >= nfe
-    assert float(lines["flowfast:batch_fill"]) == nfe / float(lines["flowfast:rows_total"])
-    assert float(lines['flowfast:request_success_total{finished_reason="budget"}']) == 2
-    assert float(lines['flowfast:request_failure_total{reason="refused"}']) == 1
-    assert float(lines["flowfast:num_requests_running"]) == float(lines["flowfast:num_requests_waiting"]) == 0
