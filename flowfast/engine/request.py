@@ -93,7 +93,8 @@ class Failed(Event):
     """It ended without a sample."""
 
     reason: str
-    """aborted, full, deadline, prompt, reward, model, or closed (of `AsyncEngine`)."""
+    """aborted, full, deadline, prompt, reward, model, closed (of `AsyncEngine`), or engine (of several, as `flowfast
+    serve` has them: those that ran it died)."""
     error: FlowfastError
 
 

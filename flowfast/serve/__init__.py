@@ -1,4 +1,4 @@
-"""`flowfast serve`: OpenAI's images API on one `flowfast.AsyncEngine` (extra `flowfast[serve]`).
+"""`flowfast serve`: OpenAI's images API on one `flowfast.AsyncEngine` or several (extra `flowfast[serve]`).
 
 Only this package knows FastAPI.
 """

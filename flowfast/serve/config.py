@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from flowfast import secrets
 from flowfast.bounds import MOST_ROWS, Within
@@ -17,6 +19,8 @@ QUALITIES = ("low", "medium", "high")
 SAME = {"auto": "medium", "standard": "medium", "hd": "high"}
 """Other names of qualities that clients send."""
 KEY = "FLOWFAST_API_KEY"
+DEVICE = re.compile(r"cpu|cuda(?::\d{1,3})?")
+MOST_ENGINES = 64
 
 
 class ServeConfig(EngineConfig):
@@ -44,10 +48,23 @@ class ServeConfig(EngineConfig):
     """Seconds that requests have to end after SIGTERM.
 
     What is not done then is told so."""
+    engines: Annotated[int | None, Within(1, MOST_ENGINES)] = None
+    """Processes with an engine each; one engine, without a process of its own, if not given."""
+    devices: tuple[str, ...] = ()
+    """Devices with an engine in a process of its own each: cuda:0, cuda:1."""
+    threads: Annotated[int | None, Within(1, 1024)] = None
+    """Threads of PyTorch in each engine; with several engines the cores shared out, if not given.
+
+    OMP_NUM_THREADS in the environment goes before that. Last bits of results depend on it."""
     allow_anonymous: bool = False
     """Listen beyond loopback without a key."""
     warm_up: str = "two red circles"
     """Prompt that is drawn once in each quality before /ready; an empty one: nothing is drawn."""
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _one_by_one(cls, devices: Any) -> Any:
+        return tuple(name.strip() for name in devices.split(",")) if isinstance(devices, str) else devices
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +84,40 @@ class ServeConfig(EngineConfig):
         if self.largest_budget < max(self.quality.values()):
             most = max(self.quality.values())
             raise OptionError(f"max_budget {self.max_budget} is below a quality's {most}: raise it, or lower that")
+        self._check_devices()
         return self
+
+    def _check_devices(self) -> None:
+        devices = self.devices
+        unknown = [name for name in devices if not DEVICE.fullmatch(name)]
+        if unknown:
+            raise OptionError(f"expected devices such as cpu, cuda:0,cuda:1, got {unknown[0]!r:.40}")
+        own = [name if ":" in name or name == "cpu" else f"{name}:0" for name in devices]
+        twice = [name for name in own if name != "cpu" and own.count(name) > 1]
+        if twice:
+            raise OptionError(f"device {twice[0]} stands twice: one engine takes as much of it as it can use")
+        if devices and self.engines not in (None, len(devices)):
+            both = f"{self.engines} engines on {len(devices)} devices"
+            raise OptionError(f"{both}: leave engines out, or make them as many")
+        if devices and {"device", "device_map"} & set(self.model_options):
+            raise OptionError("model_options say a device, and so do devices: give one of them")
+
+    @property
+    def apart(self) -> bool:
+        """Do engines run in processes of their own?"""
+        return self.count > 1 or bool(self.devices)
+
+    @property
+    def count(self) -> int:
+        """Of engines."""
+        return len(self.devices) or self.engines or 1
+
+    @property
+    def torch_threads(self) -> int | None:
+        """Of each engine; None: PyTorch's own number."""
+        if self.threads is not None or self.count == 1 or "OMP_NUM_THREADS" in os.environ:
+            return self.threads
+        return max(1, len(os.sched_getaffinity(0)) // self.count)
 
     @property
     def largest_budget(self) -> int:
@@ -83,7 +133,8 @@ class ServeConfig(EngineConfig):
         """For `flowfast.AsyncEngine`, beside model and rewards."""
         names = [name for name in EngineConfig.model_fields if name not in ("model", "reward")]
         options = {name: getattr(self, name) for name in names}
-        return {**options, "max_budget": self.largest_budget, "max_waiting": self.queue}
+        waiting = None if self.apart else self.queue  # the server's gate bounds them all, wherever they wait
+        return {**options, "max_budget": self.largest_budget, "max_waiting": waiting}
 
     def budget_of(self, quality: str) -> int | None:
         """NFE of a quality; None: it has no such name. "auto" is the first of those there are, without a medium."""

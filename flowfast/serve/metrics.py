@@ -9,12 +9,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from flowfast.engine.request import Finished
 from flowfast.engine.standing import Standing
+from flowfast.serve.fleet import Fleet
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 REWARDS = (-100.0, -30.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 PREFIX = "flowfast:"
 STOPPED = ("budget", "until", "deadline")
-REASONS = ("aborted", "full", "deadline", "prompt", "reward", "model", "closed", "refused")
+REASONS = ("aborted", "full", "deadline", "prompt", "reward", "model", "engine", "closed", "refused")
 """Those of `Failed`, and refused: a request that means nothing to the engine."""
 
 
@@ -69,6 +70,9 @@ class Metrics:
         """standing: of the engine, at each scrape; None: there is none yet."""
         self.registry.register(_OfEngine(standing))
 
+    def watch_fleet(self, fleet: Fleet) -> None:
+        self.registry.register(_OfFleet(fleet))
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -95,3 +99,25 @@ class _OfEngine:
         text = "Candidates whose reward, latent or picture was not finite."
         yield CounterMetricFamily(PREFIX + "nan_rewards", text, now.nan_rewards)
         yield CounterMetricFamily(PREFIX + "reward_seconds", "Seconds in rewards.", now.reward_seconds)
+
+
+class _OfFleet:
+    """Of each engine's process."""
+
+    def __init__(self, fleet: Fleet):
+        self.fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily(PREFIX + "engine_up", "1 where the engine takes requests.", labels=["engine"])
+        restarts = CounterMetricFamily(
+            PREFIX + "engine_restarts", "Times that the engine was started again.", labels=["engine"]
+        )
+        left = GaugeMetricFamily(
+            PREFIX + "engine_outstanding_nfe", "NFE that its requests may still take.", labels=["engine"]
+        )
+        for seat in self.fleet.seats:
+            name = [str(seat.number)]
+            up.add_metric(name, seat.up)
+            restarts.add_metric(name, seat.restarts)
+            left.add_metric(name, self.fleet.load_of(seat)[0])
+        yield from (up, restarts, left)

@@ -12,6 +12,7 @@ from typing import Any
 
 from flowfast.engine.request import Event, Found, Partial, Progress
 from flowfast.serve import pictures
+from flowfast.serve.engines import Restarted
 from flowfast.serve.errors import ApiError
 from flowfast.serve.searches import Asked, Searches, all_of, answer_of, number
 
@@ -70,7 +71,12 @@ class Record:
     async def hear(self, index: int, event: Event) -> None:
         self.status = "running"
         budget = self.asked.params["budget"]
-        if isinstance(event, Found):
+        if isinstance(event, Restarted):
+            self.spent.pop(index, None)
+            self.told.pop(index, None)
+            self.best.pop(index, None)
+            self.tell("restarted", index=index, times=event.times)
+        elif isinstance(event, Found):
             self.best[index] = event.reward
             self.tell("found", index=index, nfe=event.nfe, budget=budget, reward=number(event.reward))
         elif isinstance(event, Partial):

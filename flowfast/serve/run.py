@@ -9,6 +9,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+import torch
+
 from flowfast import secrets
 from flowfast.errors import OptionError
 
@@ -71,6 +73,8 @@ def serve(config: ServeConfig, key: str | None = None) -> None:
     check_open(config, key)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("flowfast.serve").setLevel(logging.INFO)
+    if config.threads is not None and not config.apart:
+        torch.set_num_threads(config.threads)
     place = listen(config.host, config.port)
     serving = Serving(config)
     server = Server(serving, key)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flowfast.config import Rerun
-from flowfast.engine.async_engine import AsyncEngine
 from flowfast.engine.request import Event, Failed, Finished
 from flowfast.errors import EngineDeadError, FlowfastError
 from flowfast.serve import pictures
+from flowfast.serve.engines import Engines, Restarted
 from flowfast.serve.errors import failed, not_taken_on
 from flowfast.serve.gate import Gate
 from flowfast.serve.metrics import Metrics
@@ -38,7 +38,7 @@ class Watcher(Protocol):
 class Searches:
     """What all requests of a server have in common."""
 
-    engine: AsyncEngine
+    engine: Engines
     gate: Gate
     metrics: Metrics
 
@@ -72,6 +72,7 @@ async def one_of(searches: Searches, asked: Asked, index: int, watcher: Watcher 
     """The entries of one search in the answer, the best first."""
     request, metrics = asked.request, searches.metrics
     options = {**asked.params, "repeat": request.repeat + index, "looks": 0 if watcher is None else watcher.looks}
+    restarted = 0
     try:
         async with aclosing(searches.engine.generate(request.prompt, **options)) as events:
             async for event in events:
@@ -80,10 +81,12 @@ async def one_of(searches: Searches, asked: Asked, index: int, watcher: Watcher 
                     raise failed(event, searches.gate.seconds(), asked.params.get("deadline"))
                 if isinstance(event, Finished):
                     searches.gate.ended()
-                    found = await entries(searches, asked, index, event)
+                    found = await entries(searches, asked, index, event, restarted)
                     if watcher is not None:
                         watcher.done(index, found)
                     return found
+                if isinstance(event, Restarted):
+                    restarted = event.times
                 if watcher is not None:
                     await watcher.hear(index, event)
     except FlowfastError as error:
@@ -95,14 +98,17 @@ async def one_of(searches: Searches, asked: Asked, index: int, watcher: Watcher 
     raise AssertionError("the last event of a request is Finished or Failed")
 
 
-async def entries(searches: Searches, asked: Asked, index: int, event: Finished) -> list[dict[str, Any]]:
-    """What a search has found, as the answer has it."""
+async def entries(
+    searches: Searches, asked: Asked, index: int, event: Finished, restarted: int
+) -> list[dict[str, Any]]:
+    """What a search has found, as the answer has it. restarted: so many engines died under it."""
     stopped, found, request = why_stopped(asked.request.until, event), [], asked.request
     searches.metrics.finished(event, stopped)
     for rank, ranked in enumerate(event.sample.top):
         form = (request.output_format, request.output_compression)
         entry = {"b64_json": await asyncio.to_thread(pictures.as_text, ranked.image, *form)}
         facts = facts_of(event, ranked, stopped) | {"index": index, "rank": rank, "repeat": request.repeat + index}
+        facts |= {"restarted": restarted} if restarted else {}
         found.append(entry | {"flowfast": facts, "size": pictures.size_of(ranked.image)})
     return found
 

@@ -7,21 +7,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from functools import partial
 from typing import Any
 
-from flowfast.engine.async_engine import AsyncEngine
 from flowfast.engine.engine import SLOTS
-from flowfast.engine.request import Failed, Finished
 from flowfast.engine.standing import Standing
-from flowfast.errors import EngineDeadError, ModelError
+from flowfast.errors import EngineDeadError
 from flowfast.serve.config import ServeConfig
+from flowfast.serve.engines import Engines, warm_up
 from flowfast.serve.errors import unavailable
+from flowfast.serve.fleet import Fleet
 from flowfast.serve.gate import Gate
 from flowfast.serve.metrics import Metrics
-from flowfast.serve.pictures import size_of
 from flowfast.serve.records import Records
 from flowfast.serve.searches import Searches
+from flowfast.serve.worker import engine_of
 
 log = logging.getLogger("flowfast.serve")
 
@@ -31,14 +31,14 @@ class Serving:
 
     Args:
         config: the server's.
-        make: makes the engine, off the event loop; default: that of the configuration.
+        make: makes an engine in this process, off the event loop; default: what the configuration says.
     """
 
-    def __init__(self, config: ServeConfig, make: Callable[[], AsyncEngine] | None = None):
-        self.config, self.make = config, make or self._engine
-        self.engine: AsyncEngine | None = None
+    def __init__(self, config: ServeConfig, make: Callable[[], Engines] | None = None):
+        self.config, self.make = config, make
+        self.engine: Engines | None = None
         self.metrics = Metrics()
-        self.gate = Gate((config.slots or SLOTS) + config.queue, self.metrics.full)
+        self.gate = Gate((config.slots or SLOTS) * config.count + config.queue, self.metrics.full)
         self.records = Records()
         self.metrics.watch(self._standing)
         self.created = int(time.time())
@@ -49,10 +49,6 @@ class Serving:
         self.failure: BaseException | None = None
         self.on_loaded: Callable[[], None] = lambda: None
         """Called once it is ready, or has failed."""
-
-    def _engine(self) -> AsyncEngine:
-        config = self.config
-        return AsyncEngine(config.model, [config.reward, *config.other_rewards], **config.engine_options)
 
     def _standing(self) -> Standing | None:
         return None if self.engine is None else self.engine.standing
@@ -73,30 +69,25 @@ class Serving:
     async def load(self) -> None:
         """Makes the engine and draws once in each quality; then requests may come."""
         try:
-            engine = await in_thread(self.make)
-            if self.phase == "draining":
-                engine.close()
-                return
-            self.engine = engine
-            for budget in sorted(set(self.config.quality.values())) if self.config.warm_up else ():
-                await self._draw(engine, budget)
+            if self.make is None and self.config.apart:
+                await self._start(Fleet(self.config))
+            else:
+                engine = await in_thread(self.make or partial(engine_of, self.config))
+                if self.phase == "draining":
+                    engine.close()
+                    return
+                self.engine = engine
+                self.size = await warm_up(engine, self.config)
             self.phase = "ready" if self.phase == "loading" else self.phase
         except Exception as error:
             if self.phase != "draining":
                 self.failure, self.phase = error, "failed"
         self.on_loaded()
 
-    async def _draw(self, engine: AsyncEngine, budget: int) -> None:
-        """Makes memory, graphs and compiled code of a quality, and learns the size. Raises FlowfastError."""
-        async with aclosing(engine.generate(self.config.warm_up, budget=budget)) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Finished):
-                    shape = tuple(event.sample.image.shape)
-                    if len(shape) != 3 or shape[0] != 3:
-                        raise ModelError(f"expected a model of pictures (3, H, W), got {shape}")
-                    self.size = size_of(event.sample.image)
+    async def _start(self, fleet: Fleet) -> None:
+        self.engine = fleet
+        self.metrics.watch_fleet(fleet)
+        self.size = await fleet.start()
 
     # ---- its end ----
 

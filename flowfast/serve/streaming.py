@@ -10,6 +10,7 @@ from typing import Any
 
 from flowfast.engine.request import Event, Found, Partial
 from flowfast.serve import pictures
+from flowfast.serve.engines import Restarted
 from flowfast.serve.left import stopped
 from flowfast.serve.metrics import Metrics
 from flowfast.serve.searches import Asked, number, usage_of
@@ -25,10 +26,14 @@ class Streaming:
         self.looks = asked.request.partial_images
         self.best: dict[int, float] = {}
         self.sent: Counter[int] = Counter()
+        self.restarted: dict[int, int] = {}
 
     async def hear(self, index: int, event: Event) -> None:
         if isinstance(event, Found):
             self.best[index] = event.reward
+        if isinstance(event, Restarted):
+            self.restarted[index] = event.times
+            self.best.pop(index, None)
         if isinstance(event, Partial):
             await self._partial(index, event)
 
@@ -40,6 +45,8 @@ class Streaming:
             self.metrics.first_partial(time.monotonic() - self.begun)
         best, budget = number(self.best.get(index)), self.asked.params["budget"]
         facts = {"index": index, "nfe": event.nfe, "budget": budget, "best_reward": best}
+        if index in self.restarted:
+            facts["restarted"] = self.restarted[index]
         entry = {"b64_json": text, "size": pictures.size_of(event.image), "partial_image_index": self.sent[index]}
         self.sent[index] += 1
         self._tell("partial_image", entry | {"flowfast": facts})

@@ -24,7 +24,7 @@ KINDS = {
 LABELS = {
     "request_success": ("finished_reason", {"budget", "until", "deadline"}),
     "request_failure": (
-        "reason", {"aborted", "full", "deadline", "prompt", "reward", "model", "closed", "refused"}
+        "reason", {"aborted", "full", "deadline", "prompt", "reward", "model", "engine", "closed", "refused"}
     ),
 }  # fmt: skip
 
