@@ -53,6 +53,7 @@ def throughput_results(work: Workload, found: Sequence[Setting], warmup: int | N
             "micro_batch": each.micro_batch,
             "slots_held": each.slots_held,
             "micro_batch_held": each.micro_batch_held,
+            "requests_per_s_of_turns": each.rates,
             **figures(each.run),
         }
         for each in found

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from flowfast import rewards
@@ -16,6 +17,7 @@ from flowfast.config import SearchConfig
 from flowfast.engine import clock
 from flowfast.engine.engine import Engine
 from flowfast.engine.request import Failed, Finished, Found
+from flowfast.errors import OptionError
 from flowfast.prompts import check_each
 from flowfast.types import Flow
 
@@ -155,29 +157,45 @@ class Setting:
     slots_held: int
     """Fewer where no more fit into memory."""
     micro_batch_held: int
+    rates: tuple[float, ...] = ()
+    """Requests a second in each turn."""
 
 
 def throughput(
-    work: Workload, settings: Sequence[tuple[int, int]], count: int, warmup: int | None, advance: Advance
+    work: Workload, settings: Sequence[tuple[int, int]], count: int, warmup: int | None, turns: int, advance: Advance
 ) -> list[Setting]:
     """The same requests with each (slots, micro-batch), always as many under way as there are slots, so that none waits
-    for one. warmup: requests before, in each setting; None: as many as it has slots."""
-    found = []
-    for at, (slots, micro_batch) in enumerate(settings):
-        text, ended = f"{slots} slots, micro-batch {micro_batch}", itertools.count(at * count + 1)
-        with work.engine(slots, micro_batch) as engine:
-            advance(at * count, len(settings) * count, f"{text}: warming up")
-            serve(engine, work.requests(slots if warmup is None else warmup), slots, Run())
-            run = Run()
+    for one. The settings take turns, each turn has a part of the requests, and every other one goes backwards: a
+    machine that becomes slower meanwhile does so for all. warmup: requests before, in each turn of a setting; None: as
+    many as it has slots. Raises OptionError: fewer requests than turns."""
+    if count < turns:
+        raise OptionError(f"expected at least a request a turn, got {count} in {turns} turns: raise --num-prompts")
+    requests, of, before = work.requests(count), len(settings) * count, 0
+    runs, rates = [Run() for _ in settings], [list[float]() for _ in settings]
+    held = list(settings)
+    for turn in range(turns):
+        part = requests[turn * count // turns : (turn + 1) * count // turns]
+        for at in range(len(settings))[:: -1 if turn % 2 else 1]:
+            (slots, micro_batch), run, seconds = settings[at], runs[at], runs[at].seconds
+            text = f"turn {turn + 1}: {slots} slots, micro-batch {micro_batch}"
+            with work.engine(slots, micro_batch) as engine:
+                advance(before, of, f"{text}: warming up")
+                serve(engine, work.requests(slots if warmup is None else warmup), slots, Run())
+                serve(engine, part, slots, run, partial(tell, advance, itertools.count(before + 1), of, text))
+                held[at] = least(held[at], sizes_of(engine))
+            del engine
+            gc.collect()  # an engine's parts know each other: without it the next one has its memory beside this one's
+            before += len(part)
+            rates[at].append(len(part) / (run.seconds - seconds))
+    return [Setting(*settings[at], runs[at], *held[at], tuple(rates[at])) for at in range(len(settings))]
 
-            def done(text: str = text, ended: Iterator[int] = ended) -> None:
-                advance(next(ended), len(settings) * count, text)
 
-            serve(engine, work.requests(count), slots, run, done)
-            found.append(Setting(slots, micro_batch, run, *sizes_of(engine)))
-        del engine
-        gc.collect()  # an engine's parts know each other: without it the next one has its memory beside this one's
-    return found
+def tell(advance: Advance, ended: Iterator[int], of: int, text: str) -> None:
+    advance(next(ended), of, text)
+
+
+def least(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return min(one[0], other[0]), min(one[1], other[1])
 
 
 def sizes_of(engine: Engine) -> tuple[int, int]:

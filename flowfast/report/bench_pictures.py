@@ -1,4 +1,5 @@
-"""The pictures of `flowfast bench`: how long requests take, and what slots and micro-batch do to their number."""
+"""The pictures of `flowfast bench`: how long requests take, what slots and micro-batch do to their number, and how a
+server does under a load."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from matplotlib.ticker import NullLocator
 from flowfast.report.pictures import png
 
 PARTS = {"model": "#1f77b4", "decode": "#2ca02c", "reward": "#ff7f0e", "search": "#d62728", "rest": "#b0b0b0"}
+REDS = ("#d62728", "#9467bd", "#8c564b", "#e377c2")
 BLUES = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#000000")
 
 
@@ -86,5 +88,44 @@ def throughput_picture(rows: Sequence[dict[str, Any]], best: int, title: str) ->
     right.set_xlabel("latency in s, p50 to p99 (number: micro-batch)")
     handles, labels = left.get_legend_handles_labels()
     right.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return png(figure)
+
+
+def serve_picture(requests: Sequence[dict[str, Any]], title: str) -> bytes:
+    """PNG: the share of requests that have a slot, a partial image, their picture after so many seconds; and each
+    request where it was sent, with what it took, a cross where it has no picture.
+
+    requests: those of bench.json."""
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    good = [each for each in requests if each["kind"] == "ok"]
+    lines = {"latency": ("latency_s", "#1f77b4"), "queue": ("queue_s", "#7f7f7f")}
+    lines |= {"first partial": ("first_partial_s", "#ff7f0e")}
+    for label, (name, colour) in lines.items():
+        seconds = [each[name] for each in good if each[name] is not None]
+        if seconds:
+            left.ecdf(np.asarray(seconds), color=colour, label=label)
+            for percent, mark in ((50, "o"), (95, "s"), (99, "D")):
+                left.plot(np.percentile(seconds, percent), percent / 100, mark, color=colour, ms=5)
+    left.set_xlim(left=0)
+    left.set_ylim(0, 1.02)
+    left.set_xlabel("s from when it was sent (circle p50, square p95, diamond p99)")
+    left.set_ylabel("share of those that have a picture")
+    if good:
+        left.legend(loc="lower right", frameon=False, fontsize=9)
+    kinds = sorted({each["kind"] for each in requests} - {"ok"})
+    for at, kind in enumerate(["ok", *kinds]):
+        own = [each for each in requests if each["kind"] == kind]
+        style = {"marker": "o" if kind == "ok" else "x", "color": "#1f77b4" if kind == "ok" else REDS[at % len(REDS)]}
+        places = ([each["sent_s"] for each in own], [each["latency_s"] for each in own])
+        right.scatter(*places, s=14, alpha=0.7, label=f"{kind} ({len(own)})", **style)
+    right.set_xlabel("sent, in s")
+    right.set_ylabel("answered after s")
+    right.set_ylim(bottom=0)
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     return png(figure)

@@ -20,7 +20,7 @@ from flowfast.benchmark.statistics import best, figures, ratio, spread
 from flowfast.config import Rerun, make_config
 from flowfast.engine import clock
 from flowfast.engine.engine import Engine
-from flowfast.errors import PromptError, RewardError
+from flowfast.errors import OptionError, PromptError, RewardError
 
 COST = 6
 """NFE of a plain sample in 4 steps, of which the last two end where a sample is finished."""
@@ -90,7 +90,7 @@ def test_fill_is_one_where_the_micro_batch_divides_and_padding_is_counted(
     slots: int, micro_batch: int, fill: float
 ) -> None:
     """A plain sample is a row a round, so slots rows are live."""
-    (found,) = throughput(work(), [(slots, micro_batch)], 12, None, silent)
+    (found,) = throughput(work(), [(slots, micro_batch)], 12, None, 1, silent)
     shown = figures(found.run)
     assert (shown["nfe"], shown["requests"]) == (12 * COST, 12)
     assert shown["fill"] == pytest.approx(fill, rel=1e-12)
@@ -99,14 +99,14 @@ def test_fill_is_one_where_the_micro_batch_divides_and_padding_is_counted(
 
 
 def test_of_classifier_free_guidance_both_passes_count() -> None:
-    (found,) = throughput(work(guidance=3.0, budget=2 * COST), [(2, 2)], 4, 0, silent)
+    (found,) = throughput(work(guidance=3.0, budget=2 * COST), [(2, 2)], 4, 0, 2, silent)
     assert (figures(found.run)["nfe"], found.run.rows) == (4 * 2 * COST, 4 * 2 * COST)
 
 
 def test_what_warms_up_is_not_counted() -> None:
     """Neither its requests nor its rows; one at a time it fills a quarter of its rows."""
     for warmup in (0, 1, 5):
-        (many,) = throughput(work(), [(4, 4)], 8, warmup, silent)
+        (many,) = throughput(work(), [(4, 4)], 8, warmup, 2, silent)
         one = latency(work(micro_batch=4), 3, warmup, None, silent)
         assert (len(many.run.served), many.run.rows) == (8, 8 * COST)
         assert (len(one.run.served), one.run.rows) == (3, 3 * COST * 4)
@@ -182,7 +182,7 @@ def test_so_many_are_under_way_as_there_are_slots(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Engine, "add_request", added)
     monkeypatch.setattr(Engine, "step", stepped)
-    throughput(work(), [(3, 3)], 10, 0, silent)
+    throughput(work(), [(3, 3)], 10, 0, 1, silent)
     assert most == 3 and not under_way
 
 
@@ -193,14 +193,47 @@ def test_prompts_begin_again_and_every_request_has_a_seed_of_its_own() -> None:
     assert {each["method"] for each in found} == {"ode"}
 
 
-def test_every_setting_is_run_with_the_same_requests() -> None:
-    settings = [(1, 2), (2, 2), (2, 4)]
+def test_every_setting_is_run_with_the_same_requests_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, asked = [(1, 2), (2, 2), (2, 4)], list[int]()
     told: list[tuple[int, int, str]] = []
-    found = throughput(work(), settings, 5, 1, lambda *args: told.append(args))
+    add = Engine.add_request
+
+    def added(engine: Engine, prompt: str, **params: Any) -> str:
+        asked.append(params["seed"])
+        return add(engine, prompt, **params)
+
+    monkeypatch.setattr(Engine, "add_request", added)
+    found = throughput(work(), settings, 5, 0, 2, lambda *args: told.append(args))
     assert [(each.slots, each.micro_batch) for each in found] == settings
     assert {figures(each.run)["nfe"] for each in found} == {5 * COST}
     assert [done for done, of, _ in told if of == 15] == sorted(done for done, _, _ in told)
     assert told[-1][:2] == (15, 15)
+    turns = [[0, 1] * 3, [2, 3, 4] * 3]
+    assert asked == turns[0] + turns[1]
+    order = list(dict.fromkeys(text.removesuffix(": warming up") for _, _, text in told))
+    forth = [f"{slots} slots, micro-batch {rows}" for slots, rows in settings]
+    assert order == [f"turn 1: {text}" for text in forth] + [f"turn 2: {text}" for text in reversed(forth)]
+
+
+def test_a_machine_that_becomes_slower_does_so_for_all_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock whose seconds become longer; the two settings are the same one."""
+
+    def ratio_of(turns: int) -> float:
+        looks = itertools.count()
+        monkeypatch.setattr(clock, "now", lambda: 1e-3 * (at := next(looks)) + 1e-6 * at * at)
+        first, second = (figures(each.run) for each in throughput(work(), [(2, 2)] * 2, 12, 0, turns, silent))
+        return first["requests_per_s"] / second["requests_per_s"]
+
+    assert ratio_of(1) > 1.3
+    assert ratio_of(2) == pytest.approx(1.0, rel=0.03)
+
+
+def test_what_turns_say() -> None:
+    (found,) = throughput(work(), [(2, 2)], 6, 0, 3, silent)
+    assert len(found.rates) == 3
+    assert sum(2 / rate for rate in found.rates) == pytest.approx(found.run.seconds)
+    with pytest.raises(OptionError, match="at least a request a turn"):
+        throughput(work(), [(2, 2)], 2, 0, 3, silent)
 
 
 def test_a_request_that_fails_ends_the_benchmark() -> None:

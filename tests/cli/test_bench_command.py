@@ -72,6 +72,7 @@ def test_throughput(run: Call, tmp_path: Path, prompts: Path) -> None:
     assert re.match(rf"\| {fastest['slots']} +\| {fastest['micro_batch']} +\| {fastest['requests_per_s']:.2f} ", marked)
     assert f"most requests/s: {found['best']}\n" in text
     assert (found["warmup"], found["config"]["slots"]) == ("slots", None)
+    assert {len(row["requests_per_s_of_turns"]) for row in found["rows"]} == {2}
     assert Image.open(out / "bench.png").size[0] > 500
 
 
@@ -116,7 +117,7 @@ def test_a_picture_that_fails_takes_no_figures_with_it(
         (["latency", "--folks", "3"], "No such option: --folks"),
         (["latency", "--seconds", "3"], "No such option: --seconds"),
         (["throughput", "--baseline", "diffusers"], "No such option: --baseline"),
-        (["serve"], "No such command 'serve'"),
+        (["server"], "No such command 'server'"),
         ([], "Missing command"),
         (["latency", "--num-prompts", "0"], "--num-prompts"),
         (["latency", "--warmup", "-1"], "--warmup"),
