@@ -5,6 +5,7 @@
 #   make compare the comparison of methods of docs/results.md (hours; resumable) make bench  timings, to bench/results/
 #   make cpp     the C++ library and flowfast-run, tested and installed in build/prefix (PRESET=cuda: with CUDA)
 #   make server  the HTTP server of examples/cpp/server: build/server/flowfast-server
+#   make docs    the documents as a site, build/site/index.html: every link is checked, no network is needed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo-out
 COMPARE_OUT ?= compare-out
@@ -19,7 +20,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 LIBRARY := flowfast/lib/libflowfast_ops.so
 HAS_COMPILER := $(shell command -v c++ g++ 2>/dev/null | head -n 1)
 
-.PHONY: demo test check lint slow compare bench cpp server sanitize sanitize-cpp cuda matrix clean setup
+.PHONY: demo test check lint slow compare bench cpp server docs sanitize sanitize-cpp cuda matrix clean setup
 .DELETE_ON_ERROR:
 
 setup: .venv/.built
@@ -83,6 +84,9 @@ server: cpp
 	examples/cpp/server/get_boost.sh build/deps
 	cmake -S examples/cpp/server -B build/server -G Ninja -DCMAKE_PREFIX_PATH="$(CURDIR)/build/prefix;$(CURDIR)/build/deps/usr"
 	cmake --build build/server
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The torch-free maths under ASan and UBSan. Part of `make test`, too, with some of its mutants; `make slow` has all.
 sanitize: .venv/.installed

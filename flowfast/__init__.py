@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flowfast.version import __version__
 
 if TYPE_CHECKING:
+    from flowfast import rewards
     from flowfast.api import flow_from, load, replay, search
     from flowfast.archive.export import export
     from flowfast.archive.load import load_archive
@@ -45,10 +46,12 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Loads the engine when it is first asked for, so that `import flowfast` costs little."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'flowfast' has no attribute {name!r}: choose of {', '.join(_HOMES)}")
     import importlib
 
+    if name == "rewards":
+        return importlib.import_module("flowfast.rewards")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flowfast' has no attribute {name!r}: choose of {', '.join(_HOMES)}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
@@ -74,5 +77,6 @@ __all__ = [
     "load",
     "load_archive",
     "replay",
+    "rewards",
     "search",
 ]

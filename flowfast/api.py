@@ -47,18 +47,22 @@ def search(
 ) -> SearchResult:
     """Searches for the best sample of each prompt within a budget.
 
-    prompts: a list of texts, or one. Those that cannot be drawn (empty, no text) and those that model or reward refuse
-    are named by their number before anything runs.
-    reward: a name, a Reward, or a plain callable (images (N, 3, H, W), prompts) -> N scores, higher is better.
-    options: fields of SearchConfig, or a whole `config` (then options override its fields). latents (P, *shape) or
-    (P, C, *shape): own initial noise of each prompt (of each chain).
-    on_round gets every candidate, on_sample each prompt's result as soon as it is there, on_progress (NFE spent, NFE
-    in all).
-    checkpoint: a file that holds the search (samples that are done in a second one, named .done behind it), written
-    every checkpoint_seconds (30), before a finished prompt is decoded, and at the end; the same call
-    with it goes on where it was killed and gives the same samples at equal micro-batch and threads. What was finished
-    is decoded and not searched again; on_sample is not told again of prompts that the file holds as done. A
-    budget in seconds goes on as the rounds that were planned, without the clock.
+    Args:
+        flow: the model: `load`, `flow_from`, `from_diffusers`, or an own one.
+        prompts: a list of texts, or one. Those that cannot be drawn (empty, no text) and those that model or reward
+            refuse are named by their number before anything runs.
+        reward: a name, a Reward, or a plain callable (images (N, 3, H, W), prompts) -> N scores, higher is better.
+        config: a whole configuration, over which options have precedence.
+        latents: (P, *shape) or (P, C, *shape): own initial noise of each prompt (of each chain).
+        on_round: gets every candidate. on_sample: each prompt's result as soon as it is there. on_progress: (NFE spent,
+            NFE in all).
+        checkpoint: a file that holds the search, written every checkpoint_seconds (30), before a finished prompt is
+            decoded, and at the end; samples that are done are in a second one, named .done behind it. The same call
+            goes on where it was killed and gives the same samples at equal micro-batch and threads: what was finished
+            is decoded and not searched again, and on_sample is not told again of prompts that the file holds as done.
+            A budget in seconds goes on as the rounds that were planned, without the clock.
+        options: fields of SearchConfig.
+
     Where a round runs out of the device's memory, the search goes on from before it with half of the micro-batch, which
     the result records (config.micro_batch, config.splits) and later calls with this flow start from. Nothing that was
     reported is taken back; the model saw some rows of such a round for nothing, which no budget counts.

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import front, gpu, table, timing, versions
+from bench import front, gpu, method_plots, table, timing, versions
 from bench.e2e import pipeline_loop, rbf_evaluation
 from bench.e2e.latency import latencies, percentile
 from bench.e2e.public_code import PublicRBF
@@ -452,6 +452,14 @@ def test_the_picture_of_the_readme_can_be_drawn_anew(tmp_path, capsys):
     assert Image.open(tmp_path / "front.png").width > 300
     assert re.fullmatch(r"ode: \d of 2 right\nauto: \d of 2 right\n", capsys.readouterr().out)
     assert (ROOT / "docs/images/front.png").stat().st_size < 150 * 1024
+
+
+def test_each_method_has_its_plot(tmp_path):
+    method_plots.main(["--out", str(tmp_path)])
+    drawn = {path.name for path in tmp_path.iterdir()}
+    page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert drawn == set(re.findall(r"images/methods/(\w+\.png)", page))
+    assert drawn == {path.name for path in (ROOT / "docs/images/methods").iterdir()}
 
 
 def test_two_checkouts_take_turns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The example server, and the Python of the pages about the engine."""
+"""The examples, and the Python of the pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import importlib.util
 import io
 import os
 import re
+import runpy
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -142,6 +144,90 @@ def test_who_goes_away_aborts_its_requests_and_a_server_that_ends_takes_none(
     assert isinstance(first, bytes) and isinstance(second, bytes)
     assert isinstance(empty, str) and "empty" in empty
     assert isinstance(late, str) and "drained" in late
+
+
+# ---- one file each, as it runs from the command line ----
+
+SHORT = ["calibration", "flux", "own_model", "own_reward", "robot_policy", "serve_client"]
+
+
+class Ran(NamedTuple):
+    said: str
+    folder: Path
+
+    def numbers(self, pattern: str) -> list[float]:
+        return [float(found) for found in re.findall(pattern, self.said)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs an example in an empty folder."""
+
+    def run(name: str, *words: str) -> Ran:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        return Ran(capsys.readouterr().out, tmp_path)
+
+    return run
+
+
+def test_examples_are_short_and_each_is_run_here() -> None:
+    files = {path.stem: len(path.read_text().splitlines()) for path in (ROOT / "examples").glob("*.py")}
+    assert files.keys() == {*SHORT, "async_server"}
+    assert all(files[name] <= 50 for name in SHORT)
+
+
+def test_a_search_over_an_own_model_comes_nearer_than_a_plain_sample(run: Callable[..., Ran]) -> None:
+    plain, best_of_n, svdd = run("own_model", "60").said.strip().splitlines()
+    away = [[float(each) for each in re.findall(r"([\d.]+) away", line)] for line in (plain, best_of_n, svdd)]
+    assert [line.split()[0] for line in (plain, best_of_n, svdd)] == ["ode", "bon", "svdd"]
+    assert all(found < plain for found, plain in zip(away[2], away[0], strict=True))
+
+
+def test_a_search_raises_an_own_reward(run: Callable[..., Ran]) -> None:
+    ran = run("own_reward", "two red circles", "80")
+    plain, best = ran.numbers(r"reward (-[\d.]+)")
+    assert best > plain
+    assert {path.name for path in ran.folder.iterdir()} == {"plain.png", "best.png"}
+
+
+def test_a_robot_gets_to_its_goal(run: Callable[..., Ran]) -> None:
+    """By the free way: half of the rest of the way at each of four decisions."""
+    ran = run("robot_policy", "100")
+    x, y = (ran.numbers(pattern) for pattern in (r"at \(([-\d.]+)", r", ([-\d.]+)\)"))
+    assert len(x) == 4 and min(ran.numbers(r"reward (-[\d.]+)")) > -0.2
+    assert y[0] < -0.3 and abs(x[-1] - 2) + abs(y[-1]) < 0.5
+
+
+def test_a_calibration_says_where_a_reward_begins_to_see(run: Callable[..., Ran], monkeypatch: Any) -> None:
+    from flowfast import calibrate
+
+    class Small(calibrate.Calibration):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given | {"chains": 3, "prompts": given["prompts"][:1]})
+
+    monkeypatch.setattr(calibrate, "Calibration", Small)
+    ran = run("calibration", "small.json")
+    *_, last = ran.numbers(r"(?m)^ +[\d.]+ +(-?[\d.]+)")
+    assert last == 1 and re.search(r"(?m)^auto at 200 NFE: \w+ .*, because ", ran.said)
+    assert [path.name for path in ran.folder.iterdir()] == ["small.json"]
+
+
+def test_flux_is_searched(run: Callable[..., Ran], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The code path of FLUX, from a folder of save_pretrained with a tiny random model in it."""
+    from tests.models.tiny.flux import flux
+
+    folder = tmp_path_factory.mktemp("tiny")
+    flux(guidance_embeds=False, dynamic_shift=False).save_pretrained(folder, safe_serialization=True)
+    sizes = [word for text in ("height=16", "width=32", "steps=3") for word in ("--option", text)]
+    ran = run("flux", "a cat", "--model", str(folder), "--reward", "sharpness", "--budget", "24", *sizes)
+    plain, best = ran.numbers(r"reward ([\d.]+)")
+    assert best >= plain and ran.numbers(r", (\d+) NFE") == [3, 24]
+    assert {Image.open(ran.folder / name).size for name in ("plain.png", "best.png")} == {(32, 16)}
+
+
+# ---- the Python of pages ----
 
 
 def blocks(page: str) -> list[str]:

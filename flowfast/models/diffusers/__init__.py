@@ -50,7 +50,8 @@ def from_diffusers(
         pipe: a loaded pipeline, or the id or folder of one (safetensors only, no remote code).
         device: where an id's pipeline goes; default: CUDA where there is one. Not with device_map or offload.
         offload: "model" or "sequential": parts go to the device only while they run (accelerate).
-        vae_tiling, vae_slicing: decode in pieces, for large images and many of them.
+        vae_tiling: decode in pieces, for large images.
+        vae_slicing: decode one after the other, for many images.
         preview_decoder: an `AutoencoderTiny` of diffusers, or the id or folder of one: the search scores what it
             decodes, and the best few samples (`finalists`) are decoded in full, scored again and ranked anew.
         options: for an id or folder those of its `from_pretrained` (dtype, variant, subfolder, revision, token,

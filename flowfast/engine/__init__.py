@@ -1,0 +1,1 @@
+"""Requests into slots: rounds, host rewards, deadlines, checkpoints, CUDA graphs, replay."""
