@@ -285,7 +285,10 @@ async def answer(
 
 
 class Impatient(H11Protocol):
-    """uvicorn would wait for ever for the head of a request, once a first byte of it has come."""
+    """uvicorn would wait for ever for the head of a request, once a first byte of it has come, and for a client that
+    reads nothing of its answer."""
+
+    stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -294,6 +297,24 @@ class Impatient(H11Protocol):
     def data_received(self, data: bytes) -> None:
         self.conn.receive_data(data)
         self.handle_events()  # a whole head stops the clock
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stalled = self.loop.call_later(PATIENCE, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self.reads()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.reads()
+        super().connection_lost(exc)
+
+    def reads(self) -> None:
+        """What was written is on its way."""
+        if self.stalled is not None:
+            self.stalled.cancel()
+            self.stalled = None
 
 
 def listen(host: str, port: int) -> socket.socket:

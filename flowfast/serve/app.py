@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,39 +14,70 @@ from starlette.exceptions import HTTPException
 
 from flowfast.serve.errors import ApiError
 from flowfast.serve.left import ClientLeft, body_of, unless_left
-from flowfast.serve.schema import ImagesRequest, check_offer, params_of, parse
-from flowfast.serve.searches import Asked, Searches, Watcher, all_of, answer_of
-from flowfast.serve.security import Front
+from flowfast.serve.schema import ImagesRequest, check_offer, params_of, parse, unknown_model
+from flowfast.serve.searches import Asked, Searches, Watcher, all_of, answer_of, spent_on
+from flowfast.serve.security import Front, Keyed
 from flowfast.serve.serving import Serving
 from flowfast.serve.sse import EventStream, Stream
 from flowfast.serve.streaming import Streaming, streamed
 from flowfast.version import __version__
 
-log = logging.getLogger("flowfast.serve")
 HEAD_SECONDS = 1.0
 """How long a stream waits for its first event before it says 200: what goes wrong until then has a status."""
 CLIENT_LEFT = 499
 BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": ImagesRequest.model_json_schema()}}}
 }
+ID = {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
 ERROR = {
-    "type": "object",
+    "type": "object", "required": ["error"], "additionalProperties": False,
     "properties": {
         "error": {
-            "type": "object",
-            "properties": {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")},
+            "type": "object", "required": ["message", "type", "param", "code"], "additionalProperties": False,
+            "properties": {
+                "param": {"type": ["string", "null"]},
+                **{name: {"type": "string"} for name in ("message", "type", "code")},
+            },
         }
     },
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
-    for status, text in {
-        400: "A field is wrong or unknown.", 401: "The key is missing or wrong.", 404: "No such model or search.",
-        408: "The body did not come.", 411: "Its length is unknown.",
-        413: "The body is too large.", 415: "The body is no JSON.",
-        500: "The model, a reward or the engine failed.", 503: "Loading, draining, or full: Retry-After says when.",
-    }.items()
 }  # fmt: skip
+STATUSES = {
+    400: "A field is wrong or unknown.", 401: "The key is missing or wrong.", 404: "No such model or search.",
+    405: "Not by this method.", 408: "The body did not come.", 411: "Its length is unknown.",
+    413: "The body is too large.", 415: "The body is no JSON.",
+    500: "The model, a reward or the engine failed.", 501: "Not there.",
+    503: "Loading, draining, or full: Retry-After says when.",
+}  # fmt: skip
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document."""
+    content = {"application/json": {"schema": ERROR}}
+    return {status: {"description": STATUSES[status], "content": content} for status in (401, 405, *statuses)}
+
+
+ASKED = errors(400, 404, 408, 411, 413, 415, 500, 503)
+PICTURES = {
+    "type": "object", "required": ["created", "data", "usage"],
+    "properties": {
+        "created": {"type": "integer"}, "data": {"type": "array", "minItems": 1}, "usage": {"type": "object"},
+    },
+}  # fmt: skip
+SEARCH = {
+    "type": "object", "required": ["id", "status", "nfe", "budget", "best_reward", "result", "error"],
+    "properties": {"id": {"type": "string"}, "status": {"type": "string"}},
+}  # fmt: skip
+
+
+def answers(status: int, text: str, schema: dict[str, Any] | None, streams: bool = False) -> dict[int | str, Any]:
+    """For the OpenAPI document. schema: None: it is a stream, and nothing else."""
+    content = {} if schema is None else {"application/json": {"schema": schema}}
+    return {status: {"description": text, "content": content | ({"text/event-stream": {}} if streams else {})}}
+
+
+DRAWN = answers(200, "The pictures; with `stream` events.", PICTURES, streams=True)
+BEGUN, STANDS = answers(202, "It has begun.", SEARCH), answers(200, "How it stands.", SEARCH)
+TOLD = answers(200, "Its events, from the first on.", None, streams=True)
 
 
 def create_app(serving: Serving, key: str | None = None) -> FastAPI:
@@ -62,9 +91,11 @@ def create_app(serving: Serving, key: str | None = None) -> FastAPI:
         await serving.close()
 
     app = FastAPI(title="flowfast", version=__version__, lifespan=lifespan, redoc_url=None)
-    app.add_middleware(Front, key=key)
+    app.add_middleware(Keyed, key=key)
+    app.add_middleware(Front)  # the last one is the outermost
     app.add_exception_handler(ApiError, answer_error)
     app.add_exception_handler(HTTPException, answer_error)
+    app.add_exception_handler(ClientLeft, answer_nobody)
     add_watching(app, serving)
     add_images(app, serving)
     add_searches(app, serving)
@@ -83,18 +114,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def guarded(work: Callable[[], Awaitable[Response]]) -> Response:
-    """An answer whatever happens: a fault of the server's own is a 500 that tells nothing of it, and a trace in the
-    log."""
-    try:
-        return await work()
-    except ClientLeft:
-        return Response(status_code=CLIENT_LEFT)
-    except ApiError:
-        raise
-    except Exception:
-        log.exception("a request failed")
-        raise ApiError(500, "this server failed: its log says why", "internal_error") from None
+async def answer_nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
 
 
 # ---- those who watch ----
@@ -119,7 +140,17 @@ def add_watching(app: FastAPI, serving: Serving) -> None:
         facts = {"object": "model", "created": serving.created, "owned_by": "flowfast"}
         return {"object": "list", "data": [{"id": name, **facts} for name in serving.config.models]}
 
-    for path, answer in {"/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models}.items():
+    async def model(id: str) -> dict[str, Any]:
+        """One of its names."""
+        found = next((entry for entry in (await models())["data"] if entry["id"] == id), None)
+        if found is None:
+            raise unknown_model(id, serving.config)
+        return found
+
+    paths: dict[str, Callable[..., Any]] = {
+        "/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models, "/v1/models/{id:path}": model
+    }  # fmt: skip
+    for path, answer in paths.items():
         app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)(answer)
 
 
@@ -127,12 +158,12 @@ def add_watching(app: FastAPI, serving: Serving) -> None:
 
 
 def add_images(app: FastAPI, serving: Serving) -> None:
-    @app.post("/v1/images/generations", response_model=None, openapi_extra=BODY, responses=ERRORS)
+    @app.post("/v1/images/generations", response_model=None, openapi_extra=BODY, responses=ASKED | DRAWN)
     async def generations(request: Request) -> Response:
         """OpenAI's images API: n searches, each for the best picture that its budget finds."""
-        return await guarded(partial(generate, serving, request))
+        return await generate(serving, request)
 
-    @app.post("/v1/images/edits", response_model=None, responses={501: {"description": "Not there."}})
+    @app.post("/v1/images/edits", response_model=None, responses=errors(501))
     async def edits() -> Response:
         """Not there yet."""
         text = (
@@ -146,6 +177,7 @@ async def asked_of(serving: Serving, request: Request) -> tuple[Searches, Asked]
     asked = parse(await body_of(request))
     searches = serving.searches()
     check_offer(asked, serving.config, searches.engine.rewards, serving.size)
+    request.state.facts["n"] = asked.n
     return searches, Asked(asked, params_of(asked, serving.config), asked.quality)
 
 
@@ -154,18 +186,22 @@ async def generate(serving: Serving, request: Request) -> Response:
 
     async def work(watcher: Watcher | None = None) -> list[dict[str, Any]]:
         with searches.gate.held(asked.request.n):
-            return await all_of(searches, asked, watcher)
+            found = await all_of(searches, asked, watcher)
+        request.state.facts["nfe"] = sum(spent_on(found))
+        return found
 
     if not asked.request.stream:
         return JSONResponse(answer_of(asked, await unless_left(request.receive, work())))
-    stream = Stream(streamed(lambda tell: work(Streaming(asked, searches.metrics, tell))))
-    try:
-        if await unless_left(request.receive, stream.ready(HEAD_SECONDS)) and stream.coming.exception():
-            await stream.take()
-    except BaseException:
-        await stream.close()
-        raise
-    return EventStream(stream)
+    with ExitStack() as room:
+        room.enter_context(serving.streams.held())
+        stream = Stream(streamed(lambda tell: work(Streaming(asked, searches.metrics, tell))))
+        try:
+            if await unless_left(request.receive, stream.ready(HEAD_SECONDS)) and stream.coming.exception():
+                await stream.take()
+        except BaseException:
+            await stream.close()
+            raise
+        return EventStream(stream, room.pop_all().close)
 
 
 # ---- searches that go on by themselves ----
@@ -178,22 +214,28 @@ def add_searches(app: FastAPI, serving: Serving) -> None:
             raise ApiError(400, "field 'stream': GET the events of the search instead", "invalid_value", "stream")
         return JSONResponse(serving.records.begin(searches, asked).content, 202)
 
-    @app.post("/v1/searches", response_model=None, openapi_extra=BODY, responses=ERRORS, status_code=202)
+    @app.post("/v1/searches", response_model=None, openapi_extra=BODY, responses=ASKED | BEGUN, status_code=202)
     async def post(request: Request) -> Response:
         """Begins n searches, which go on though the client leaves; answers an id at once."""
-        return await guarded(partial(begin, request))
+        return await begin(request)
 
-    @app.get("/v1/searches/{id}", response_model=None, responses=ERRORS)
-    async def get(id: str) -> Response:
+    @app.get("/v1/searches/{id}", response_model=None, openapi_extra=ID, responses=errors(404) | STANDS)
+    async def get(request: Request) -> Response:
         """How it stands; once it is finished, `result` is what POST /v1/images/generations would have answered."""
-        return JSONResponse(serving.records.find(id).content)
+        return JSONResponse(serving.records.find(request.path_params["id"]).content)
 
-    @app.get("/v1/searches/{id}/events", response_model=None, responses=ERRORS)
-    async def events(id: str) -> Response:
+    @app.get(
+        "/v1/searches/{id}/events", openapi_extra=ID, responses=errors(404, 503) | TOLD, status_code=200,
+        response_class=EventStream, response_model=None,
+    )  # fmt: skip
+    async def events(request: Request) -> Response:
         """Server-sent events from its beginning: queued, progress, found, finished, ended."""
-        return EventStream(Stream(serving.records.find(id).follow()))
+        record = serving.records.find(request.path_params["id"])
+        with ExitStack() as room:
+            room.enter_context(serving.streams.held())
+            return EventStream(Stream(record.follow()), room.pop_all().close)
 
-    @app.delete("/v1/searches/{id}", response_model=None, responses=ERRORS)
-    async def delete(id: str) -> Response:
+    @app.delete("/v1/searches/{id}", response_model=None, openapi_extra=ID, responses=errors(404) | STANDS)
+    async def delete(request: Request) -> Response:
         """Aborts it where it runs, and forgets it."""
-        return JSONResponse((await serving.records.drop(id)).content | {"deleted": True})
+        return JSONResponse((await serving.records.drop(request.path_params["id"])).content | {"deleted": True})

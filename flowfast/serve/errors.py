@@ -71,6 +71,11 @@ def printable(text: str) -> str:
     return secrets.hidden(text).encode("utf-8", "backslashreplace").decode()
 
 
+def fault() -> ApiError:
+    """What nobody thought of; it tells nothing of it."""
+    return ApiError(500, "this server failed: its log says why", "internal_error")
+
+
 def unavailable(message: str, code: str, seconds: int = SOON, param: str | None = None) -> ApiError:
     """503, and when to try again."""
     return ApiError(503, message, code, param, headers={"Retry-After": str(seconds)})

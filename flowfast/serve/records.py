@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 import uuid
@@ -13,7 +14,7 @@ from typing import Any
 from flowfast.engine.request import Event, Found, Partial, Progress
 from flowfast.serve import pictures
 from flowfast.serve.engines import Restarted
-from flowfast.serve.errors import ApiError
+from flowfast.serve.errors import ApiError, fault
 from flowfast.serve.searches import Asked, Searches, all_of, answer_of, number
 
 log = logging.getLogger("flowfast.serve")
@@ -112,7 +113,7 @@ class Record:
             self.end("failed")
         except Exception:
             log.exception("a search failed")
-            self.error = ApiError(500, "this server failed: its log says why", "internal_error").content["error"]
+            self.error = fault().content["error"]
             self.end("failed")
 
     def end(self, status: str) -> None:
@@ -120,6 +121,9 @@ class Record:
             return
         self.status, self.ended = status, time.time()
         self.tell("ended", status=status, error=self.error)
+        seconds, n = round(self.ended - self.created, 4), self.asked.request.n
+        facts = {"search": self.id, "status": status, "n": n, "nfe": self.spent.total(), "seconds": seconds}
+        log.info(json.dumps(facts))
 
     async def follow(self) -> AsyncGenerator[dict[str, Any], None]:
         """All of its events, from the first one on, until it has ended."""

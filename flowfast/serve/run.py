@@ -24,6 +24,7 @@ except ImportError as error:
 from flowfast.rewards.server import config_of, listen, url_of
 from flowfast.serve.app import create_app
 from flowfast.serve.config import KEY, ServeConfig, check_open
+from flowfast.serve.security import Lines
 from flowfast.serve.serving import Serving
 
 MOST_CONNECTIONS = 4096
@@ -71,7 +72,9 @@ def serve(config: ServeConfig, key: str | None = None) -> None:
         secrets.GIVEN[KEY] = key  # hidden from errors
     key = secrets.value_of(KEY)
     check_open(config, key)
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(Lines())
+    logging.basicConfig(handlers=[lines], level=logging.WARNING)
     logging.getLogger("flowfast.serve").setLevel(logging.INFO)
     if config.threads is not None and not config.apart:
         torch.set_num_threads(config.threads)

@@ -78,8 +78,15 @@ def parse(body: bytes) -> ImagesRequest:
     def no_number(text: str) -> Any:
         raise ValueError(f"{text} is no number of JSON")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice[:100]!r} stands in it more than once")
+        return fields
+
     try:
-        fields = json.loads(body, parse_constant=no_number)
+        fields = json.loads(body, parse_constant=no_number, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ApiError(400, f"expected a body in JSON: {why}", "invalid_json") from None
@@ -92,8 +99,7 @@ def parse(body: bytes) -> ImagesRequest:
 def check_offer(asked: ImagesRequest, config: ServeConfig, rewards: tuple[str, ...], size: str | None) -> None:
     """Raises ApiError for what this server does not have. size: of its pictures, where it is known."""
     if asked.model is not None and asked.model not in config.models:
-        there = f"expected one of {', '.join(config.models)}"
-        raise ApiError(404, f"unknown model {asked.model!r}: {there}", "model_not_found", "model")
+        raise unknown_model(asked.model, config)
     if asked.response_format == "url":
         raise unserved("response_format", "url", ["b64_json"], " (a picture lies at no URL of this server)")
     if asked.size != "auto" and asked.size != size:
@@ -102,6 +108,11 @@ def check_offer(asked: ImagesRequest, config: ServeConfig, rewards: tuple[str, .
         raise unserved("quality", asked.quality, ["auto", *config.quality])
     if asked.reward is not None and asked.reward not in rewards:
         raise unserved("reward", asked.reward, list(rewards))
+
+
+def unknown_model(name: str, config: ServeConfig) -> ApiError:
+    there = f"expected one of {', '.join(config.models)}; flowfast serve --alias gives it other names"
+    return ApiError(404, f"unknown model {name[:100]!r}: {there}", "model_not_found", "model")
 
 
 def unserved(field: str, got: str, there: list[str], why: str = "") -> ApiError:

@@ -115,12 +115,16 @@ async def entries(
 
 def answer_of(asked: Asked, found: list[dict[str, Any]]) -> dict[str, Any]:
     """OpenAI's answer of all entries."""
-    spent = [entry["flowfast"]["nfe"] for entry in found if entry["flowfast"]["rank"] == 0]
     data = [{name: entry[name] for name in ("b64_json", "flowfast")} for entry in found]
     return {
         "created": int(time.time()), "background": "opaque", "output_format": asked.request.output_format,
-        "quality": asked.quality, "size": found[0]["size"], "data": data, "usage": usage_of(spent),
+        "quality": asked.quality, "size": found[0]["size"], "data": data, "usage": usage_of(spent_on(found)),
     }  # fmt: skip
+
+
+def spent_on(found: list[dict[str, Any]]) -> list[int]:
+    """NFE of each of the n searches."""
+    return [entry["flowfast"]["nfe"] for entry in found if entry["flowfast"]["rank"] == 0]
 
 
 def facts_of(event: Finished, ranked: Ranked, stopped: str) -> dict[str, Any]:

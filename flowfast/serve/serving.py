@@ -21,6 +21,7 @@ from flowfast.serve.gate import Gate
 from flowfast.serve.metrics import Metrics
 from flowfast.serve.records import Records
 from flowfast.serve.searches import Searches
+from flowfast.serve.sse import Streams
 from flowfast.serve.worker import engine_of
 
 log = logging.getLogger("flowfast.serve")
@@ -39,7 +40,7 @@ class Serving:
         self.engine: Engines | None = None
         self.metrics = Metrics()
         self.gate = Gate((config.slots or SLOTS) * config.count + config.queue, self.metrics.full)
-        self.records = Records()
+        self.records, self.streams = Records(), Streams()
         self.metrics.watch(self._standing)
         self.created = int(time.time())
         self.phase = "loading"

@@ -5,19 +5,39 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from flowfast.serve.errors import ApiError
+from flowfast.serve.errors import ApiError, fault, unavailable
 from flowfast.serve.left import ClientLeft, stopped, unless_left
 
 log = logging.getLogger("flowfast.serve")
 PING_SECONDS = 15.0
 """After so much silence a comment is sent, so that nobody between client and server takes the stream for dead."""
+MOST_STREAMS = 256
 Events = AsyncGenerator[dict[str, Any], None]
+
+
+class Streams:
+    """How many are open: one holds memory and a connection for as long as its client likes."""
+
+    def __init__(self, most: int = MOST_STREAMS):
+        self.most, self.open = most, 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Room for one. Raises ApiError."""
+        if self.open >= self.most:
+            raise unavailable(f"{self.open} streams are open, as many as may: try again later", "too_many_streams", 5)
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
 
 
 class Stream:
@@ -48,10 +68,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: Stream):
+    def __init__(self, stream: Stream, closed: Callable[[], None]):
+        """closed: called when it is."""
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self.stream = stream
+        self.stream, self.closed = stream, closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -61,6 +82,7 @@ class EventStream(Response):
         except ClientLeft:
             return
         finally:
+            self.closed()
             await self.stream.close()
 
     async def _send(self, send: Send) -> None:
@@ -79,8 +101,7 @@ class EventStream(Response):
                 return await out(line_of({"type": "error", **error.content}))
             except Exception:
                 log.exception("a stream failed")
-                fault = ApiError(500, "this server failed: its log says why", "internal_error")
-                return await out(line_of({"type": "error", **fault.content}))
+                return await out(line_of({"type": "error", **fault().content}))
             await out(line_of(event))
 
 

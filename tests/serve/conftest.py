@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import flowfast
 from flowfast.engine.engine import Engine
+from flowfast.rewards.server import config_of, listen, url_of
 from flowfast.serve.app import create_app
 from flowfast.serve.config import ServeConfig
 from flowfast.serve.serving import Serving
@@ -146,6 +148,30 @@ def served(key: str | None = None, **options: Any) -> Iterator[tuple[TestClient,
             time.sleep(0.002)
         assert server.serving.failure is None and server.serving.phase == "ready"
         yield client, server
+
+
+@contextmanager
+def listening(key: str | None = "the-key", **options: Any) -> Iterator[tuple[str, Server]]:
+    """A server that listens, on a thread of this process, and its address."""
+    one = Server(key, **options)
+    place = listen("127.0.0.1", 0)
+    server = uvicorn.Server(config_of(one.app, lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+    thread.start()
+    try:
+        wait_for(lambda: one.serving.phase == "ready")
+        yield f"{url_of(place)}/v1", one
+    finally:
+        one.flow.free.set()
+        server.should_exit = True
+        thread.join(PATIENCE)
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

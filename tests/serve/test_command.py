@@ -77,8 +77,17 @@ def url() -> Iterator[str]:
         assert server.wait(30) == 0
         assert server.stderr is not None
         lines = [json.loads(line) for line in server.stderr.read().splitlines()]  # the log, and nothing else
-        assert {"request", "method", "path", "status", "seconds"} == set(lines[0])
-        assert PROMPT not in json.dumps(lines)
+        check_log(lines)
+
+
+def check_log(lines: list[dict[str, Any]]) -> None:
+    """Of all tests of this file: facts of each request, and no text of any."""
+    assert all({"request", "method", "route", "status", "seconds"} <= set(line) for line in lines)
+    drawn = [line for line in lines if line["route"] == "/v1/images/generations" and line["status"] == 200]
+    assert drawn and all(line["nfe"] >= 50 * line["n"] // 2 for line in drawn if "nfe" in line)
+    assert sum("nfe" in line for line in drawn) >= len(drawn) - 2  # those whose client left have none
+    for text in (PROMPT, "poem", "colour", KEY, "another", "dall-e", "Bearer"):
+        assert text not in json.dumps(lines), text
 
 
 @pytest.fixture
@@ -128,6 +137,9 @@ def test_the_stock_client_knows_the_errors(client: openai.OpenAI, url: str) -> N
     with pytest.raises(openai.InternalServerError, match="images/edits"):
         client.images.edit(image=b"x", prompt=PROMPT)
     assert [model.id for model in client.models.list()] == ["scenes"]
+    assert client.models.retrieve("scenes").owned_by == "flowfast"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("dall-e-3")
     with pytest.raises(openai.BadRequestError):
         list(client.images.generate(prompt="a poem about nothing", stream=True))
 

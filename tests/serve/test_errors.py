@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import re
+import sys
 import time
 from typing import Any
 
@@ -14,6 +16,7 @@ from starlette.testclient import TestClient
 
 from flowfast.serve.left import MOST_BYTES
 from flowfast.serve.schema import MOST_LETTERS
+from flowfast.serve.security import Lines
 from tests.serve.conftest import PATH, SEARCH, Pictures, Server, in_time, served
 
 JSON = {"content-type": "application/json"}
@@ -95,6 +98,11 @@ def test_a_wrong_field_is_named(
         (b"[" * 100_000, "invalid_json"),
         (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "invalid_json"),
         (b'\xff\xfe"', "invalid_json"),
+        (b'{"prompt": "a", "prompt": "b"}', "invalid_json"),
+        (b'{"prompt": "a", "user": {"x": 1, "x": 2}}', "invalid_json"),
+        (b'{"a":' * 50_000, "invalid_json"),
+        (b'{"prompt": "\xc3\x28"}', "invalid_json"),
+        (b'{"prompt": "a", "seed": 1e400}', "invalid_value"),
         (b"[]", "invalid_value"),
         (b"3", "invalid_value"),
         (b"null", "invalid_value"),
@@ -152,9 +160,123 @@ def test_the_key_is_asked_for_below_v1_alone() -> None:
         assert client.post(PATH, json={"prompt": "a", **SEARCH}, headers=right).status_code == 200
 
 
-def test_request_ids_are_the_clients_where_they_are_words(shared: TestClient) -> None:
-    assert shared.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    assert shared.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/health", {}), ("GET", "/nowhere", {}), ("OPTIONS", PATH, {}), ("GET", PATH, {}),
+        ("POST", PATH, {}), ("POST", PATH, {"prompt": "a", **SEARCH}), ("POST", "/v1/images/edits", {}),
+        ("POST", PATH, {"prompt": "a", **SEARCH, "stream": True}), ("DELETE", "/v1/searches/none", {}),
+        ("HEAD", "/v1/models", {}), ("GET", "/docs", {}), ("GET", "/v1/searches/none/events", {}),
+    ],
+)  # fmt: skip
+def test_every_answer_has_a_request_id_the_clients_where_that_is_a_word(
+    shared: TestClient, method: str, path: str, body: dict[str, Any]
+) -> None:
+    def id_with(given: str | bytes) -> str:
+        content = None if method in ("GET", "HEAD", "OPTIONS", "DELETE") else json.dumps(body)
+        headers = {**JSON, "x-request-id": given}
+        return str(shared.request(method, path, content=content, headers=headers).headers["x-request-id"])
+
+    assert id_with("mine-1_2.3") == "mine-1_2.3" and id_with("x" * 64) == "x" * 64
+    for wrong in ("a b", "x" * 65, "", "a\tb", "é".encode(), "a/b", '"'):
+        assert re.fullmatch("[0-9a-f]{32}", id_with(wrong)), wrong
+
+
+def test_a_fault_of_the_servers_own_is_a_500_that_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anywhere: in a search, in its events, in what is watched; its trace is in the log."""
+
+    def broken(*_: Any) -> Any:
+        raise KeyError("the password is swordfish")
+
+    with served(warm_up="") as (client, server):
+        monkeypatch.setattr("flowfast.serve.searches.facts_of", broken)
+        for path, method in ((PATH, "POST"), ("/metrics", "GET"), ("/v1/searches/x", "GET")):
+            monkeypatch.setattr(server.serving.metrics, "text", broken)
+            monkeypatch.setattr(server.serving.records, "find", broken)
+            for stream in (False, True) if method == "POST" else (False,):
+                fields = {"prompt": "a", **SEARCH, "stream": stream}
+                answer = client.request(method, path, **({"json": fields} if method == "POST" else {}))
+                error = error_of(answer)
+                assert answer.status_code == 500 and error["code"] == "internal_error", path
+                assert "swordfish" not in answer.text and "swordfish" in caplog.text
+                caplog.clear()
+        assert server.serving.gate.inside == server.serving.streams.open == 0
+
+
+def test_the_log_has_a_line_a_request_and_none_of_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "flowfast.serve")
+    with served("the-key", warm_up="") as (client, _):
+        own = {"authorization": "Bearer the-key", "x-request-id": "mine"}
+        body = {"prompt": "swordfish", **SEARCH, "n": 2, "user": "jane", "negative_prompt": "http://me:pw@host"}
+        client.post(PATH, json=body, headers=own)
+        client.post(PATH, json=body | {"stream": True}, headers=own)
+        client.post(PATH, json=body | {"method": "swordfish"}, headers=own)
+        client.post(PATH, json=body | {"jane": 1}, headers=own)
+        client.get("/swordfish?jane=http://me:pw@host", headers=own)
+        client.get("/v1/searches/swordfish", headers=own)
+        client.get("/v1/models/jane", headers=own)
+        client.get("/v1/models", headers={"authorization": "Bearer swordfish"})
+        id = client.post("/v1/searches", json=body, headers=own).json()["id"]
+        client.get(f"/v1/searches/{id}/events", headers=own)
+    texts = [record.getMessage() for record in caplog.records if record.name == "flowfast.serve"]
+    for text in ("swordfish", "jane", "pw", "the-key", "Bearer"):
+        assert not any(text in line for line in texts), text
+    lines = [json.loads(text) for text in texts]
+    (search,) = [line for line in lines if "search" in line]
+    assert search["search"] == id and (search["n"], search["nfe"], search["status"]) == (2, 80, "finished")
+    found = [[line.get(name) for name in ("route", "status", "n", "nfe")] for line in lines if "request" in line]
+    assert found == [
+        [PATH, 200, 2, 80], [PATH, 200, 2, 80], [PATH, 400, 2, None], [PATH, 400, None, None], [None, 404, None, None],
+        ["/v1/searches/{id}", 404, None, None], ["/v1/models/{id:path}", 404, None, None], [None, 401, None, None],
+        ["/v1/searches", 202, 2, None], ["/v1/searches/{id}/events", 200, None, None],
+    ]  # fmt: skip
+    assert all(line["seconds"] >= 0 for line in lines)
+
+
+def test_a_trace_is_a_line_of_json_too() -> None:
+    try:
+        raise KeyError("reason")
+    except KeyError:
+        record = logging.LogRecord("flowfast.serve", logging.ERROR, "", 0, "request %s failed", ("x",), sys.exc_info())
+    text = Lines().format(record)
+    assert "\n" not in text
+    assert json.loads(text)["message"] == "request x failed" and "KeyError: 'reason'" in json.loads(text)["trace"]
+
+
+def test_open_streams_are_bounded() -> None:
+    """As many as may; the next hears so at once, and has room when one has ended. Answers that are none have theirs."""
+
+    async def work() -> None:
+        async with Server(warm_up="").live() as server:
+            server.serving.streams.most = 2
+            server.flow.free.clear()
+            body = {"prompt": "a", **SEARCH, "stream": True}
+            left = asyncio.Event()
+            tasks = [asyncio.create_task(server.ask(body, left=left)) for _ in range(2)]
+            await asyncio.sleep(1.3)  # longer than a head is waited for
+            assert server.serving.streams.open == 2
+            refused = await server.ask(body)
+            assert refused.status == 503 and refused.json["error"]["code"] == "too_many_streams"
+            assert int(refused.headers["retry-after"]) > 0 and server.serving.gate.inside == 2
+            plain = asyncio.create_task(server.ask({"prompt": "a", **SEARCH}))
+            left.set()
+            await asyncio.gather(*tasks)
+            assert server.serving.streams.open == 0
+            server.flow.free.set()
+            assert (await plain).status == (await server.ask(body)).status == 200
+            assert server.serving.streams.open == 0 == server.serving.gate.inside
+
+    in_time(work)
+
+
+def test_models_have_a_path_of_their_own(shared: TestClient) -> None:
+    assert shared.get("/v1/models/toy").json() == shared.get("/v1/models").json()["data"][0]
+    for name in ("dall-e-3", "a/b", "toy/", "t" * 2000):
+        answer = shared.get(f"/v1/models/{name}")
+        assert answer.status_code == 404 and error_of(answer)["code"] == "model_not_found"
+        assert "toy" in error_of(answer)["message"] and len(error_of(answer)["message"]) < 400
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from starlette.testclient import TestClient
 
 import flowfast
 from flowfast.rewards.pixels import to_pixels
-from tests.serve.conftest import PATH, SEARCH, Pictures, events_of, pixels
+from tests.serve.conftest import PATH, SEARCH, Pictures, events_of, pixels, served
 from tests.toys import NearTarget
 
 
@@ -106,6 +108,47 @@ def test_what_stock_clients_send(shared: TestClient) -> None:
     }
     nothing = dict.fromkeys(("model", "n", "size", "quality", "stream", "seed", "until", "top_k", "output_format"))
     assert ask(shared, **nothing)["data"][0]["b64_json"] == ask(shared, **words)["data"][0]["b64_json"]
+
+
+class Ticking(Pictures):
+    """A model call takes ten times as long from call number 5 on."""
+
+    def velocity(self, x_t: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+        time.sleep(0.004 if self.calls < 5 else 0.04)
+        return super().velocity(x_t, t, cond)
+
+
+def test_a_deadline_is_met_by_less_budget_and_overshoots_by_a_round_at_most() -> None:
+    """Of 200 NFE in calls of four, 2 s; the cuts are in the answer, with which flowfast.search repeats it."""
+    with served(flow=Ticking(), quality={"medium": 200}, warm_up="") as (client, _):
+        facts = ask(client, budget=200, deadline_ms=1000, method="bon")["data"][0]["flowfast"]
+        assert facts["stopped"] == "deadline" and facts["rerun"]["cuts"] and 20 <= facts["nfe"] < 200
+        assert facts["total_s"] < 1 + 0.04 * 6 + 0.5  # half a second for a machine with other work
+        again = searched(facts["micro_batch"], budget=200, method="bon", **facts["rerun"])
+        assert again.reward == facts["reward"] and again.nfe == facts["nfe"]
+
+
+def test_priority_orders_those_that_wait_and_until_ends_them() -> None:
+    with served(slots=1, warm_up="") as (client, server):
+        server.flow.free.clear()
+        ended: list[int] = []
+
+        def draw(priority: int) -> None:
+            ask(client, priority=priority, until=-1e9)
+            ended.append(priority)
+
+        threads = []
+        for count, priority in enumerate((5, 9, 0, 3)):
+            threads.append(threading.Thread(target=draw, args=(priority,)))
+            threads[-1].start()
+            while server.serving.gate.inside <= count:
+                time.sleep(0.002)
+            assert server.flow.reached.wait(10)
+            time.sleep(0.02)
+        server.flow.free.set()
+        for thread in threads:
+            thread.join(20)
+        assert ended == [5, 0, 3, 9]  # the first one had the slot
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

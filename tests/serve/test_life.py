@@ -137,11 +137,19 @@ def test_a_model_that_cannot_be_loaded_is_a_failure() -> None:
 
 
 def test_an_engine_that_dies_ends_every_request_with_one_clear_500() -> None:
+    """Those that run and those that wait, plain, streamed (begun or not) and searches that go on by themselves."""
+
     async def work() -> None:
         async with Server(warm_up="").live() as server:
-            server.flow.free.clear()
-            tasks = [asyncio.create_task(server.ask({"prompt": "a", **SEARCH, "seed": seed})) for seed in range(3)]
+            server.flow.hold_at = 8  # by then the first stream has shown something
+            body = {"prompt": "a", **SEARCH}
+            begun = asyncio.create_task(server.ask(body | {"stream": True, "partial_images": 3}))
             await asyncio.to_thread(server.flow.reached.wait, 10)
+            tasks = [asyncio.create_task(server.ask(body | {"seed": seed})) for seed in range(3)]
+            tasks += [asyncio.create_task(server.ask(body | {"stream": True}))]
+            search = (await server.ask(body, "/v1/searches")).json["id"]
+            follower = asyncio.create_task(collected(server.serving.records.find(search).follow()))
+            await asyncio.sleep(0.05)
             assert server.inner is not None
 
             def fault() -> Any:
@@ -151,10 +159,22 @@ def test_an_engine_that_dies_ends_every_request_with_one_clear_500() -> None:
             server.flow.free.set()
             for answer in await asyncio.gather(*tasks):
                 assert answer.status == 500 and answer.json["error"]["code"] == "engine_dead"
+            *pictures, last = events_of((await begun).body.decode())
+            assert pictures and all(event["type"].endswith("partial_image") for event in pictures)
+            assert last["type"] == "error" and last["error"]["code"] == "engine_dead"
+            assert (await follower)[-1]["error"]["code"] == "engine_dead"
+            found = server.serving.records.find(search).content
+            assert found["status"] == "failed" and found["error"]["code"] == "engine_dead"
             assert server.serving.death is not None
-            assert (await server.ask({"prompt": "a", **SEARCH})).status == 500
+            assert server.serving.gate.inside == server.serving.streams.open == 0
+            for stream in (False, True):
+                assert (await server.ask(body | {"stream": stream})).status == 500
 
     in_time(work)
+
+
+async def collected(events: Any) -> list[Any]:
+    return [event async for event in events]
 
 
 def test_health_of_a_dead_engine() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,3 +122,46 @@ def test_memory_that_runs_out_is_counted() -> None:
     with served(flow=Hungry(), warm_up="") as (client, _):
         assert ask(client)["data"][0]["flowfast"]["micro_batch"] == 2
         assert read(client.get("/metrics").text)["out_of_memory_splits_total"] == 1
+
+
+DASHBOARD = Path(__file__).resolve().parents[2] / "examples/grafana/flowfast.json"
+WORDS = {"sum", "by", "le", "rate", "avg", "histogram_quantile", "job", "finished_reason", "reason"}
+"""What its queries are made of beside metrics and labels' values."""
+
+
+def expressions(dashboard: Any) -> list[str]:
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def test_the_dashboard_names_metrics_that_there_are_and_shows_each(shared: TestClient) -> None:
+    families = text_string_to_metric_families(shared.get("/metrics").text)
+    there = {sample.name for family in families for sample in family.samples}
+    shown = set()
+    for text in expressions(json.loads(DASHBOARD.read_text())):
+        used = set(re.findall(r"flowfast:\w+", text))
+        assert used and used <= there, text
+        shown |= used
+        rest = re.sub(r'flowfast:\w+|\{job=~"\$job"\}|\[\$__rate_interval\]', " ", text)
+        assert set(re.findall(r"[a-z_]+", rest)) <= WORDS, text
+        for left, right in ("()", "{}", "[]"):
+            assert text.count(left) == text.count(right), text
+        assert not re.search(r"rate\(flowfast:(?!\w+_(total|bucket)\b)", text), f"{text}: a rate of a gauge"
+    families_shown = {name.removesuffix("_total").removesuffix("_bucket").removeprefix(PREFIX) for name in shown}
+    assert families_shown == set(KINDS)
+
+
+def test_the_dashboard_has_no_panel_upon_another_and_each_says_what_it_is() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels) == 12
+    cells = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in panels
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+    for panel in panels:
+        assert panel["description"].endswith(".") and panel["datasource"]["uid"] == "${datasource}"
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    assert [each["name"] for each in dashboard["templating"]["list"]] == ["datasource", "job"]
