@@ -55,8 +55,8 @@ def shown(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
         return text
-    fence = "`" * 4
-    return f"# {path}\n\n{fence}{LANGUAGES.get(Path(path).suffix, 'text')}\n{text[:MOST]}\n{fence}\n"
+    head, fence = f"---\nhide: [navigation, toc]\n---\n# {path}\n\n", "`" * 4
+    return f"{head}{fence}{LANGUAGES.get(Path(path).suffix, 'text')}\n{text[:MOST]}\n{fence}\n"
 
 
 def named(nav: Any) -> set[str]:

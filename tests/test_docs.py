@@ -104,7 +104,7 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
         outside.feed(page.read_text(encoding="utf-8"))
         assert outside.found == [], page.name
     api = (tmp_path / "site/api.html").read_text(encoding="utf-8")
-    assert all(f'id="flowfast.{name}"' in api for name in ("api.search", "engine.engine.Engine", "types.Sample"))
+    assert all(f'id="flowfast.{name}"' in api for name in ("api.search", "engine.engine.Engine", "types.Sample.image"))
 
 
 def test_the_build_refuses_a_broken_link_and_shows_pages_that_the_navigation_forgot(tmp_path: Path) -> None:
