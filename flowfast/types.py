@@ -150,7 +150,7 @@ class Candidate(NamedTuple):
     finished: bool
     status: str
     """"" seen, "best" best child so far of its step, "accepted" took the chain on, "discarded" a speculative lane
-    behind an acceptor."""
+    behind an acceptor, "ended" the best child of a chain that none goes on from once the method has regrouped them."""
     nfe: int
     """NFE this prompt had spent after the round."""
 

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"api", "calibration", "config", "engine", "models"},
     "calibrate": {"api", "calibration", "config", "report", "resolve", "rewards"},
     "comparison": {"api", "config", "models", "report", "resolve", "rewards"},
-    "serve": {"config", "engine", "rewards"},
+    "serve": {"config", "engine", "methods", "rewards"},
     "benchmark": {"config", "engine", "models", "report", "rewards"},
     "cli": {
         "api", "archive", "benchmark", "calibrate", "calibration", "comparison", "config", "flow", "methods", "models",

@@ -193,7 +193,7 @@ def test_one_wheel_for_every_python(wheel):
         names = set(archive.namelist())
     expected = {
         str(path.relative_to(ROOT))
-        for suffix in ("py", "safetensors", "json", "txt", "typed")
+        for suffix in ("py", "safetensors", "json", "txt", "typed", "html", "css", "js")
         for path in [*(ROOT / "flowfast").rglob(f"*.{suffix}"), *(ROOT / "flowfast/kernels").glob(f"*.{suffix}")]
         if "lib" not in path.parts
     }

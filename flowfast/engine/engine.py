@@ -103,14 +103,14 @@ class Engine:
 
     def add_request(
         self, prompt: str, *, id: str | None = None, reward: str | None = None, latents: Tensor | None = None,
-        priority: int = 0, deadline: float | None = None, **params: Any,
+        priority: int = 0, deadline: float | None = None, candidates: bool = False, **params: Any,
     ) -> str:  # fmt: skip
         """Takes a search on, and answers its id, by which its events are known.
 
         id: your own, of no request that runs. reward: one of the engine's. latents: own initial noise. priority: lower
-        is earlier. deadline: seconds to its end. params: fields of SearchParams; budget is needed. Raises OptionError,
-        PromptError, BudgetError, ...: nothing was taken on. Where the queue is full or the deadline cannot be met, its
-        event is `Failed`.
+        is earlier. deadline: seconds to its end. candidates: `Progress` tells what each round evaluated. params: fields
+        of SearchParams; budget is needed. Raises OptionError, PromptError, BudgetError, ...: nothing was taken on.
+        Where the queue is full or the deadline cannot be met, its event is `Failed`.
         """
         if self._draining:
             raise OptionError("this engine takes no more requests: it is being drained")
@@ -124,7 +124,7 @@ class Engine:
         request = Request(
             id=name, prompt=text, params=make(SearchParams, params), reward=reward or self.first_reward,
             latents=None if latents is None else real_latents(latents), priority=whole(priority, "priority"),
-            deadline=None if deadline is None else positive(deadline, "deadline"),
+            deadline=None if deadline is None else positive(deadline, "deadline"), candidates=bool(candidates),
         )  # fmt: skip
         self._add(request, number)
         return name

@@ -22,6 +22,7 @@ from flowfast.rounds.state import slice_of
 from flowfast.types import Candidate, Ranked, Sample, Winner
 
 STATUS = ("", "best", "accepted", "discarded")
+TAKEN, ENDED = ("best", "accepted"), "ended"
 LAG = 2
 """Rounds that reports may be behind the device."""
 Jobs = Sequence[Job | None]
@@ -59,16 +60,26 @@ class Reports:
     """The reports of one batch."""
 
     def __init__(self, engine: SlotBatch, transfers: Transfers, tells: bool, records: bool):
-        """tells: how much was spent and found goes with them; records: also what rounds evaluated."""
+        """tells: how much was spent and found goes with them; records: also what rounds evaluated, of all requests
+        rather than of those that ask for it."""
         self.engine, self.transfers, self.tells, self.records = engine, transfers, tells or records, records
+        self.recording = records
+        """Does anybody want to know what the round that is under way evaluates?"""
         self.linear_time: list[float] = engine.linear_time[:-1].tolist()  # the last one is that of a given start
         self.finished: list[bool] = engine.finished.tolist()
         self.seen = [torch.zeros_like(engine.lane[:4]), torch.zeros_like(engine.lane_live)]
         self._sent: deque[_Sent] = deque()
 
+    def wants(self, job: Job | None) -> bool:
+        return job is not None and (self.records or job.request.candidates)
+
+    def begin(self, jobs: Jobs) -> None:
+        """A round of these jobs is sent off."""
+        self.recording = self.tells and any(map(self.wants, jobs))
+
     def note_lanes(self) -> None:
         """Before `decide` lays the lanes of the next round."""
-        if self.records:
+        if self.recording:
             self.seen[0].copy_(self.engine.lane[:4])
             self.seen[1].copy_(self.engine.lane_live)
 
@@ -77,9 +88,17 @@ class Reports:
         found = [state.alive]
         if self.tells:
             found += [state.nfe, state.top_reward]
-        if self.records:
+        if self.recording:
             found += [e.dense, e.status, *self.seen]
+            found += [self._origins(), state.transition] if e.method.regroups else []
         self._sent.append(_Sent(self.transfers.send(found), list(jobs), list(e.rounds), e.size()[0]))
+
+    def _origins(self) -> Tensor:
+        """(B,) the chain whose candidate each chain took at its last transition; -1: it has taken none, or ended."""
+        state = self.engine.state
+        last = (state.transition - 1).clamp(min=0).unsqueeze(1)
+        here = torch.logical_and(state.alive, state.transition > 0)
+        return torch.where(here, state.path_chain.gather(1, last).squeeze(1), -1)
 
     def read(self, all_of_them: bool = False) -> list[Report]:
         """Those that have come, and what is more than LAG rounds old."""
@@ -104,25 +123,37 @@ class Reports:
         found: list[list[Candidate]] = [[] for _ in sent.jobs]
         C, K = self.engine.chains, self.engine.lanes
         reward, status = records[0].flatten().tolist(), records[1].flatten().tolist()
+        gone_on = self._gone_on(*(each.tolist() for each in records[4:]))
         for cell, slot, transition, candidate, live in zip(*records[2].tolist(), records[3].tolist(), strict=True):
             job = sent.jobs[slot] if live else None
-            if job is not None:
+            if job is not None and self.wants(job):
+                chain, word = cell // K % C, STATUS[status[cell]]
+                if word in TAKEN and chain not in gone_on.get((slot, transition), (chain,)):
+                    word = ENDED
                 found[slot].append(
                     Candidate(
                         prompt=job.number,
                         round=sent.rounds[slot] - 1,
-                        chain=cell // K % C,
+                        chain=chain,
                         transition=transition,
                         candidate=candidate,
                         t=self.linear_time[transition],
                         reward=None if math.isnan(reward[cell]) else reward[cell],
                         finished=self.finished[transition],
-                        status=STATUS[status[cell]],
+                        status=word,
                         nfe=nfe[slot],
                     )
                 )
         for of_slot in found:
             of_slot.sort(key=lambda c: (c.chain, c.transition, c.candidate))
+        return found
+
+    def _gone_on(self, origins: Sequence[int] = (), at: Sequence[int] = ()) -> dict[tuple[int, int], set[int]]:
+        """Chains that others went on from, by slot and transition, where the method regroups them."""
+        found: dict[tuple[int, int], set[int]] = {}
+        for cell, (origin, transition) in enumerate(zip(origins, at, strict=True)):
+            if origin >= 0:
+                found.setdefault((cell // self.engine.chains, transition - 1), set()).add(origin)
         return found
 
 

@@ -36,6 +36,8 @@ class Request:
     """Lower is earlier. Who waits gains one in ten seconds, so that none waits for ever."""
     deadline: float | None = None
     """Seconds from its arrival to its end: its budget shrinks where time is short."""
+    candidates: bool = False
+    """Tell with each round what it evaluated, in `Progress.candidates`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Progress(Event):
     nfe: int
     budget: int
     candidates: tuple[Candidate, ...] = ()
-    """What the round evaluated, where the engine records it."""
+    """What the round evaluated, where its request asked for that."""
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class LiveRunner:
     def start(self, jobs: Jobs) -> None:
         engine, clock = self.engine, self.loaded.clock
         clock.mark()
+        self._reports.begin(jobs)
         engine.lay()
         with spans.BRANCH:
             engine.branch()

@@ -191,6 +191,7 @@ def entry_of(request: Request, number: int) -> dict[str, Any]:
         "latents": None if latents is None else [list(latents.shape), latents.flatten().tolist()],
         "priority": request.priority,
         "deadline": request.deadline,
+        "candidates": request.candidates,
     }
 
 
@@ -207,4 +208,5 @@ def request_of(entry: dict[str, Any]) -> Request:
         latents=latents,
         priority=int(entry["priority"]),
         deadline=entry["deadline"],
+        candidates=bool(entry.get("candidates", False)),
     )

@@ -5,6 +5,7 @@ loop (flowfast/rounds/batch.py) runs them all.
 """
 
 from dataclasses import dataclass, fields
+from inspect import getdoc
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -110,6 +111,11 @@ def register(method: type[Method]) -> type[Method]:
     METHODS[method.name] = method
     ADAPTERS.pop(method.name, None)
     return method
+
+
+def described() -> dict[str, str]:
+    """The methods there are, with the first paragraph that each says of itself."""
+    return {name: " ".join((getdoc(method) or "").split("\n\n")[0].split()) for name, method in sorted(METHODS.items())}
 
 
 def make_method(name: str, options: dict[str, object]) -> Method:

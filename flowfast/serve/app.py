@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 
 from flowfast.serve.errors import ApiError
 from flowfast.serve.left import ClientLeft, body_of, unless_left
-from flowfast.serve.schema import ImagesRequest, check_offer, params_of, parse, unknown_model
+from flowfast.serve.page import add_page
+from flowfast.serve.schema import ImagesRequest, SearchRequest, check_offer, params_of, parse, unknown_model
 from flowfast.serve.searches import Asked, Searches, Watcher, all_of, answer_of, spent_on
 from flowfast.serve.security import Front, Keyed
 from flowfast.serve.serving import Serving
@@ -25,9 +26,10 @@ from flowfast.version import __version__
 HEAD_SECONDS = 1.0
 """How long a stream waits for its first event before it says 200: what goes wrong until then has a status."""
 CLIENT_LEFT = 499
-BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": ImagesRequest.model_json_schema()}}}
-}
+BODY, SEARCH_BODY = (
+    {"requestBody": {"required": True, "content": {"application/json": {"schema": form.model_json_schema()}}}}
+    for form in (ImagesRequest, SearchRequest)
+)
 ID = {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
 ERROR = {
     "type": "object", "required": ["error"], "additionalProperties": False,
@@ -99,6 +101,8 @@ def create_app(serving: Serving, key: str | None = None) -> FastAPI:
     add_watching(app, serving)
     add_images(app, serving)
     add_searches(app, serving)
+    if serving.config.page:
+        add_page(app)
     return app
 
 
@@ -147,8 +151,13 @@ def add_watching(app: FastAPI, serving: Serving) -> None:
             raise unknown_model(id, serving.config)
         return found
 
+    async def info() -> dict[str, Any]:
+        """What this server offers, and how full it is."""
+        return serving.offer
+
     paths: dict[str, Callable[..., Any]] = {
-        "/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models, "/v1/models/{id:path}": model
+        "/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models, "/v1/models/{id:path}": model,
+        "/v1/info": info,
     }  # fmt: skip
     for path, answer in paths.items():
         app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)(answer)
@@ -172,9 +181,11 @@ def add_images(app: FastAPI, serving: Serving) -> None:
         raise ApiError(501, text, "not_implemented")
 
 
-async def asked_of(serving: Serving, request: Request) -> tuple[Searches, Asked]:
+async def asked_of(
+    serving: Serving, request: Request, form: type[ImagesRequest] = ImagesRequest
+) -> tuple[Searches, Asked]:
     """A request that may begin. Raises ApiError."""
-    asked = parse(await body_of(request))
+    asked = parse(await body_of(request), form)
     searches = serving.searches()
     check_offer(asked, serving.config, searches.engine.rewards, serving.size)
     request.state.facts["n"] = asked.n
@@ -209,12 +220,12 @@ async def generate(serving: Serving, request: Request) -> Response:
 
 def add_searches(app: FastAPI, serving: Serving) -> None:
     async def begin(request: Request) -> Response:
-        searches, asked = await asked_of(serving, request)
+        searches, asked = await asked_of(serving, request, SearchRequest)
         if asked.request.stream:
             raise ApiError(400, "field 'stream': GET the events of the search instead", "invalid_value", "stream")
         return JSONResponse(serving.records.begin(searches, asked).content, 202)
 
-    @app.post("/v1/searches", response_model=None, openapi_extra=BODY, responses=ASKED | BEGUN, status_code=202)
+    @app.post("/v1/searches", response_model=None, openapi_extra=SEARCH_BODY, responses=ASKED | BEGUN, status_code=202)
     async def post(request: Request) -> Response:
         """Begins n searches, which go on though the client leaves; answers an id at once."""
         return await begin(request)

@@ -58,6 +58,8 @@ class ServeConfig(EngineConfig):
     OMP_NUM_THREADS in the environment goes before that. Last bits of results depend on it."""
     allow_anonymous: bool = False
     """Listen beyond loopback without a key."""
+    page: bool = True
+    """A page at / where a person searches by hand, and watches."""
     warm_up: str = "two red circles"
     """Prompt that is drawn once in each quality before /ready; an empty one: nothing is drawn."""
 

@@ -15,6 +15,7 @@ from flowfast.engine.request import Event, Found, Partial, Progress
 from flowfast.serve import pictures
 from flowfast.serve.engines import Restarted
 from flowfast.serve.errors import ApiError, fault
+from flowfast.serve.points import LETTERS, Points
 from flowfast.serve.searches import Asked, Searches, all_of, answer_of, number
 
 log = logging.getLogger("flowfast.serve")
@@ -47,9 +48,10 @@ class Record:
         self.spent: Counter[int] = Counter()
         self.told: Counter[int] = Counter()
         self.best: dict[int, float] = {}
+        self.points = Points() if asked.params.get("candidates") else None
         self.task: asyncio.Task[None] | None = None
         self.size = 0
-        """Letters of its pictures."""
+        """Letters of its pictures and candidates."""
         self.tell("queued")
 
     @property
@@ -65,7 +67,7 @@ class Record:
 
     def tell(self, kind: str, **facts: Any) -> None:
         self.events.append({"type": f"search.{kind}", "id": self.id, **facts})
-        self.size += len(facts.get("b64_json", ""))
+        self.size += len(facts.get("b64_json", "")) + LETTERS * len(facts.get("candidates", ()))
         self.news.set()
         self.news = asyncio.Event()
 
@@ -76,6 +78,8 @@ class Record:
             self.spent.pop(index, None)
             self.told.pop(index, None)
             self.best.pop(index, None)
+            if self.points is not None:
+                self.points.restart(index)
             self.tell("restarted", index=index, times=event.times)
         elif isinstance(event, Found):
             self.best[index] = event.reward
@@ -85,13 +89,17 @@ class Record:
             self._progress(index, event.nfe, b64_json=text)
         elif isinstance(event, Progress):
             self.spent[index] = event.nfe
+            if self.points is not None:
+                self.points.add(index, event.nfe, event.candidates)
             if event.nfe * STEPS // budget > self.told[index]:
                 self.told[index] = event.nfe * STEPS // budget
                 self._progress(index, event.nfe)
 
-    def _progress(self, index: int, nfe: int, **picture: str) -> None:
+    def _progress(self, index: int, nfe: int, **more: Any) -> None:
+        if self.points is not None:
+            more["candidates"] = self.points.take(index)
         best = number(self.best.get(index))
-        self.tell("progress", index=index, nfe=nfe, budget=self.asked.params["budget"], best_reward=best, **picture)
+        self.tell("progress", index=index, nfe=nfe, budget=self.asked.params["budget"], best_reward=best, **more)
 
     def done(self, index: int, entries: list[dict[str, Any]]) -> None:
         best = entries[0]["flowfast"]
@@ -99,6 +107,8 @@ class Record:
         if best["reward"] is not None:
             self.best[index] = best["reward"]
         self.size += sum(len(entry["b64_json"]) for entry in entries)
+        if self.points is not None and self.points.waiting(index):
+            self._progress(index, best["nfe"])
         self.tell("finished", index=index, data=[entry["flowfast"] for entry in entries])
 
     async def run(self, searches: Searches) -> None:

@@ -69,10 +69,14 @@ class ImagesRequest(BaseModel):
         return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
 
 
-NAMES = list(ImagesRequest.model_fields)
+class SearchRequest(ImagesRequest):
+    """The body of POST /v1/searches."""
+
+    candidates: bool = False
+    """Tell what was tried with the events of its progress."""
 
 
-def parse(body: bytes) -> ImagesRequest:
+def parse(body: bytes, form: type[ImagesRequest] = ImagesRequest) -> ImagesRequest:
     """Raises ApiError for anything else."""
 
     def no_number(text: str) -> Any:
@@ -91,9 +95,9 @@ def parse(body: bytes) -> ImagesRequest:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ApiError(400, f"expected a body in JSON: {why}", "invalid_json") from None
     try:
-        return ImagesRequest.model_validate(fields)
+        return form.model_validate(fields)
     except ValidationError as error:
-        raise wrong_fields(error, NAMES) from None
+        raise wrong_fields(error, list(form.model_fields)) from None
 
 
 def check_offer(asked: ImagesRequest, config: ServeConfig, rewards: tuple[str, ...], size: str | None) -> None:
@@ -126,6 +130,8 @@ def params_of(asked: ImagesRequest, config: ServeConfig) -> dict[str, Any]:
     optional = {name: getattr(asked, name) for name in ("guidance", "method", "reward", "until")}
     if asked.deadline_ms is not None:
         optional["deadline"] = asked.deadline_ms / 1000
+    if isinstance(asked, SearchRequest):
+        optional["candidates"] = asked.candidates
     return {
         **{name: getattr(asked, name) for name in names},
         **{name: value for name, value in optional.items() if value is not None},

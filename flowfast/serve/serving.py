@@ -13,6 +13,7 @@ from typing import Any
 from flowfast.engine.engine import SLOTS
 from flowfast.engine.standing import Standing
 from flowfast.errors import EngineDeadError
+from flowfast.methods import described
 from flowfast.serve.config import ServeConfig
 from flowfast.serve.engines import Engines, warm_up
 from flowfast.serve.errors import unavailable
@@ -23,6 +24,7 @@ from flowfast.serve.records import Records
 from flowfast.serve.searches import Searches
 from flowfast.serve.sse import Streams
 from flowfast.serve.worker import engine_of
+from flowfast.version import __version__
 
 log = logging.getLogger("flowfast.serve")
 
@@ -64,6 +66,19 @@ class Serving:
         if self.phase != "ready" or self.engine is None:
             raise unavailable(f"this server is {self.phase}: try again later", self.phase, 5)
         return Searches(self.engine, self.gate, self.metrics)
+
+    @property
+    def offer(self) -> dict[str, Any]:
+        """What GET /v1/info answers."""
+        config, standing = self.config, self._standing()
+        return {
+            "object": "info", "version": __version__, "status": self.phase, "models": list(config.models),
+            "size": self.size, "methods": described(), "rewards": [] if self.engine is None else self.engine.rewards,
+            "qualities": config.quality, "budget": config.budget_of("auto"), "max_budget": config.largest_budget,
+            "slots": (config.slots or SLOTS) * config.count, "running": standing.running if standing else 0,
+            "waiting": standing.waiting if standing else 0, "room": self.gate.most - self.gate.inside,
+            "prompt": config.warm_up,
+        }  # fmt: skip
 
     # ---- loading ----
 

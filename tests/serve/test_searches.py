@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from flowfast.serve import records
+from flowfast.serve import points, records
+from flowfast.types import Candidate
 from tests.serve.conftest import PATH, PATIENCE, SEARCH, Server, events_of, in_time, pixels, served
 
 SEARCHES = "/v1/searches"
@@ -156,3 +157,73 @@ def test_the_servers_end_takes_them_back() -> None:
             assert record.status == "aborted"
 
     in_time(work)
+
+
+# ---- what was tried ----
+
+
+def points_of(events: list[dict[str, Any]], index: int = 0) -> list[dict[str, Any]]:
+    told = [event for event in events if event["type"] == "search.progress" and event["index"] == index]
+    return [point for event in told for point in event["candidates"]]
+
+
+@pytest.mark.parametrize("method", ["svdd", "rbf", "prune", "smc", "bon", "ode"])
+def test_every_candidate_is_told_to_who_asks(shared: TestClient, method: str) -> None:
+    id = begun(shared, method=method, n=2, candidates=True)
+    events = events_of(shared.get(f"{SEARCHES}/{id}/events").text)
+    for index, entry in enumerate(ended(shared, id)["result"]["data"]):
+        facts, points = entry["flowfast"], points_of(events, index)
+        assert len(points) == facts["nfe"], "an evaluation is one NFE here"
+        assert [point["nfe"] for point in points] == list(range(1, facts["nfe"] + 1))
+        assert sum(point["reward"] is not None for point in points) == facts["reward_calls"]
+        by_address = {(point["chain"], point["transition"], point["candidate"]): point for point in points}
+        path = [by_address[tuple(step)] for step in facts["winner"]["path"]]
+        assert {point["status"] for point in path} <= {"kept", "accepted", "best"}
+        assert path[-1]["finished"] and path[-1]["status"] == "best" and path[-1]["reward"] == facts["reward"]
+        best = [point["reward"] for point in points if point["status"] == "best"]
+        found = [event["reward"] for event in events if event["type"] == "search.found" and event["index"] == index]
+        assert best == sorted(set(best)) and best[-1] == found[-1]
+        assert any(point["status"] == "dropped" for point in points) == (method not in ("bon", "ode"))
+
+
+def test_who_does_not_ask_is_told_none_and_costs_none(shared: TestClient) -> None:
+    events = events_of(shared.get(f"{SEARCHES}/{begun(shared)}/events").text)
+    assert not any("candidates" in event for event in events)
+    answer = shared.post(PATH, json={"prompt": "a", **SEARCH, "candidates": True})
+    assert answer.status_code == 400 and "unknown field 'candidates'" in answer.json()["error"]["message"]
+
+
+def test_only_so_many_candidates_are_kept(monkeypatch: pytest.MonkeyPatch, shared: TestClient) -> None:
+    monkeypatch.setattr(points, "MOST_POINTS", 50)
+    id = begun(shared, n=2, candidates=True)
+    events = events_of(shared.get(f"{SEARCHES}/{id}/events").text)
+    assert sum(len(points_of(events, index)) for index in range(2)) == 50
+    assert events[-1]["status"] == "finished"
+
+
+def test_a_search_that_begins_anew_tells_its_candidates_anew(shared: TestClient) -> None:
+    def told() -> list[dict[str, Any]]:
+        each = Candidate(0, 0, 0, 3, 0, 0.5, -1.0, True, "best", 4)
+        collected.add(1, 2, [each])
+        collected.add(1, 4, [each._replace(candidate=1), each._replace(candidate=2, reward=2.0)])
+        return collected.take(1)
+
+    collected = points.Points()
+    first = told()
+    assert [(each["nfe"], each["status"]) for each in first] == [(2, "best"), (3, "kept"), (4, "best")]
+    assert told() != first
+    collected.restart(1)
+    assert told() == first
+
+
+def test_info_tells_what_there_is() -> None:
+    with served(key="k", alias=("other",), max_budget=90) as (client, server):
+        assert client.get("/v1/info").status_code == 401
+        info = client.get("/v1/info", headers={"authorization": "Bearer k"}).json()
+        assert info["status"] == "ready" and info["models"] == ["toy", "other"] and info["rewards"] == ["near", "far"]
+        assert info["qualities"] == {"low": 20, "medium": 40} and info["budget"] == 40 and info["max_budget"] == 90
+        assert {"auto", "prune", "rbf", "ode"} <= set(info["methods"]) and all(info["methods"].values())
+        assert (info["running"], info["waiting"], info["slots"], info["room"]) == (0, 0, 2, 66)
+        assert info["size"] == "6x4" and info["prompt"]
+        with server.serving.gate.held(3):
+            assert client.get("/v1/info", headers={"authorization": "Bearer k"}).json()["room"] == 63
