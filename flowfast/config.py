@@ -81,6 +81,8 @@ class QueueConfig(Config):
     """The largest budget of a request, in NFE: batches have room for it, so that smaller ones fit into them."""
     max_waiting: Annotated[int | None, Within(0, MOST_ROWS)] = 1024
     """Requests that may wait for a slot; None: any number."""
+    memory_share: Annotated[float, Within(0, 1, above=True)] = 0.5
+    """Of the device's memory, that all batches may take together; a quarter of that one alone."""
     save_to: str | None = None
     """File of the engine's state, with a journal of its requests beside it; None: nothing is kept."""
     save_seconds: Annotated[float, Within(0, MOST_SECONDS)] = 30.0

@@ -13,7 +13,7 @@ from flowfast.config import make
 from flowfast.errors import OptionError
 from flowfast.serve.config import ServeConfig
 
-OTHERWISE = {"model_options", "alias", "other_rewards", "quality", "devices"}
+OTHERWISE = {"model_options", "alias", "other_rewards", "quality", "devices", "size"}
 """Fields whose options stand below."""
 
 
@@ -35,6 +35,10 @@ def command(
     other_reward: Annotated[
         list[str] | None, typer.Option(help="A reward that requests may choose beside the first one; several times.")
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Sizes of pictures: 512x512,1024x1024; the first is that of requests that name none."),
+    ] = None,
     devices: Annotated[
         str | None, typer.Option(help="An engine in a process of its own on each: cuda:0,cuda:1.")
     ] = None,
@@ -47,7 +51,7 @@ def command(
     """Serve OpenAI's images API: each picture is a search, which clients may watch and stop."""
     asked = {name: value for name, value in read_config(config).items() if name != "prompts"} if config else {}
     asked = with_options(asked | given, None, model_option)
-    lists: dict[str, Any] = {"alias": alias, "other_rewards": other_reward, "devices": devices}
+    lists: dict[str, Any] = {"alias": alias, "other_rewards": other_reward, "devices": devices, "size": size}
     lists["quality"] = None if quality is None else budgets(quality)
     chosen = make(ServeConfig, asked | {name: value for name, value in lists.items() if value is not None})
     from flowfast.serve.run import serve

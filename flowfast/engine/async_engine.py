@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from torch import Tensor
@@ -30,10 +30,13 @@ class AsyncEngine:
         await engine.drain(seconds=30)
 
     A task that is cancelled, or leaves its loop early, aborts its request. Takes what `Engine` takes, or an engine that
-    nobody else will touch.
+    nobody else will touch; turn: held while its thread works, where several engines share a device.
     """
 
-    def __init__(self, *args: Any, engine: Engine | None = None, **options: Any):
+    def __init__(
+        self, *args: Any, engine: Engine | None = None, turn: AbstractContextManager[Any] | None = None, **options: Any
+    ):
+        self._turn = nullcontext() if turn is None else turn
         self._work: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._listeners: dict[str, Listener] = {}
@@ -169,10 +172,11 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._wait():
-                while self._work:
-                    self._work.popleft()()
-                if self._engine.busy:
-                    self._tell(self._engine.step())
+                with self._turn:
+                    while self._work:
+                        self._work.popleft()()
+                    if self._engine.busy:
+                        self._tell(self._engine.step())
                 with self._wake:
                     if self._drains and not self._work and not self._engine.busy:
                         self._end_drains()

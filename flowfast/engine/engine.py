@@ -90,7 +90,8 @@ class Engine:
     def _begin(self) -> None:
         """An empty core for the model as it is now."""
         options, loaded = self.options, self.loaded
-        maker = LiveMaker(loaded, slots=options.slots or SLOTS, overlap=options.overlap, share=0.5)
+        slots, share = options.slots or SLOTS, options.memory_share
+        maker = LiveMaker(loaded, slots=slots, overlap=options.overlap, share=share)
         self.core = EngineCore(maker, micro_batch=options.micro_batch or 1, most_waiting=options.max_waiting)
         self._sized = options.micro_batch is not None
         self.core.save = None if self.kept is None else self._save

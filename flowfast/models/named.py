@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,15 @@ def load(name: str | Path, **options: Any) -> Flow:
         f"unknown model {name!r}: choose one of {', '.join(MODELS)}, the id or folder of a diffusers pipeline "
         "(owner/name), or build your own with flowfast.flow_from"
     )
+
+
+def load_sizes(name: str, sizes: Sequence[str], **options: Any) -> list[Flow]:
+    """A flow for each size of its pictures, "512x768" with the width first, on weights that they share. Raises as
+    `load`, and OptionError where the model has one size."""
+    if name in MODELS:
+        raise OptionError(f"model {name!r} draws pictures of one size: leave size out")
+    (width, height), *others = [map(int, size.split("x")) for size in sizes]
+    first: Any = load(name, height=height, width=width, **options)
+    from flowfast.models.diffusers.base import resized
+
+    return [first, *(resized(first, high, wide) for wide, high in others)]

@@ -187,7 +187,7 @@ async def asked_of(
     """A request that may begin. Raises ApiError."""
     asked = parse(await body_of(request), form)
     searches = serving.searches()
-    check_offer(asked, serving.config, searches.engine.rewards, serving.size)
+    check_offer(asked, serving.config, searches.engine.rewards, serving.sizes)
     request.state.facts["n"] = asked.n
     return searches, Asked(asked, params_of(asked, serving.config), asked.quality)
 

@@ -21,6 +21,8 @@ SAME = {"auto": "medium", "standard": "medium", "hd": "high"}
 KEY = "FLOWFAST_API_KEY"
 DEVICE = re.compile(r"cpu|cuda(?::\d{1,3})?")
 MOST_ENGINES = 64
+SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
+MOST_SIZES = 16
 
 
 class ServeConfig(EngineConfig):
@@ -36,6 +38,10 @@ class ServeConfig(EngineConfig):
     """Rewards that a request may choose beside the first one."""
     quality: dict[str, Budget] = {"low": 50, "medium": 200, "high": 500}
     """Budgets by the names low, medium, high."""
+    size: tuple[str, ...] = ()
+    """Sizes of pictures, 512x512,1024x1024 (width first); the first is that of requests that name none.
+
+    For models that have several; they share its weights. If not given, the model's own."""
     max_budget: Annotated[int | None, Within(1, MOST_NFE)] = None
     """The largest budget of a request; the largest of the qualities if not given.
 
@@ -63,10 +69,10 @@ class ServeConfig(EngineConfig):
     warm_up: str = "two red circles"
     """Prompt that is drawn once in each quality before /ready; an empty one: nothing is drawn."""
 
-    @field_validator("devices", mode="before")
+    @field_validator("devices", "size", mode="before")
     @classmethod
-    def _one_by_one(cls, devices: Any) -> Any:
-        return tuple(name.strip() for name in devices.split(",")) if isinstance(devices, str) else devices
+    def _one_by_one(cls, names: Any) -> Any:
+        return tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else names
 
     @model_validator(mode="before")
     @classmethod
@@ -87,6 +93,7 @@ class ServeConfig(EngineConfig):
             most = max(self.quality.values())
             raise OptionError(f"max_budget {self.max_budget} is below a quality's {most}: raise it, or lower that")
         self._check_devices()
+        self._check_sizes()
         return self
 
     def _check_devices(self) -> None:
@@ -103,6 +110,14 @@ class ServeConfig(EngineConfig):
             raise OptionError(f"{both}: leave engines out, or make them as many")
         if devices and {"device", "device_map"} & set(self.model_options):
             raise OptionError("model_options say a device, and so do devices: give one of them")
+
+    def _check_sizes(self) -> None:
+        wrong = [size for size in self.size if not SIZE.fullmatch(size) or self.size.count(size) > 1]
+        if wrong or len(self.size) > MOST_SIZES:
+            got = repr(wrong[0])[:40] if wrong else f"{len(self.size)} of them"
+            raise OptionError(f"expected up to {MOST_SIZES} different sizes such as 512x512,1024x768, got {got}")
+        if self.size and {"height", "width"} & set(self.model_options):
+            raise OptionError("model_options say a height or width, and so does size: give one of them")
 
     @property
     def apart(self) -> bool:
@@ -135,7 +150,9 @@ class ServeConfig(EngineConfig):
         """For `flowfast.AsyncEngine`, beside model and rewards."""
         names = [name for name in EngineConfig.model_fields if name not in ("model", "reward")]
         options = {name: getattr(self, name) for name in names}
-        waiting = None if self.apart else self.queue  # the server's gate bounds them all, wherever they wait
+        waiting = (
+            None if self.apart or self.size else self.queue
+        )  # the server's gate bounds them all, wherever they wait
         return {**options, "max_budget": self.largest_budget, "max_waiting": waiting}
 
     def budget_of(self, quality: str) -> int | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import product
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from flowfast.engine.request import Event, Failed, Finished
 from flowfast.engine.standing import Standing
@@ -18,8 +21,8 @@ class Engines(Protocol):
     """What this package uses of `flowfast.AsyncEngine`, which is one of these; see there."""
 
     def generate(self, prompt: str, *, looks: int = 0, **params: Any) -> AsyncGenerator[Event, None]:
-        """Events of one request, the last one `Finished` or `Failed`. Who leaves early aborts it. Raises
-        FlowfastError where it is not taken on."""
+        """Events of one request, the last one `Finished` or `Failed`. Who leaves early aborts it. Where a server has
+        several sizes, `size` is one of them. Raises FlowfastError where it is not taken on."""
 
     @property
     def rewards(self) -> tuple[str, ...]:
@@ -49,18 +52,34 @@ class Restarted(Event):
     """This one included."""
 
 
-async def warm_up(engine: Engines, config: ServeConfig) -> str | None:
-    """Draws once in each quality, which makes memory, graphs and compiled code. Answers the size of the pictures,
-    "512x768"; None: nothing is to be drawn. Raises FlowfastError."""
-    size = None
-    for budget in sorted(set(config.quality.values())) if config.warm_up else ():
-        async with aclosing(engine.generate(config.warm_up, budget=budget)) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Finished):
-                    shape = tuple(event.sample.image.shape)
-                    if len(shape) != 3 or shape[0] != 3:
-                        raise ModelError(f"expected a model of pictures (3, H, W), got {shape}")
-                    size = f"{shape[2]}x{shape[1]}"
-    return size
+def added(*several: Standing) -> Standing:
+    """Counts of several engines together."""
+    names = [each.name for each in fields(Standing)]
+    return Standing(**{name: sum(getattr(each, name) for each in several) for name in names})
+
+
+async def warm_up(engine: Engines, config: ServeConfig) -> tuple[str, ...]:
+    """Draws once in each size and quality, which makes memory, graphs and compiled code. Answers the sizes of its
+    pictures, "512x768"; none where the model has its own and nothing is to be drawn. Raises FlowfastError."""
+    drawn: dict[str, None] = {}
+    budgets = sorted(set(config.quality.values())) if config.warm_up else []
+    for size, budget in product(config.size or (None,), budgets):
+        image = await draw(engine, config.warm_up, budget=budget, **({} if size is None else {"size": size}))
+        if len(image.shape) != 3 or image.shape[0] != 3:
+            raise ModelError(f"expected a model of pictures (3, H, W), got {tuple(image.shape)}")
+        found = f"{image.shape[2]}x{image.shape[1]}"
+        if size not in (None, found):
+            raise ModelError(f"expected pictures of {size} from this model, got {found}: choose another size")
+        drawn[found] = None
+    return config.size or tuple(drawn)
+
+
+async def draw(engine: Engines, prompt: str, **params: Any) -> Tensor:
+    """The picture of one request. Raises FlowfastError."""
+    async with aclosing(engine.generate(prompt, **params)) as events:
+        async for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                return event.sample.image
+    raise AssertionError("the last event of a request is Finished or Failed")

@@ -18,7 +18,7 @@ from flowfast.engine.standing import Standing
 from flowfast.errors import AbortedError, DeadlineError, EngineDeadError, OptionError
 from flowfast.serve.child import GRACE, Child
 from flowfast.serve.config import ServeConfig
-from flowfast.serve.engines import Engines, Restarted
+from flowfast.serve.engines import Engines, Restarted, added
 from flowfast.serve.worker import Setup, engine_of
 
 log = logging.getLogger("flowfast.serve")
@@ -80,7 +80,7 @@ class Fleet:
         self.config, self.make = config, make
         self.seats = [Seat(number) for number in range(config.count)]
         self.rewards: tuple[str, ...] = ()
-        self.size: str | None = None
+        self.sizes: tuple[str, ...] = ()
         self.death: EngineDeadError | None = None
         self._open: dict[str, Open] = {}
         self._ids = itertools.count()
@@ -90,8 +90,8 @@ class Fleet:
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> str | None:
-        """Returns the size of its pictures once all engines are ready. Raises what the first one raises that is
+    async def start(self) -> tuple[str, ...]:
+        """Returns the sizes of its pictures once all engines are ready. Raises what the first one raises that is
         not."""
         try:
             await asyncio.gather(*(self._begin(seat) for seat in self.seats))
@@ -104,7 +104,7 @@ class Fleet:
         except BaseException:
             self.close()
             raise
-        return self.size
+        return self.sizes
 
     # ---- a request ----
 
@@ -141,16 +141,15 @@ class Fleet:
             if options["deadline"] <= 0:
                 late = DeadlineError(f"its deadline passed as it waited for an engine, for {waited:.3g} s: try again")
                 return self._end(request, Failed(request.id, "deadline", late))
-        seat = min(up, key=lambda seat: (*self.load_of(seat), seat.number))
+        seat = min(up, key=self.load_of)
         request.seat, request.begun, request.left = seat, now, request.options.get("budget") or 0
         request.starts += 1
         assert seat.child is not None
         seat.child.send("add", request.id, request.prompt, options)
 
-    def load_of(self, seat: Seat) -> tuple[int, int]:
-        """NFE that its requests may still take, and their number."""
-        left = [request.left for request in self._open.values() if request.seat is seat]
-        return sum(left), len(left)
+    def load_of(self, seat: Seat) -> int:
+        """NFE that its requests may still take."""
+        return sum(request.left for request in self._open.values() if request.seat is seat)
 
     def _take_back(self, request: Open) -> None:
         """Nobody waits for it any more."""
@@ -192,7 +191,7 @@ class Fleet:
                 if id in self._open:
                     self._end(self._open[id], error)
             case "ready":
-                self.rewards, self.size = facts
+                self.rewards, self.sizes = facts
                 seat.up = True
                 if not self._started.done() and all(seat.up for seat in self.seats):
                     self._started.set_result(None)
@@ -302,9 +301,3 @@ class Fleet:
         end = time.monotonic() + GRACE
         for child in children:
             child.ended(max(0.0, end - time.monotonic()))
-
-
-def added(*several: Standing) -> Standing:
-    """Counts of several engines together."""
-    names = [each.name for each in fields(Standing)]
-    return Standing(**{name: sum(getattr(each, name) for each in several) for name in names})

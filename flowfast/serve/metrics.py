@@ -119,5 +119,5 @@ class _OfFleet:
             name = [str(seat.number)]
             up.add_metric(name, seat.up)
             restarts.add_metric(name, seat.restarts)
-            left.add_metric(name, self.fleet.load_of(seat)[0])
+            left.add_metric(name, self.fleet.load_of(seat))
         yield from (up, restarts, left)

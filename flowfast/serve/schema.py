@@ -100,14 +100,14 @@ def parse(body: bytes, form: type[ImagesRequest] = ImagesRequest) -> ImagesReque
         raise wrong_fields(error, list(form.model_fields)) from None
 
 
-def check_offer(asked: ImagesRequest, config: ServeConfig, rewards: tuple[str, ...], size: str | None) -> None:
-    """Raises ApiError for what this server does not have. size: of its pictures, where it is known."""
+def check_offer(asked: ImagesRequest, config: ServeConfig, rewards: tuple[str, ...], sizes: tuple[str, ...]) -> None:
+    """Raises ApiError for what this server does not have. sizes: of its pictures, as far as they are known."""
     if asked.model is not None and asked.model not in config.models:
         raise unknown_model(asked.model, config)
     if asked.response_format == "url":
         raise unserved("response_format", "url", ["b64_json"], " (a picture lies at no URL of this server)")
-    if asked.size != "auto" and asked.size != size:
-        raise unserved("size", asked.size, ["auto", *([size] if size else [])])
+    if asked.size not in ("auto", *sizes):
+        raise unserved("size", asked.size, ["auto", *sizes])
     if config.budget_of(asked.quality) is None:
         raise unserved("quality", asked.quality, ["auto", *config.quality])
     if asked.reward is not None and asked.reward not in rewards:
@@ -132,6 +132,8 @@ def params_of(asked: ImagesRequest, config: ServeConfig) -> dict[str, Any]:
         optional["deadline"] = asked.deadline_ms / 1000
     if isinstance(asked, SearchRequest):
         optional["candidates"] = asked.candidates
+    if config.size:
+        optional["size"] = config.size[0] if asked.size == "auto" else asked.size
     return {
         **{name: getattr(asked, name) for name in names},
         **{name: value for name, value in optional.items() if value is not None},

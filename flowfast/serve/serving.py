@@ -47,14 +47,19 @@ class Serving:
         self.created = int(time.time())
         self.phase = "loading"
         """loading, ready, draining or failed."""
-        self.size: str | None = None
-        """Of its pictures, where one was drawn."""
+        self.sizes: tuple[str, ...] = ()
+        """Of its pictures, the first one where none is asked for; none where that is not known yet."""
         self.failure: BaseException | None = None
         self.on_loaded: Callable[[], None] = lambda: None
         """Called once it is ready, or has failed."""
 
     def _standing(self) -> Standing | None:
         return None if self.engine is None else self.engine.standing
+
+    @property
+    def size(self) -> str | None:
+        """Of pictures for which none is asked, where it is known."""
+        return self.sizes[0] if self.sizes else None
 
     @property
     def death(self) -> BaseException | None:
@@ -93,7 +98,7 @@ class Serving:
                     engine.close()
                     return
                 self.engine = engine
-                self.size = await warm_up(engine, self.config)
+                self.sizes = await warm_up(engine, self.config)
             self.phase = "ready" if self.phase == "loading" else self.phase
         except Exception as error:
             if self.phase != "draining":
@@ -103,7 +108,7 @@ class Serving:
     async def _start(self, fleet: Fleet) -> None:
         self.engine = fleet
         self.metrics.watch_fleet(fleet)
-        self.size = await fleet.start()
+        self.sizes = await fleet.start()
 
     # ---- its end ----
 

@@ -19,11 +19,13 @@ import torch
 from flowfast import secrets
 from flowfast.engine.async_engine import AsyncEngine
 from flowfast.engine.request import Failed, Finished
+from flowfast.engine.sizes import engines_of_sizes
 from flowfast.engine.standing import Standing
 from flowfast.errors import AbortedError, EngineDeadError, FlowfastError, OptionError
 from flowfast.memory import keep_memory
 from flowfast.serve.config import ServeConfig
 from flowfast.serve.engines import Engines, warm_up
+from flowfast.serve.sizes import Sizes
 from flowfast.serve.wire import packed
 
 log = logging.getLogger("flowfast.serve")
@@ -34,7 +36,10 @@ TICK = 0.1
 
 def engine_of(config: ServeConfig) -> Engines:
     """That of a configuration. Raises FlowfastError."""
-    return AsyncEngine(config.model, [config.reward, *config.other_rewards], **config.engine_options)
+    rewards = [config.reward, *config.other_rewards]
+    if config.size:
+        return Sizes(engines_of_sizes(config.model, rewards, config.size, **config.engine_options))
+    return AsyncEngine(config.model, rewards, **config.engine_options)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def work(connection: Connection, setup: Setup) -> None:
 
 
 class Worker:
-    """Takes ("add", id, prompt, options), ("abort", id), ("close",). Tells ("ready", rewards, size) or ("failed",
+    """Takes ("add", id, prompt, options), ("abort", id), ("close",). Tells ("ready", rewards, sizes) or ("failed",
     error) first, then ("event", event), ("refused", id, error), ("standing", standing), and ("died", text) as its last
     word. Whoever closes the pipe, by dying for instance, ends the process at once."""
 
@@ -79,14 +84,14 @@ class Worker:
         try:
             check_device(self.setup.device)
             self.engine = self.setup.make(self.setup.config)
-            size = await warm_up(self.engine, self.setup.config)
+            sizes = await warm_up(self.engine, self.setup.config)
         except Exception as error:
             if not isinstance(error, FlowfastError):
                 log.exception("an engine could not be made")
                 error = RuntimeError(f"{type(error).__name__}: {error}")
             self._send("failed", error)
             os._exit(1)
-        self._send("ready", self.engine.rewards, size)
+        self._send("ready", self.engine.rewards, sizes)
         while True:
             self._tell_standing()
             if (death := self.engine.death) is not None:

@@ -245,6 +245,7 @@ def test_a_second_signal_ends_at_once() -> None:
         (["--reward", "beauty"], "unknown reward 'beauty'"),
         (["--warm-up", "a poem"], "poem"),
         (["--slots", "0"], "slots"),
+        (["--size", "64x64"], "model 'scenes' draws pictures of one size"),
         (["--config", "/nowhere/server.yaml"], "cannot read"),
     ],
 )

@@ -54,7 +54,8 @@ class Server:
 
     @property
     def busy(self) -> Seat:
-        (seat,) = [seat for seat in self.fleet.seats if self.fleet.load_of(seat)[1]]
+        (seat,) = {request.seat for request in self.fleet._open.values()}
+        assert seat is not None
         return seat
 
 

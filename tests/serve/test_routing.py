@@ -93,8 +93,8 @@ async def started(fakes: list[Fake], **options: Any) -> Fleet:
     await settle()
     for fake in sorted(fakes, key=lambda fake: fake.number):
         assert not starting.done()
-        fake.hear("ready", ("near",), "6x4")
-    assert await starting == "6x4"
+        fake.hear("ready", ("near",), ("6x4",))
+    assert await starting == ("6x4",)
     fakes.sort(key=lambda fake: fake.number)
     return fleet
 
@@ -236,7 +236,7 @@ def test_requests_of_a_dead_engine_begin_anew_on_another(fakes: list[Fake]) -> N
         assert len(fakes) == 3 and fakes[2].number == 0  # a new process
         await ask(fleet)
         assert fakes[1].ids[-1] == "2"  # it is not ready
-        fakes[2].hear("ready", ("near",), "6x4")
+        fakes[2].hear("ready", ("near",), ("6x4",))
         await ask(fleet)
         assert fakes[2].ids == ["3"]
 
@@ -251,7 +251,7 @@ def test_where_no_engine_is_left_requests_wait_for_one(fakes: list[Fake]) -> Non
         fakes[0].hear("gone", 1)
         waiting, late = await ask(fleet), await ask(fleet, deadline=0.01)
         assert fleet.standing.waiting == 3
-        fakes[1].hear("ready", ("near",), "6x4")
+        fakes[1].hear("ready", ("near",), ("6x4",))
         await settle()
         assert fakes[1].ids == ["0", "1"] and running.events == [Restarted("0", 1)] and not waiting.events
         (last,) = late.events
@@ -268,7 +268,7 @@ def test_a_request_of_which_engines_die_ends_alone(fakes: list[Fake]) -> None:
             assert len(fatal.events) == times
             fakes[-1].hear("gone", -11)
             await settle()
-            fakes[-1].hear("ready", ("near",), "6x4")
+            fakes[-1].hear("ready", ("near",), ("6x4",))
             await settle()
         last = fatal.events[-1]
         assert isinstance(last, Failed) and last.reason == "engine" and "3 engines died" in str(last.error)
@@ -301,7 +301,7 @@ def test_an_engine_that_always_dies_ends_the_service(fakes: list[Fake]) -> None:
         async with server.app.router.lifespan_context(server.app):
             await settle()
             for fake in list(fakes):
-                fake.hear("ready", ("near",), "6x4")
+                fake.hear("ready", ("near",), ("6x4",))
             await settle()
             assert server.serving.phase == "ready"
             fakes.sort(key=lambda fake: fake.number)
@@ -333,7 +333,7 @@ def test_whoever_fails_as_it_starts_ends_the_start(fakes: list[Fake], monkeypatc
             fleet = Fleet(ServeConfig(engines=2))
             starting = asyncio.ensure_future(fleet.start())
             await settle()
-            fakes[-1].hear("ready", ("near",), "6x4")
+            fakes[-1].hear("ready", ("near",), ("6x4",))
             for message in messages:
                 fakes[-2].hear(*message)
             with pytest.raises((OptionError, EngineDeadError), match=words):

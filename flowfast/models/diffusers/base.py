@@ -7,6 +7,7 @@ family translates to its own sign, scale of time and storage type. Conditions ha
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -345,6 +346,16 @@ def keeps_results(part: Any) -> bool:
     return getattr(part, "is_cache_enabled", False) or any(
         hook._is_stateful for registry in registries for hook in registry.hooks.values()
     )
+
+
+def resized(flow: DiffusersFlow, height: int, width: int) -> DiffusersFlow:
+    """The same pipeline, its modules shared, for images of another size. Raises OptionError where it has no such."""
+    other = copy.copy(flow)
+    other.height, other.width, other._kept = height, width, {}
+    other.latent_shape()
+    other.own_times()
+    other.preview = None if flow.preview_decoder is None else tiny_preview(other)
+    return other
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
