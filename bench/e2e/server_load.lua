@@ -22,8 +22,7 @@ function response(status, headers, body)
   local key = tostring(status)
   statuses[key] = (statuses[key] or 0) + 1
   if status == 200 then
-    local ran, waited = body:match('"seconds":([^,}]+)'), body:match('"seconds_waited":([^,}]+)')
-    table.insert(milliseconds, 1000 * (tonumber(ran) + tonumber(waited)))
+    table.insert(milliseconds, 1000 * tonumber(body:match('"total_s":([^,}]+)')))
   end
 end
 

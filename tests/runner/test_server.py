@@ -2,146 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
-import io
 import json
 import resource
 import signal
 import socket
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 import flowfast
-from tests.cpp import ROOT, command
+from tests.runner.server import ENDLESS, GENERATE, JSON, LONG, PROMPT, SHORT, SLOTS, Server, pixels, served, start
 
-PROGRAM = ROOT / "build/server/flowfast-server"
-GENERATE = "/v1/images/generations"
-JSON = {"Content-Type": "application/json"}
-PROMPT = "three red circles and one blue square"
-SLOTS = 2
-SHORT, LONG, ENDLESS = 24, 500, 4000  # NFE: some hundredths of a second, about one, and as many as nobody waits for
 FIELDS = (
-    "prompt, n, seed, budget, guidance, negative_prompt, priority, deadline, model, size, response_format, "
-    "output_format, stream, quality, style, background, moderation, user, output_compression, partial_images"
+    "prompt, n, seed, budget, guidance, negative_prompt, priority, deadline, model, size, quality, response_format, "
+    "output_format, output_compression, stream, partial_images, style, background, moderation, user, safety_identifier"
 )
-
-
-class Server:
-    def __init__(self, process: subprocess.Popen[str], port: int):
-        self.process, self.port = process, port
-
-    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-        """Status, headers, and what the body says."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            text = response.read().decode()
-            is_json = response.headers["Content-Type"] == "application/json" and text
-            return response.status, response.headers, json.loads(text) if is_json else text
-        finally:
-            connection.close()
-
-    def generate(self, **fields: Any) -> Any:
-        return self.ask("POST", GENERATE, json.dumps({"prompt": PROMPT, "budget": SHORT} | fields), JSON)
-
-    def send(self, **fields: Any) -> socket.socket:
-        """A request whose answer nobody has read yet."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        body = json.dumps({"prompt": PROMPT, "budget": ENDLESS} | fields)
-        client.sendall(f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
-        client.sendall(f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        return client
-
-    def raw(self, data: bytes) -> bytes:
-        """All that the server says to it until it closes the connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as client:
-            client.sendall(data)
-            return b"".join(iter(lambda: client.recv(4096), b""))
-
-    def metrics(self) -> dict[str, float]:
-        status, headers, text = self.ask("GET", "/metrics")
-        assert status == 200
-        assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        lines = [line for line in text.splitlines() if not line.startswith("#")]
-        return {name.removeprefix("flowfast_"): float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
-
-    def answers(self) -> Counter[int]:
-        """Answers to requests for images, by status."""
-        start = f'requests_total{{route="{GENERATE}",status="'
-        return Counter(
-            {int(name[len(start) : -2]): int(n) for name, n in self.metrics().items() if name.startswith(start)}
-        )
-
-    def wait_until(self, running: int, queued: int, seconds: float = 20) -> None:
-        end = time.monotonic() + seconds
-        while (found := self.load()) != (running, queued):
-            assert time.monotonic() < end, f"{found} searches run and wait, not {running, queued}"
-            time.sleep(0.002)
-
-    def load(self) -> tuple[float, float]:
-        metrics = self.metrics()
-        return metrics["slots_running"], metrics["queue_length"]
-
-
-@pytest.fixture(scope="module")
-def archive(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the program, which is built as `make server` builds it."""
-    deps = ROOT / "build/deps"
-    boost = subprocess.run([ROOT / "examples/cpp/server/get_boost.sh", deps], capture_output=True, text=True)
-    if boost.returncode != 0:
-        pytest.skip(boost.stderr)
-    places = f"-DCMAKE_PREFIX_PATH={prefix};{deps}/usr"
-    command("cmake", "-S", "examples/cpp/server", "-B", PROGRAM.parent, "-G", "Ninja", places)
-    command("cmake", "--build", PROGRAM.parent)
-    path = tmp_path_factory.mktemp("archive") / "scenes.pt"
-    flow = flowfast.load("scenes")
-    flowfast.export(flow, path, reward="scenes", method="rbf", model="scenes", budget=ENDLESS, slots=SLOTS)
-    return path
-
-
-def start(archive: Path, *options: str) -> subprocess.Popen[str]:
-    argv = [str(PROGRAM), str(archive), "--port", "0", "--threads", "1", *options]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@contextmanager
-def served(archive: Path, *options: str) -> Iterator[Server]:
-    with start(archive, *options) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            place, _, port = line.strip().rpartition(":")
-            assert place == f"{archive} at http://127.0.0.1", line  # nobody else's unless it is told so
-            yield Server(process, int(port))
-        finally:
-            process.kill()
-
-
-@pytest.fixture(scope="module")
-def server(archive: Path) -> Iterator[Server]:
-    with served(archive, "--client-seconds", "2") as running:
-        yield running
-        assert running.process.poll() is None
-        assert running.load() == (0, 0)
-
-
-def pixels(image: dict[str, Any]) -> Tensor:
-    decoded = Image.open(io.BytesIO(base64.b64decode(image["b64_json"], validate=True)))
-    assert decoded.format == "PNG"
-    return torch.frombuffer(bytearray(decoded.tobytes()), dtype=torch.uint8).view(decoded.height, decoded.width, 3)
 
 
 # ---- what it answers ----
@@ -158,10 +39,14 @@ def test_images_are_those_of_python(server: Server) -> None:
         options = {"method": "rbf", "budget": 60, "seed": 3, "repeat": repeat, "slots": SLOTS}
         sample = flowfast.search(flow, [PROMPT], reward="scenes", **options).samples[0]
         assert torch.equal(pixels(image), (sample.image * 255).round().to(torch.uint8).permute(1, 2, 0))
-        assert image["reward"] == pytest.approx(sample.reward, abs=1e-6)
-        assert (image["nfe"], image["seed"], image["repeat"]) == (sample.nfe, 3, repeat)
-        assert 0 < image["seconds"] < 60
-        assert 0 <= image["seconds_waited"] < 60
+        facts = image["flowfast"]
+        assert facts["reward"] == pytest.approx(sample.reward, abs=1e-6)
+        assert (facts["nfe"], facts["seed"], facts["repeat"], facts["index"]) == (sample.nfe, 3, repeat, repeat)
+        assert (facts["budget"], facts["reward_calls"]) == (60, sample.reward_calls)
+        assert (facts["method"], facts["stopped"]) == ("rbf", "budget")
+        assert 0 <= facts["queue_s"] < facts["total_s"] < 60
+    assert answer["usage"]["output_tokens"] == sum(image["flowfast"]["nfe"] for image in answer["data"])
+    assert (answer["size"], answer["quality"], answer["output_format"]) == ("32x32", "auto", "png")
     assert not torch.equal(pixels(answer["data"][0]), pixels(answer["data"][1]))
 
 
@@ -182,7 +67,7 @@ def test_fields_reach_the_search(server: Server) -> None:
 
 def test_guidance_up_to_1_is_off(server: Server) -> None:
     off = [server.generate(guidance=guidance)[2]["data"][0] for guidance in (1, 0, 0.5)]
-    assert len({(image["b64_json"], image["nfe"]) for image in off}) == 1
+    assert len({(image["b64_json"], image["flowfast"]["nfe"]) for image in off}) == 1
     assert server.generate(guidance=0, prompt="four blue squares")[2]["data"][0]["b64_json"] != off[0]["b64_json"]
 
 
@@ -195,33 +80,55 @@ def test_guidance_up_to_1_is_off(server: Server) -> None:
 )  # fmt: skip
 def test_seeds_are_any_whole_number(server: Server, sent: Any, seed: int | str) -> None:
     """As a text where other readers of JSON would lose digits; the images are those of Python's seed."""
-    image = server.generate(seed=sent)[2]["data"][0]
-    assert image["seed"] == seed
+    facts = server.generate(seed=sent)[2]["data"][0]["flowfast"]
+    assert facts["seed"] == seed
     options = {"method": "rbf", "budget": SHORT, "seed": int(sent), "slots": SLOTS}
     sample = flowfast.search(flowfast.load("scenes"), [PROMPT], reward="scenes", **options).samples[0]
-    assert image["reward"] == pytest.approx(sample.reward, abs=1e-3)  # in micro-batches of another size
+    assert facts["reward"] == pytest.approx(sample.reward, abs=1e-3)  # in micro-batches of another size
 
 
-def test_what_clients_of_openai_send(server: Server) -> None:
-    """Open WebUI says model, n, size and response_format; others all of these. Nothing of it changes the image."""
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"model": "scenes", "n": 1, "size": "32x32", "response_format": "b64_json"},  # Open WebUI
+        {"size": "auto", "quality": "hd", "style": "vivid", "user": "me", "n": 1.0},
+        {"background": "transparent", "moderation": "low", "safety_identifier": "me", "quality": "low"},
+        {"output_format": "png", "output_compression": 100, "stream": False, "partial_images": 3},
+        {"size": None, "quality": None, "output_compression": 0, "stream": None, "partial_images": None},
+    ],
+)
+def test_what_clients_of_openai_send(server: Server, sent: dict[str, Any]) -> None:
+    """Beside a budget, nothing of it changes the image."""
     wanted = server.generate()[2]["data"]
-    sent = {"size": "32x32", "quality": "hd", "style": "vivid", "background": "auto", "moderation": "low", "user": "me"}
-    sent |= {"output_format": "png", "output_compression": 100, "stream": False, "partial_images": 0, "n": 1.0}
-    status, _, answer = server.generate(**sent, model="scenes", response_format="b64_json")
+    status, _, answer = server.generate(**sent)
     assert status == 200, answer
     assert answer["data"][0]["b64_json"] == wanted[0]["b64_json"]
-    assert server.generate(size="auto", quality=None, output_compression=None)[0] == 200
 
 
-def test_default_budget(archive: Path) -> None:
-    with served(archive, "--budget", "30") as server:
-        assert 24 <= server.generate(budget=None)[2]["data"][0]["nfe"] <= 30
+def test_qualities(scenes: Path, archive: Path) -> None:
+    """Its archive runs 24 to 200 NFE: what is beyond is the nearest of them."""
+
+    def budgets(*options: str, names: list[str | None]) -> list[int]:
+        with served(scenes, *options) as server:
+            answers = [server.generate(budget=None, quality=name)[2] for name in names]
+            assert [answer["quality"] for answer in answers] == [name or "auto" for name in names]
+            return [answer["data"][0]["flowfast"]["budget"] for answer in answers]
+
+    assert budgets(names=["low", "hd"]) == [50, 200]
+    names = ["low", "medium", "high", "standard", "hd", "auto", None]
+    assert budgets("--quality", "low=1,medium=30,high=40", names=names) == [24, 30, 40, 30, 40, 30, 30]
+    assert budgets("--quality", "medium=30", "--budget", "26", names=["auto", "standard"]) == [26, 30]
+    with served(archive, "--quality", "high=30,low=24") as server:
+        assert server.generate(budget=None)[2]["data"][0]["flowfast"]["budget"] == 30  # the first one
+        status, _, answer = server.generate(quality="medium")
+        assert (status, answer["error"]["param"]) == (400, "quality")
+        assert 'quality must be "auto" or "hd" or "high" or "low" or "standard"' in answer["error"]["message"]
 
 
 def test_health_and_metrics(archive: Path) -> None:
     with served(archive) as server:
         assert server.ask("GET", "/health?verbose=1")[::2] == (200, {"status": "ok"})
-        nfe = sum(server.generate(seed=seed)[2]["data"][0]["nfe"] for seed in range(3))
+        nfe = sum(server.generate(seed=seed)[2]["usage"]["total_tokens"] for seed in range(3))
         assert server.generate(n=0)[0] == 400
         metrics = server.metrics()
         assert metrics["nfe_total"] == nfe > 0
@@ -264,20 +171,35 @@ REFUSED: dict[str, tuple[Any, str | None, str]] = {
     "a budget beyond all": ({"budget": 1e30}, "budget", "budget must be a whole number from 1 to"),
     "a budget in words": ({"budget": "100"}, "budget", 'got "100"'),
     "a budget that is no number": ('{"prompt": "a", "budget": NaN}', None, "the body must be JSON"),
-    "a negative guidance": ({"guidance": -1}, None, "guidance must be a number from 0 to 1000"),
-    "a guidance beyond all": ('{"prompt": "a", "guidance": 1e999}', None, ""),
-    "no time": ({"deadline": 0}, None, "deadline must be above 0 and at most 1000000 seconds, got 0"),
+    "a negative guidance": ({"guidance": -1}, "guidance", "guidance must be a number from 0 to 1000"),
+    "a guidance beyond all": ('{"prompt": "a", "guidance": 1e999}', "guidance", "guidance must be a number from"),
+    "no time": ({"deadline": 0}, "deadline", "deadline must be above 0 and at most 1000000 seconds, got 0"),
     "a priority beyond all": ({"priority": 1001}, "priority", "priority must be a whole number from -1000 to 1000"),
     "a field of other servers": ({"until": "0.5"}, "until", 'unknown field "until"'),
     "another size": ({"size": "1024x1024"}, "size", 'size must be "auto" or "32x32", got "1024x1024"'),
     "another format": ({"output_format": "webp"}, "output_format", 'output_format must be "png", got "webp"'),
-    "a stream": ({"stream": True}, "stream", "this server does not stream, got true"),
+    "another format yet": ({"output_format": "jpeg"}, "output_format", 'output_format must be "png", got "jpeg"'),
+    "too much compression": (
+        {"output_compression": 101},
+        "output_compression",
+        "a whole number from 0 to 100, got 101",
+    ),
+    "a stream in words": ({"stream": "yes"}, "stream", 'stream must be true or false, got "yes"'),
+    "too many partial images": ({"partial_images": 4}, "partial_images", "a whole number from 0 to 3, got 4"),
+    "fewer than none": ({"stream": True, "partial_images": -1}, "partial_images", "from 0 to 3, got -1"),
     "a quality that is no text": ({"quality": 3}, "quality", "quality must be a string, got 3"),
+    "a quality of its own": ({"quality": "ultra"}, "quality", '"medium" or "standard", got "ultra"'),
+    "a background that is no text": ({"background": 3}, "background", "background must be a string, got 3"),
+    "a style that is no text": ({"style": []}, "style", "style must be a string, got []"),
+    "a moderation that is no text": ({"moderation": {}}, "moderation", "moderation must be a string, got {}"),
+    "a user that is no text": ({"user": 1}, "user", "user must be a string, got 1"),
+    "an identifier that is no text": ({"safety_identifier": True}, "safety_identifier", "must be a string, got true"),
+    "a format that is no text": ({"output_format": 1}, "output_format", "output_format must be a string, got 1"),
+    "a size that is no text": ({"size": 32}, "size", "size must be a string, got 32"),
     "true": ({"n": True}, "n", "got true"),
     "budget too small": ({"budget": 23}, "budget", "budgets of 24 to 4000 NFE, got 23"),
     "budget too large": ({"budget": 4001}, "budget", "budgets of 24 to 4000 NFE, got 4001"),
     "guidance in words": ({"guidance": "much"}, "guidance", 'guidance must be a number, got "much"'),
-    "another model": ({"model": "dall-e-3"}, "model", 'model must be "scenes", got "dall-e-3"'),
     "a long value": ({"n": 99 * "\u00e9"}, "n", 'got "' + 29 * "\u00e9" + "..."),
     "a URL": ({"response_format": "url"}, "response_format", 'response_format must be "b64_json", got "url"'),
 }
@@ -294,14 +216,16 @@ def test_bad_request(server: Server, case: str) -> None:
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", field, None)
 
 
-def test_a_model_that_fails(archive: Path, tmp_path: Path) -> None:
-    """Of damaged weights comes nothing but NaN: an error, and the next request is answered, too."""
-    flow = flowfast.load("scenes")
-    for weights in flow.parameters():
-        weights.data.fill_(torch.nan)
-    path = tmp_path / "broken.pt"
-    flowfast.export(flow, path, reward="scenes", method="rbf", model="scenes", budget=SHORT, slots=SLOTS)
-    with served(path) as server:
+def test_another_model(server: Server) -> None:
+    status, _, answer = server.generate(model="dall-e-3")
+    assert status == 404
+    assert answer["error"]["message"] == 'model must be "scenes", got "dall-e-3"'
+    assert answer["error"]["param"] == "model"
+
+
+def test_a_model_that_fails(broken: Path) -> None:
+    """An error, and the next request is answered, too."""
+    with served(broken) as server:
         for _ in range(2):
             status, _, answer = server.generate(budget=SHORT, n=3)
             assert (status, answer["error"]["type"], answer["error"]["param"]) == (500, "server_error", None)
@@ -312,8 +236,13 @@ def test_a_model_that_fails(archive: Path, tmp_path: Path) -> None:
 def test_wrong_paths_methods_and_types(server: Server) -> None:
     status, _, answer = server.ask("GET", "/v1/images")
     assert status == 404
-    assert "choose of /health, /metrics, /v1/images/generations" in answer["error"]["message"]
-    for method, path, allowed in (("GET", GENERATE, "POST"), ("POST", "/health", "GET"), ("HEAD", "/metrics", "GET")):
+    assert "choose of /health, /metrics, /v1/models, /v1/images/generations" in answer["error"]["message"]
+    for method, path, allowed in (
+        ("GET", GENERATE, "POST"),
+        ("HEAD", GENERATE, "POST"),
+        ("POST", "/health", "GET, HEAD"),
+        ("DELETE", "/v1/models/scenes", "GET, HEAD"),
+    ):
         status, headers, answer = server.ask(method, path)
         assert (status, headers["Allow"]) == (405, allowed)
         assert (answer == "") == (method == "HEAD")
@@ -322,6 +251,20 @@ def test_wrong_paths_methods_and_types(server: Server) -> None:
         assert server.ask("POST", GENERATE, json.dumps({"prompt": PROMPT}), kind)[0] == 415
     body = json.dumps({"prompt": PROMPT, "budget": SHORT})
     assert server.ask("POST", GENERATE, body, {"Content-Type": "Application/JSON; charset=utf-8"})[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", "/v1/models/scenes", "/v1/models/none", "/none"])
+def test_head(server: Server, path: str) -> None:
+    """What GET says, but for the body; the connection goes on."""
+    ask = f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    head, then, rest = server.raw(ask + last).partition(b"\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert then and rest.endswith(b'{"status":"ok"}')
+    status, headers, _ = server.ask("GET", path)
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    if path != "/metrics":  # which count what was asked
+        assert f"Content-Length: {headers['Content-Length']}".encode() in head
+    assert f"Content-Type: {headers['Content-Type']}".encode() in head
 
 
 def test_what_is_not_http(server: Server) -> None:
@@ -377,6 +320,14 @@ def test_options_that_cannot_work(archive: Path, tmp_path: Path) -> None:
             (archive, "--host", "localhost"): "cannot listen at localhost port 0: Invalid argument",
             (archive, "--queue", "-1"): "--queue must be a whole number from 0 to 1000, got '-1'",
             (archive, "--budget", "23"): "--budget must be from 24 to 4000, as the archive says, got 23",
+            (
+                archive,
+                "--quality",
+                "low",
+            ): "--quality must name budgets of low, medium, high: low=50,medium=200, got",
+            (archive, "--quality", "best=50"): "got 'best=50'",
+            (archive, "--quality", "low=50,high=0"): "--quality must be a whole number from 1 to 2147483647, got '0'",
+            (archive, "--quality", ""): "--quality must name a budget, low=50, got none",
             (archive, "--prot", "1"): "unknown option --prot",
             (archive, "--device"): "--device needs a value",
             (archive, "--device", "abacus"): "abacus",
@@ -438,8 +389,10 @@ def test_a_deadline(archive: Path) -> None:
         for client in clients:
             client.close()
         server.wait_until(running=0, queued=0)
-        image = server.generate(budget=ENDLESS, deadline=5)[2]["data"][0]
-        assert 0 < image["nfe"] < ENDLESS  # cut
+        seconds = server.generate(budget=100)[2]["data"][0]["flowfast"]["total_s"]  # ENDLESS takes 40 times as long
+        image = server.generate(budget=ENDLESS, deadline=5 * seconds)[2]["data"][0]
+        assert 0 < image["flowfast"]["nfe"] < ENDLESS
+        assert image["flowfast"]["stopped"] == "deadline"
 
 
 def test_a_client_that_hangs_up_frees_its_slot(archive: Path) -> None:
@@ -542,6 +495,7 @@ def test_many_clients(archive: Path) -> None:
         assert server.answers() == statuses + Counter({200: len(seeds)})
         for status, seed, answer in answers:
             if status == 200:
-                same: Callable[[str], bool] = lambda key: answer["data"][0][key] == alone[seed][key]  # noqa: B023, E731
-                assert all(map(same, ("b64_json", "reward", "nfe", "seed")))
+                image = answer["data"][0]
+                assert image["b64_json"] == alone[seed]["b64_json"]
+                assert all(image["flowfast"][key] == alone[seed]["flowfast"][key] for key in ("reward", "nfe", "seed"))
         assert server.load() == (0, 0)
