@@ -18,10 +18,20 @@ Word = Annotated[str, StringConstraints(max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=MOST_LETTERS)]
 
 
+def or_null(schema: dict[str, Any]) -> None:
+    """The document says of each field that need not be there that it may be null."""
+    fields, null = schema["properties"], {"type": "null"}
+    for name in set(fields) - set(schema["required"]):
+        if null not in fields[name].get("anyOf", []):
+            fields[name] = {"anyOf": [fields[name], null]}
+
+
 class ImagesRequest(BaseModel):
     """OpenAI's fields, and flowfast's own. null is as good as nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, json_schema_extra=or_null
+    )
 
     prompt: Annotated[Text, Field(min_length=1)]
     model: Word | None = None
