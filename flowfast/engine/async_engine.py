@@ -40,6 +40,7 @@ class AsyncEngine:
         self._work: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._listeners: dict[str, Listener] = {}
+        self._told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Event], Event]]] = {}
         self._drains: list[Future[None]] = []
         self._closed = False
         self._death: BaseException | None = None
@@ -55,7 +56,7 @@ class AsyncEngine:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def hear(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            self._told.setdefault(loop, []).append((events, event))
 
         listener: Listener = Looks(self._engine, whole(looks, "looks"), hear) if looks else hear
         added = self._ask(lambda: self._add(prompt, params, listener))
@@ -198,9 +199,20 @@ class AsyncEngine:
             if hear is not None:
                 try:
                     hear(event)
-                except RuntimeError:  # its event loop is closed
-                    self._listeners.pop(event.id, None)
-                    self._engine.abort(event.id)
+                except RuntimeError:  # a look at it failed
+                    self._take_back(event.id)
+        told, self._told = self._told, {}
+        for loop, heard in told.items():  # it is woken once a round, whatever the number of its requests
+            try:
+                loop.call_soon_threadsafe(put_all, heard)
+            except RuntimeError:  # it is closed
+                for _, event in heard:
+                    self._take_back(event.id)
+
+    def _take_back(self, id: str) -> None:
+        """Nobody hears of it any more."""
+        self._listeners.pop(id, None)
+        self._engine.abort(id)
 
     def _end_drains(self, error: FlowfastError | None = None) -> None:
         with self._wake:
@@ -219,3 +231,8 @@ class AsyncEngine:
         self._tell([Failed(id, "closed", error) for id in list(self._listeners)])
         self._end_drains(error)
         self._engine.close()
+
+
+def put_all(heard: list[tuple[asyncio.Queue[Event], Event]]) -> None:
+    for events, event in heard:
+        events.put_nowait(event)

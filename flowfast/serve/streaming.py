@@ -40,7 +40,7 @@ class Streaming:
     async def _partial(self, index: int, event: Partial) -> None:
         request = self.asked.request
         form = (request.output_format, request.output_compression)
-        text = await asyncio.to_thread(pictures.as_text, event.image, *form)
+        text = await pictures.told(event.image, *form)
         if self.sent[index] == 0:
             self.metrics.first_partial(time.monotonic() - self.begun)
         best, budget = number(self.best.get(index)), self.asked.params["budget"]

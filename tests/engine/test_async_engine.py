@@ -197,6 +197,41 @@ def test_two_event_loops_share_an_engine() -> None:
         assert torch.equal(mine.sample.latent, theirs.sample.latent) and mine.id != theirs.id
 
 
+def test_a_loop_is_woken_once_a_round_whatever_the_number_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, woken, heard = 0, 0, 0
+    step = Engine.step
+
+    def counted(engine: Engine) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(engine)
+
+    async def work() -> None:
+        nonlocal heard
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+
+        def counting(*args: Any, **more: Any) -> Any:
+            nonlocal woken
+            woken += 1
+            return wake(*args, **more)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
+        found = Running(GaussianFlow(), slots=6)
+
+        async def one(seed: int) -> int:
+            return len([event async for event in found.engine.generate("a", **SVDD, seed=seed)])
+
+        heard = sum(await asyncio.gather(*map(one, range(6))))
+        monkeypatch.undo()
+        found.engine.close()
+
+    monkeypatch.setattr(Engine, "step", counted)
+    asyncio.run(work())
+    assert heard > 2 * (steps + 6)
+    assert woken <= steps + 6  # and once for each request that was taken on
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the task that was left
 def test_a_loop_that_was_closed_without_a_word_leaves_no_request_behind() -> None:
     flow = Gate(calls=3)
