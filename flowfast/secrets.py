@@ -110,6 +110,17 @@ def opened_options(value: Any) -> Any:
     return _look_up(alone[1]) if alone else opened(value)
 
 
+def named_in(value: Any) -> dict[str, Any]:
+    """The secrets that a configuration names, however deep, by name: for another process, which does not have them.
+    Raises OptionError: one has no value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return {name: secret for entry in value for name, secret in named_in(entry).items()}
+    names = _REFERENCE.findall(value) if isinstance(value, str) else []
+    return {name: _look_up(name) for name in names}
+
+
 def without_login(text: str) -> str:
     """A text with URLs as they may be shown: without logins and keys, and *** for secrets of a query."""
     return _REFERENCE.sub("***", _LOGIN.sub(r"\1", sealed(text)))

@@ -12,6 +12,7 @@ import typer
 
 from flowfast import api, rewards
 from flowfast.cli.config_file import read_config
+from flowfast.cli.on_ray import Actors, Address, Gpus, cluster_of, draw_on
 from flowfast.cli.options import (
     Column,
     Given,
@@ -23,7 +24,7 @@ from flowfast.cli.options import (
     config_options,
     with_options,
 )
-from flowfast.cli.shown import progress
+from flowfast.cli.shown import print_rows, progress
 from flowfast.config import SearchConfig, make_config
 from flowfast.errors import OptionError, PromptError
 from flowfast.files import locked_file, locked_folder
@@ -51,6 +52,9 @@ def command(
     config: Annotated[Path | None, typer.Option(help="A config.yaml to run again; options override it.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of a call that was stopped: goes on there.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the search to this file.")] = None,
+    ray: Address = None,
+    actors: Actors = None,
+    gpus: Gpus = None,
     out: Out = Path("out"),
 ) -> None:
     """Search for the best picture of each PROMPT; writes pictures, result and every candidate to --out."""
@@ -69,6 +73,7 @@ def command(
     texts = [*(prompts or []), *read_lists(lists or [], column)] or asked.get("prompts", [])
     layout = layout or asked.get("layout", "plain")
     resolved = make_config(with_options(asked_search(asked, given), option, model_option))
+    where = cluster_of(ray, actors, gpus, profile)
     refused = refused_prompts(texts)
     check_layout(layout, texts)
     context.with_resource(locked_folder(out))  # until the command ends
@@ -76,6 +81,8 @@ def command(
         context.with_resource(locked_file(profile))
     if refused:
         print(f"flowfast: {few_of(refused)}; left out, the others are drawn", file=sys.stderr)
+    if where is not None:
+        return draw_on(where, out, texts, resolved, resume is not None, layout, refused)
     flow = api.load(resolved.model, **resolved.model_options)
     scorer = rewards.load(resolved.reward, flow, resolved.reward_deadline)
     files = GenerateFiles(out, texts, resolved, defaults_of(flow).fps or FPS, resume is not None, layout)
@@ -139,14 +146,8 @@ def searched(flow: Flow, scorer: Any, config: SearchConfig, files: Any, profile:
 
 def show(result: SearchResult, scores: list[float | None], folders: list[Path]) -> None:
     """A line a prompt, and where the seconds went."""
-    from flowfast.report.tables import markdown
-
-    found = zip(result.samples, scores, folders, strict=True)
-    rows = [
-        [f"{sample.reward:.3f}", "" if score is None else f"{score:g}", str(sample.nfe), str(folder)]
-        for sample, score, folder in found
-    ]
-    print(markdown(("reward", "held-out", "NFE", "folder"), rows))
+    rewards_and_nfe = zip(result.samples, scores, strict=True)
+    print_rows([(sample.reward, score, sample.nfe) for sample, score in rewards_and_nfe], folders)
     picked = result.config.picked
     if picked is not None:
         print(f"auto took {picked.method}: {picked.why} (`flowfast explain` has more)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -34,3 +35,14 @@ def progress() -> Iterator[Any]:
             bar.update(task, completed=done, total=of, description=text)
 
         yield advance
+
+
+def print_rows(found: list[tuple[float, float | None, int]], folders: list[Path]) -> None:
+    """Reward, held-out score and NFE of each prompt, and its folder."""
+    from flowfast.report.tables import markdown
+
+    rows = [
+        [f"{reward:.3f}", "" if score is None else f"{score:g}", str(nfe), str(folder)]
+        for (reward, score, nfe), folder in zip(found, folders, strict=True)
+    ]
+    print(markdown(("reward", "held-out", "NFE", "folder"), rows))

@@ -254,6 +254,16 @@ def _packed(facts: dict[str, Any], sample: Sample) -> bytes:
     return save(tensors, metadata={"flowfast": _text({**facts, "top": top, "rest": rest})})
 
 
+def packed_sample(sample: Sample) -> bytes:
+    """A sample without its prompt, for another process: a safetensors file."""
+    return _packed({}, sample)
+
+
+def unpacked_sample(prompt: str, record: bytes) -> Sample:
+    """What `packed_sample` packed, with its prompt."""
+    return _sample(prompt, *_parts(record))
+
+
 def _parts(record: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header = json.loads(record[8 : 8 + int.from_bytes(record[:8], "little")])
     return json.loads(header["__metadata__"]["flowfast"]), load(record)

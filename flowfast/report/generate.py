@@ -54,6 +54,8 @@ def folder_name(index: int, prompt: str) -> str:
 
 
 CALL = "call.yaml"
+GATHERED = "gathered.jsonl"
+"""What is done of a call with --ray (flowfast/report/gathered.py)."""
 FILES = ("best.png", "search.png", "result.json", "timing.json", "candidates.jsonl", "config.yaml")
 LAYOUTS = ("plain", "geneval")
 
@@ -101,7 +103,7 @@ class GenerateFiles:
         """Looks at the places of all files, and forgets a call that was stopped here, unless this one resumes it.
 
         Raises OutputError, OptionError."""
-        check_places([self.out], [CALL])
+        check_places([self.out], [CALL, GATHERED])
         check_places(self.folders, FILES)
         if self.layout == "geneval":
             geneval.check_folders(self.out, self.folders)
@@ -111,6 +113,7 @@ class GenerateFiles:
         if not self.resumed:
             (self.out / CALL).unlink(missing_ok=True)
             self.checkpoint.remove()
+        (self.out / GATHERED).unlink(missing_ok=True)
 
     def on_round(self, candidates: list[Candidate]) -> None:
         if not self._lines and not self.resumed:  # now there is something to resume

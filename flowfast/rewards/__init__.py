@@ -32,6 +32,7 @@ NAMES = {
     "http": "http",
     "ocr": "ocr",
     "pickscore": "pick_score",
+    "ray": "ray",
     "vqascore": "vqa_score",
 }
 """Name: module of this package with ONE_LINE, what `flowfast rewards` prints, and load() or load(argument | None)."""
