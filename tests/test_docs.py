@@ -116,7 +116,7 @@ def test_the_build_refuses_a_broken_link_and_shows_pages_that_the_navigation_for
     settings = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)
     small = {key: settings[key] for key in ("hooks", "exclude_docs", "strict", "validation")}
     small |= {"site_name": "x", "nav": ["index.md"], "theme": "mkdocs"}
-    (tmp_path / "docs/forgotten.md").write_text("# Forgotten\n")
+    (tmp_path / "docs" / "forgotten.md").write_text("# Forgotten\n")
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(small))
     command = [sys.executable, "-m", "mkdocs", "build", "-d", str(tmp_path / "site")]
     for text, code in (("[x](../CHANGELOG.md)", 0), ("[x](../CHANGES.md)", 1), ("[x](index.md#none)", 1)):

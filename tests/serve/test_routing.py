@@ -319,6 +319,10 @@ def test_an_engine_that_always_dies_ends_the_service(fakes: list[Fake]) -> None:
             for answer in await asyncio.gather(*tasks):
                 assert answer.status == 500 and answer.json["error"]["code"] == "engine_dead"
             assert (await server.ask(bodies[0])).status == 500
+            other.hear("gone", -9)
+            other.hear("ready", ("near",), ("6x4",))  # nobody listens
+            await settle()
+            assert len(fakes) == 1 + MOST_DEATHS
             assert 'engine_up{engine="1"} 0.0' in server.serving.metrics.text().decode()
 
     run(work)
