@@ -14,7 +14,7 @@ from flowfast.rewards.pixels import to_pixels
 SMALL = 3 * 64 * 64
 """Numbers of a picture that is encoded where it is: a half of a millisecond, a thread to and fro costs as much."""
 LEVEL = 1
-"""Of png's compression: a third of the time of zlib's usual 6, some per cent more bytes, the same pixels."""
+"""Of png's compression: a quarter to two thirds of the time of level 6, 10 to 33 % more bytes, the same pixels."""
 
 
 def encoded(image: Tensor, format: str, compression: int = 100) -> bytes:
