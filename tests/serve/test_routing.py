@@ -376,6 +376,7 @@ def test_errors_come_out_as_what_both_ends_know() -> None:
     failed = unpacked(packed(Failed("1", "model", OperandError("of no use"))))
     assert type(failed.error).__name__ == "FlowfastError" and str(failed.error) == "of no use"
     assert type(unpacked(packed(PromptError("no")))) is PromptError
+    assert unpacked(packed(DeadlineError("late", 2.5))).seconds == 2.5
 
 
 # ---- what is asked for ----

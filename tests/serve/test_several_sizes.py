@@ -14,10 +14,11 @@ from starlette.testclient import TestClient
 
 import flowfast
 from flowfast.engine.sizes import Turns, engines_of_sizes
-from flowfast.errors import OptionError
+from flowfast.errors import ModelError, OptionError
 from flowfast.rewards.pixels import to_pixels
 from flowfast.serve.app import create_app
 from flowfast.serve.config import ServeConfig
+from flowfast.serve.engines import warm_up
 from flowfast.serve.serving import Serving
 from flowfast.serve.sizes import Sizes
 from tests.serve.conftest import PATH, SEARCH, pixels
@@ -137,6 +138,28 @@ def test_a_death_of_one_is_that_of_all_and_it_drains() -> None:
             await anext(sizes.generate("a", size="8x8", budget=20))
         sizes.engines["4x8"].close()
         assert sizes.death is not None
+        sizes.close()
+
+    asyncio.run(work())
+
+
+def test_a_model_that_draws_another_size_is_refused() -> None:
+    async def work() -> None:
+        server = Server()
+        server.flows["4x8"] = Wide("6x4")
+        sizes = server.make()
+        with pytest.raises(ModelError, match="expected pictures of 4x8 from this model, got 6x4"):
+            await warm_up(sizes, server.config)
+        sizes.close()
+
+    asyncio.run(work())
+
+
+def test_no_two_requests_have_one_id() -> None:
+    async def work() -> None:
+        sizes = Server().make()
+        ids = [(await anext(sizes.generate("a", size=size, method="svdd", budget=20))).id for size in SIZES]
+        assert ids[0] != ids[1]
         sizes.close()
 
     asyncio.run(work())
