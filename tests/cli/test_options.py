@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from flowfast import cli
 from flowfast.bounds import Within
 from flowfast.cli.export import OF_A_REQUEST, OF_PYTHON
+from flowfast.cli.on_ray import CLUSTER
 from flowfast.cli.options import ENGINE, SEARCH, WITHOUT, Given, config_options
 from flowfast.config import EngineConfig, Rerun, SearchConfig, SearchParams
 from tests.cli.conftest import Run
@@ -106,9 +107,10 @@ def test_a_parameter_of_a_command_stands_in_place_of_a_field(run: Run, monkeypat
 
 def test_help_has_the_options_of_a_search_and_of_its_engine_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    own, searched, engine = re.split(rf"─ (?:{SEARCH}|{ENGINE}) ─", run("generate", "--help"))
+    own, searched, engine, cluster = re.split(rf"─ (?:{SEARCH}|{ENGINE}|{CLUSTER}) ─", run("generate", "--help"))
     assert names_in(searched) == SearchParams.model_fields.keys() - WITHOUT.keys() | {"option"}
     assert names_in(engine) == EngineConfig.model_fields.keys() - WITHOUT.keys() | {"model_option"}
+    assert names_in(cluster) == {"ray", "actors", "gpus"}
     assert {"prompts", "out", "resume"} <= names_in(own)
 
 
