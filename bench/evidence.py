@@ -398,7 +398,7 @@ BOUNDS = {
         },
         {
             ("branch_step bf16 grad", "gfx942"): 3,
-            ("decide bf16", "gfx942"): 59,
+            ("decide bf16", "gfx942"): 62,
             ("assign_lanes", "gfx942"): 4,
             ("resample ssp", "gfx942"): 2,
         },

@@ -23,6 +23,7 @@ from flowfast.files import locked_file
 from flowfast.models.answers import defaults_of
 from flowfast.models.function import FunctionFlow, flow_from
 from flowfast.models.named import MODELS, load
+from flowfast.pool.call import PoolCall
 from flowfast.prompts import check_each, check_prompts
 from flowfast.prompts.fields import show
 from flowfast.resolve import resolve
@@ -87,7 +88,7 @@ def search(
         resolved = resolved if whole.params == config.params else resolve(flow, whole.params)
         if not open_still(whole):
             whole = whole.with_params(resolved.params)
-        return Call(
+        return (PoolCall if whole.pool else Call)(
             flow, prompts, scorer, resolved, latents, named, Told(**told), whole, checkpoint=file,
             checkpoint_seconds=checkpoint_seconds, before=held, asked_micro_batch=config.micro_batch, started=started,
         ).run()  # fmt: skip

@@ -146,6 +146,11 @@ class SearchParams(Config):
     """Names the noise: any whole number."""
     repeat: Annotated[int, Within(0, 2**63 - 1)] = 0
     """Another sample of the same prompt and seed: another repeat, another noise."""
+    first_chain: Annotated[int, Within(0, 2**31)] = 0
+    """Number of its first chain, hence their noise.
+
+    A search of eight chains from 8 on is another one than that of chains 0 to 7 of the same seed, prompt and repeat,
+    and together they are one of sixteen (without regrouping)."""
     top_k: Annotated[int, Within(1, MOST_ROWS)] = 1
     """How many of the best samples to keep."""
     finalists: Annotated[int | None, Within(1, MOST_ROWS)] = None
@@ -172,6 +177,17 @@ class SearchParams(Config):
         if twice:
             raise OptionError(f"guidance {options['guidance']!r} and {twice[0]}: give one of them")
         return {**options, "guidance": None, **found}
+
+
+class PoolConfig(Config):
+    """Prompts of one call that share their budget."""
+
+    pool: bool = False
+    """Prompts share their budgets: what one does not need goes to those that do.
+
+    In all it is still the budget times the prompts; one gets at most six times its share."""
+    pool_wave: Annotated[int | None, Within(1, MOST_NFE)] = None
+    """NFE that a prompt gets of the pool at once; default: of the method's smallest sound search."""
 
 
 class Picked(Config):
@@ -202,7 +218,7 @@ class Rerun(Config):
     """What method auto took; its rerun takes the same, whatever a calibration says by then."""
 
 
-class SearchConfig(Rerun, EngineConfig, SearchParams):
+class SearchConfig(Rerun, EngineConfig, PoolConfig, SearchParams):
     """Everything that a search depends on beside model weights, reward weights and prompts: the fields of all three in
     one, as keyword arguments, config.yaml and the command line have them."""
 

@@ -201,6 +201,9 @@ class Sample:
     """Children that the model saw; one costs 2 NFE where guidance acts, else 1."""
     reward_calls: int
     unspent: int
+    """Of its budget; below 0: others of its pool had that to spare."""
+    waves: int = 1
+    """Searches that it got of a shared budget."""
 
     @property
     def reward(self) -> float:

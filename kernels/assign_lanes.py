@@ -14,6 +14,7 @@ from flowfast.kernels._layout import (
     CANDIDATE,
     CELL,
     CHAIN_TRANSITION,
+    FIRST_CHAIN,
     GUIDANCE,
     KEY,
     LANE_CHAIN,
@@ -82,7 +83,8 @@ def _lay_tile(first, taken, others, f, sizes, width, CHAINS: tl.constexpr, COLUM
     tl.store(f.lane + (LANE_SLOT * N + i), none + s[:, None], mask=live)
     tl.store(f.lane + (LANE_TRANSITION * N + i), none + at[:, None], mask=live)
     tl.store(f.lane + (CANDIDATE * N + i), tried[:, None] + k, mask=live)
-    tl.store(f.lane + (LANE_CHAIN * N + i), none + (b % (B // S))[:, None], mask=live)
+    chain = tl.load(f.slot + (FIRST_CHAIN * S + s), mask=inside, other=0) + b % (B // S)
+    tl.store(f.lane + (LANE_CHAIN * N + i), none + chain[:, None], mask=live)
     tl.store(f.lane + (LANE_KEY * N + i), none + key[:, None], mask=live)
     tl.store(f.lane + (TABLE_ROW * N + i), none + tl.where((at == 0) & given, T, at)[:, None], mask=live)
     tl.store(f.lane + (PARENT * N + i), none + parent[:, None], mask=live)

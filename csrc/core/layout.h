@@ -6,7 +6,7 @@
 namespace flowfast {
 
 enum ChainRow { kActive, kChainTransition, kQuota, kLeft, kTried, kChild, kChainRows };
-enum SlotRow { kKey, kNfe, kNfeSpeculative, kRewardCalls, kNanRewards, kEvaluations, kSlotRows };
+enum SlotRow { kKey, kFirstChain, kNfe, kNfeSpeculative, kRewardCalls, kNanRewards, kEvaluations, kSlotRows };
 enum LaneRow { kCell, kLaneSlot, kLaneTransition, kCandidate, kLaneChain, kLaneKey, kTableRow, kParent, kLaneRows };
 enum ScoreRow { kThreshold, kBestChild, kChildReward, kReward, kScoreRows };
 enum SlotRealRow { kGuidance, kUntil, kSlotRealRows };

@@ -73,7 +73,7 @@ FF_HD inline void place_cell(const Round& r, int64_t b, int64_t k, int64_t i) {
   r.of_lane(kLaneSlot, i) = s;
   r.of_lane(kLaneTransition, i) = at;
   r.of_lane(kCandidate, i) = r.of_chain(kTried, b) + k;
-  r.of_lane(kLaneChain, i) = b % r.chains;
+  r.of_lane(kLaneChain, i) = r.of_slot(kFirstChain, s) + b % r.chains;
   r.of_lane(kLaneKey, i) = r.of_slot(kKey, s);
   r.of_lane(kTableRow, i) = at == 0 && r.given[s] ? r.transitions : at;
   r.of_lane(kParent, i) = 2 * b + r.of_chain(kActive, b);

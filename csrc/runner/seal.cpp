@@ -11,7 +11,7 @@
 namespace flowfast {
 namespace {
 
-constexpr int kFormatVersion = 4;
+constexpr int kFormatVersion = 5;
 constexpr std::streamoff kDigits = 64;      // of the digest, at the end of the file
 constexpr std::streamoff kLongest = 256;    // of the seal
 constexpr size_t kPiece = size_t{1} << 20;  // bytes read at once

@@ -14,7 +14,7 @@ import re
 from typing import BinaryIO
 
 END_OF_DIRECTORY = b"PK\x05\x06"  # the last record of a zip: 22 bytes, the last two the length of the comment
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 DIGITS = 64
 
 

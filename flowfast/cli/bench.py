@@ -37,7 +37,7 @@ from flowfast.prompts import check_prompts, read_lists
 from flowfast.serve.config import KEY
 
 app = typer.Typer(help="How fast requests are, through the engine that a server has, and through a server.")
-NOT_HERE = {*WITHOUT, "seconds", "repeat"}
+NOT_HERE = {*WITHOUT, "seconds", "repeat", "first_chain", "pool", "pool_wave"}
 HELP = {"budget": "NFE of a request.", "seed": "Of the first request, each has the next one: any whole number."}
 DEFAULTS = {"budget": DEFAULT_BUDGET}
 Count = Annotated[

@@ -14,7 +14,7 @@ from flowfast.cli.shown import print_names
 from flowfast.config import make_config
 from flowfast.prompts import check_no_lists, check_prompts, read_lists
 
-OF_A_REQUEST = {"seed", "repeat", "until", "seconds"}
+OF_A_REQUEST = {"seed", "repeat", "first_chain", "pool", "pool_wave", "until", "seconds"}
 OF_PYTHON = {"finalists", "cuda_graphs", "compile", "overlap", "reward_deadline"}
 """Fields of the configuration that an archive does not know."""
 

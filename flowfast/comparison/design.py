@@ -18,8 +18,8 @@ PICTURES = 8  # prompts on the contact sheet
 
 
 class Arm(NamedTuple):
-    """One thing that is compared: a method ("rbf", or steered by a gradient, "rbf+dps:1") on a path with a budget in
-    NFE or in seconds a prompt."""
+    """One thing that is compared: a method ("rbf"; steered by a gradient, "rbf+dps:1"; with one budget for all prompts
+    of a search call, "bon+pool") on a path with a budget in NFE or in seconds a prompt."""
 
     method: str
     interpolant: str
@@ -74,14 +74,17 @@ class Comparison:
 
     def config(self, arm: Arm, seed: int) -> SearchConfig:
         """The search of one arm. Raises OptionError."""
-        method, steered, gradient = arm.method.partition("+")
+        method, *more = arm.method.split("+")
+        pool = "pool" in more
+        gradient = "+".join(part for part in more if part != "pool")
         path = {"preset" if arm.interpolant in PRESETS else "interpolant": arm.interpolant}
         return make_config(
             {
                 "model": self.model,
                 "reward": self.reward,
                 "method": method,
-                "gradient": gradient if steered else None,
+                "gradient": gradient or (None if pool or not more else ""),
+                "pool": pool,
                 "budget": arm.budget,
                 "seconds": arm.seconds,
                 "steps": self.steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Call:
         latents: (P, *shape) or (P, C, *shape), own initial noise.
         pace_name: names the reward if its pace may be kept for later calls.
         before: what a checkpoint has.
+        first_chains: of each prompt, in place of the configuration's.
         started: by the clock.
     """
 
@@ -59,7 +60,7 @@ class Call:
         self, flow: Flow, prompts: list[str], scorer: Any, resolved: Resolved, latents: Tensor | None,
         pace_name: str | None, told: Told, config: SearchConfig, *, checkpoint: checkpoints.Checkpoint | None = None,
         checkpoint_seconds: float | None = None, before: checkpoints.Held | None = None,
-        asked_micro_batch: int | None = None, started: float = 0.0,
+        asked_micro_batch: int | None = None, started: float = 0.0, first_chains: Sequence[int] | None = None,
     ):  # fmt: skip
         self.config, self.resolved, self.prompts, self.scorer, self.told = config, resolved, prompts, scorer, told
         self.checkpoint, self.before, self.asked_micro_batch = checkpoint, before, asked_micro_batch
@@ -90,11 +91,19 @@ class Call:
             raise BudgetError(f"the budget must be at least 1 NFE, got {self.budget}: raise it")
         if latents is not None:
             latents = checked_latents(latents, len(prompts), flow, resolved, resolved.plan(self.budget))
-        self.jobs = self._jobs(latents)
+        self.jobs = self._jobs(latents, first_chains or [config.first_chain] * len(prompts))
         self.samples: list[Sample | None] = [None] * len(prompts)
         self.lost: dict[int, FlowfastError] = {}  # prompts that got no sample
         self.core = self._core()
-        self.identity = identity(self, latents) if checkpoint else {}
+        self.identity: dict[str, Any] = {}
+        if checkpoint:
+            self.identity = identity(
+                self.config, self.resolved, prompts, scorer, self.loaded.flow.shape, self.budget
+            ) | {
+                "micro_batch": self.core.last_micro_batch,
+                "slots": self.slots,
+                "latents": None if latents is None else checkpoints.digest_of(latents.cpu().numpy().tobytes()),
+            }
 
     # ---- before it begins ----
 
@@ -130,13 +139,14 @@ class Call:
             self.known = self._encode()
         self.measuring += clock.now() - before
 
-    def _jobs(self, latents: Tensor | None) -> list[Job]:
+    def _jobs(self, latents: Tensor | None, first_chains: Sequence[int]) -> list[Job]:
         preparer, params = Preparer(self.loaded, self.budget), self.config.params
         params = params.model_copy(update={"budget": self.budget, "seconds": None})
         jobs = []
         for index, prompt in enumerate(self.prompts):
             own = None if latents is None else latents[index]
-            request = Request(id=str(index), prompt=prompt, params=params, reward=self.config.reward, latents=own)
+            asked = params.model_copy(update={"first_chain": first_chains[index]})
+            request = Request(id=str(index), prompt=prompt, params=asked, reward=self.config.reward, latents=own)
             job = preparer.job(request, index, self.started, self.known[index])
             job.repeats = [(cut[1], cut[2]) for cut in self.config.cuts if cut[0] == index]
             if self.config.seconds is not None:
@@ -162,8 +172,19 @@ class Call:
 
     # ---- the whole call ----
 
-    @torch.no_grad()
     def run(self) -> SearchResult:
+        found = self.walk()
+        samples = [sample for sample in found if sample is not None]
+        if len(samples) < len(found):
+            raise without_sample(
+                [prompt for prompt, sample in zip(self.prompts, found, strict=True) if sample is None],
+                self.lost.get(found.index(None)),
+            )
+        return self._result(samples)
+
+    @torch.no_grad()
+    def walk(self) -> list[Sample | None]:
+        """Runs all prompts to their end. None: a prompt has no sample, `lost` says why."""
         try:
             with frozen(*self.steered):
                 self._begin()
@@ -175,14 +196,7 @@ class Call:
                     self._save()
         finally:
             self.loaded.close()
-        failed = [prompt for prompt, sample in zip(self.prompts, self.samples, strict=True) if sample is None]
-        if failed:
-            why = self.lost.get(self.samples.index(None), "so an earlier call found")
-            raise ModelError(
-                f"no finished sample of prompt {failed[0]!r} has a reward ({len(failed)} such prompts): {why}; check "
-                "model, decoder and reward at float32"
-            )
-        return self._result([sample for sample in self.samples if sample is not None])
+        return self.samples
 
     def _step(self) -> list[Event]:
         try:
@@ -275,27 +289,34 @@ class Call:
         return range(len(self.prompts) - before.facts["waiting"], len(self.prompts))
 
 
-def identity(call: Call, latents: Tensor | None) -> dict[str, Any]:
+def without_sample(prompts: list[str], why: FlowfastError | None) -> ModelError:
+    """Prompts got nothing; why: what is known of the first one."""
+    return ModelError(
+        f"no finished sample of prompt {prompts[0]!r} has a reward ({len(prompts)} such prompts): "
+        f"{why or 'so an earlier call found'}; check model, decoder and reward at float32"
+    )
+
+
+def identity(
+    config: SearchConfig, resolved: Resolved, prompts: list[str], scorer: Any, shape: Sequence[int], budget: int
+) -> dict[str, Any]:
     """What must be equal for a search to go on where another one stopped."""
     apart = {"micro_batch", "splits", "slots", "budget", "seconds", "cuts", "picked", "calibration"}
     # As it will be read again: tuples are lists there, and what JSON does not know is a text.
-    config = json.loads(json.dumps(plain(call.config.model_dump(exclude=apart)), default=repr))
-    options = config["model_options"].items()
-    config["model_options"] = {
+    told = json.loads(json.dumps(plain(config.model_dump(exclude=apart)), default=repr))
+    options = told["model_options"].items()
+    told["model_options"] = {
         name: value for name, value in options if name not in MEMORY_OPTIONS and not secrets.is_secret(name)
     }
-    config["reward"] = secrets.without_login(config["reward"])
-    schedule = call.resolved.schedule
+    told["reward"] = secrets.without_login(told["reward"])
+    schedule = resolved.schedule
     times = torch.cat([schedule.table, schedule.time[:, None], schedule.linear_time[:, None]], 1)
     return {
-        "prompts": checkpoints.digest_of_prompts(call.prompts),
-        "config": config,
-        "reward": secrets.without_login(rewards.name_of(call.scorer)),
-        "shape": list(call.loaded.flow.shape),
-        "budget": call.budget,
-        "micro_batch": call.core.last_micro_batch,
-        "slots": call.slots,
-        "latents": None if latents is None else checkpoints.digest_of(latents.cpu().numpy().tobytes()),
+        "prompts": checkpoints.digest_of_prompts(prompts),
+        "config": told,
+        "reward": secrets.without_login(rewards.name_of(scorer)),
+        "shape": list(shape),
+        "budget": budget,
         "threads": torch.get_num_threads(),
         "noise_stream": versions()["noise_stream"],
         "schedule": checkpoints.digest_of(times.cpu().numpy().tobytes()),

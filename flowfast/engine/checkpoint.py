@@ -31,7 +31,7 @@ from flowfast.rounds.state import State
 from flowfast.rounds.steered import Steered
 from flowfast.types import Ranked, Sample, Winner
 
-FORMAT = 5
+FORMAT = 6
 BLANK = "0" * 64  # where the digest will stand, while it is computed
 SEAL = b'"blake2b":"'
 LONGEST_HEADER = 100_000_000  # of a safetensors file
@@ -84,8 +84,8 @@ class Checkpoint:
         write_bytes(self.path, packed(facts, held.tensors))
 
     def read(self, prompts: list[str]) -> Held | None:
-        """What was written, with these prompts for its samples; None: nothing. Raises OptionError: it is damaged, of
-        another version, or no checkpoint."""
+        """What was written, with these prompts for its samples, from the first one again where there are more; None:
+        nothing. Raises OptionError: it is damaged, of another version, or no checkpoint."""
         if not os.path.lexists(self.path):
             return None
         try:
@@ -96,7 +96,7 @@ class Checkpoint:
             cuts = [(cut[0], cut[1], cut[2]) for cut in facts["cuts"]]
             for record in self._records(*facts["done"]):
                 found, of_sample = _parts(record)
-                samples[found["index"]] = _sample(prompts[found["index"]], found, of_sample)
+                samples[found["index"]] = _sample(prompts[found["index"] % len(prompts)], found, of_sample)
                 cuts += [(cut[0], cut[1], cut[2]) for cut in found["cuts"]]
         except OptionError:
             raise

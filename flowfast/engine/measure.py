@@ -80,7 +80,7 @@ def measure(
 def key_of(name: str, config: SearchConfig, slots: int, rows: int) -> Any:
     """What searches must have in common for the pace of one to be that of the other."""
     facts = config.model_dump_json(
-        exclude={"seed", "repeat", "seconds", "until", "top_k", "negative_prompt", "cuts", "picked"}
+        exclude={"seed", "repeat", "first_chain", "seconds", "until", "top_k", "negative_prompt", "cuts", "picked"}
     )
     return (name, facts, slots, rows, torch.get_num_threads())
 

@@ -134,7 +134,7 @@ class Reports:
                     Candidate(
                         prompt=job.number,
                         round=sent.rounds[slot] - 1,
-                        chain=chain,
+                        chain=job.request.params.first_chain + chain,
                         transition=transition,
                         candidate=candidate,
                         t=self.linear_time[transition],
@@ -212,12 +212,12 @@ def take(loaded: Loaded, engine: SlotBatch, transfers: Transfers, slot: int, job
         nan += int(reward[live].isnan().sum())
     reward = torch.where(live, reward, -math.inf).nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
     job.nfe = nfe
-    top = []
+    top, first = [], params.first_chain
     for k in reward.argsort(descending=True, stable=True).tolist()[: params.top_k]:
         if reward[k] == -math.inf:
             continue
         last = int(transition_of[k])
-        path = tuple((int(chain_of[k, r]), r, int(candidate_of[k, r])) for r in range(last + 1))
+        path = tuple((first + int(chain_of[k, r]), r, int(candidate_of[k, r])) for r in range(last + 1))
         winner = Winner(job.noise_key, path[-1][0], last, path[-1][2], path)
         preview = float(seen[k]) if loaded.previews else None
         top.append(Ranked(float(reward[k]), images[k], x0[k], x[k], winner, preview))

@@ -22,7 +22,7 @@ from flowfast.methods.plan import Plan
 from flowfast.resolve import Resolved, checked_latents, fitting_rows, resolve
 from flowfast.types import Conditions
 
-OWN = {"seed", "repeat", "budget", "until", "negative_prompt"}
+OWN = {"seed", "repeat", "first_chain", "budget", "until", "negative_prompt"}
 """What requests of one batch may differ in, beside guidance scales that need as many passes at each transition."""
 MOST_ALONE = 8
 """Rows of a model call on a CPU where none are given: more of them save little there (3.5 ms a row of `scenes` alone,

@@ -154,7 +154,7 @@ class LiveRunner:
         self.over.discard(slot)
         self.engine.admit(
             slot, job.cond, job.null_cond, job.reward_cond, job.noise_key, self._limits(job), resolved.guidance,
-            math.inf if until is None else until, self._given(job),
+            math.inf if until is None else until, self._given(job), job.request.params.first_chain,
         )  # fmt: skip
 
     def _given(self, job: Job) -> Tensor | None:

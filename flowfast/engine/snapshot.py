@@ -25,7 +25,7 @@ from flowfast.prompts import Prompt, prompt_of
 from flowfast.version import versions
 
 NAME = "flowfast-engine"
-FORMAT = 1
+FORMAT = 2
 
 
 class Kept:

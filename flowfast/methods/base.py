@@ -81,6 +81,9 @@ class Method:
     """Branching with zero diffusion makes identical children: such methods refuse it."""
     path: ClassVar[dict[str, Any]] = {}
     """Path, noise and grid that the method prefers to the model's defaults."""
+    wave: ClassVar[int | None] = 0
+    """Chains that a prompt gets of a shared budget at once (flowfast/pool); 0: what half of its share pays for; None:
+    it has no use for more budget."""
 
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         """The transitions; most methods go down the grid once."""

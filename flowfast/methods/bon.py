@@ -20,6 +20,7 @@ class BestOfN(Method):
     name: ClassVar[str] = "bon"
     branches: ClassVar[bool] = False
     path: ClassVar[dict[str, Any]] = ODE
+    wave: ClassVar[int | None] = 1
 
     n: Chosen = None
 
@@ -37,5 +38,6 @@ class PlainSample(BestOfN):
     own distribution."""
 
     name: ClassVar[str] = "ode"
+    wave: ClassVar[int | None] = None
 
     n: Chosen = 1

@@ -71,6 +71,7 @@ class Prune(Method):
     name: ClassVar[str] = "prune"
     branches: ClassVar[bool] = False
     path: ClassVar[dict[str, Any]] = ODE
+    wave: ClassVar[int | None] = 4
 
     at: tuple[LinearTime, ...] = (0.7, 0.55)
     keep: tuple[Share, ...] = (0.4, 0.15)

@@ -18,6 +18,7 @@ from flowfast.ops.layout import (
     CANDIDATE,
     CELL,
     CHAIN_TRANSITION,
+    FIRST_CHAIN,
     GUIDANCE,
     KEY,
     LANE_CHAIN,
@@ -104,7 +105,7 @@ def _describe(f: dict[str, Tensor], sizes: Sizes, on: Tensor, cell: Tensor, here
     lane[LANE_SLOT] = torch.where(on, s, 0)
     lane[LANE_TRANSITION] = torch.where(on, at, 0)
     lane[CANDIDATE] = torch.where(on, chain[TRIED].index_select(0, b) + cell % K, 0)
-    lane[LANE_CHAIN] = torch.where(on, b % C, 0)
+    lane[LANE_CHAIN] = torch.where(on, slot[FIRST_CHAIN].index_select(0, s) + b % C, 0)
     lane[LANE_KEY] = torch.where(on, slot[KEY].index_select(0, s), 0)
     lane[TABLE_ROW] = torch.where(on, torch.where(first, T, at), -1)
     lane[PARENT] = torch.where(on, 2 * b + chain[ACTIVE].index_select(0, b), -1)

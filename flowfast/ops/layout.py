@@ -53,14 +53,14 @@ class Field(NamedTuple):
 
 CHAIN = ("active", "chain_transition", "quota", "left", "tried", "child")
 SCORE = ("threshold", "best_child", "child_reward", "reward")
-SLOT = ("key", "nfe", "nfe_speculative", "reward_calls", "nan_rewards", "evaluations")
+SLOT = ("key", "first_chain", "nfe", "nfe_speculative", "reward_calls", "nan_rewards", "evaluations")
 SLOT_REAL = ("guidance", "until")
 LANE = ("cell", "lane_slot", "lane_transition", "candidate", "lane_chain", "lane_key", "table_row", "parent")
 LANE_REAL = ("time", "linear_time", "lane_guidance")
 
 ACTIVE, CHAIN_TRANSITION, QUOTA, LEFT, TRIED, CHILD = range(len(CHAIN))
 THRESHOLD, BEST_CHILD, CHILD_REWARD, REWARD = range(len(SCORE))
-KEY, NFE, NFE_SPECULATIVE, REWARD_CALLS, NAN_REWARDS, EVALUATIONS = range(len(SLOT))
+KEY, FIRST_CHAIN, NFE, NFE_SPECULATIVE, REWARD_CALLS, NAN_REWARDS, EVALUATIONS = range(len(SLOT))
 GUIDANCE, UNTIL = range(len(SLOT_REAL))
 CELL, LANE_SLOT, LANE_TRANSITION, CANDIDATE, LANE_CHAIN, LANE_KEY, TABLE_ROW, PARENT = range(len(LANE))
 TIME, LINEAR_TIME, LANE_GUIDANCE = range(len(LANE_REAL))

@@ -240,6 +240,7 @@ class GenerateFiles:
             "nfe_speculative": sample.nfe_speculative,
             "evaluations": sample.evaluations,
             "unspent": sample.unspent,
+            "waves": sample.waves,
             "reward_calls": sample.reward_calls,
             "reward": sample.reward,
             "preview_reward": sample.top[0].preview_reward,

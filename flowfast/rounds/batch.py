@@ -79,8 +79,10 @@ class SlotBatch(Lanes):
         guidance: float,
         until: float,
         latents: Optional[Tensor],
+        first_chain: int = 0,
     ) -> None:
-        """Puts a request into a slot without touching its neighbours. latents (C, n) or None."""
+        """Puts a request into a slot without touching its neighbours. latents (C, n) or None. first_chain: the number
+        of its first chain."""
         rows = self.micro_batch if self.slots == 1 else 1
         learn("prompt", self.cond, cond, slot, rows)
         if self.passes == 2:
@@ -90,7 +92,7 @@ class SlotBatch(Lanes):
         if latents is not None:
             quota = quota.clone()
             quota[:, 0] = 1  # more candidates of a given start would be identical
-        self.state.admit(slot, key, quota, limits.left, limits.start, guidance, until)
+        self.state.admit(slot, key, quota, limits.left, limits.start, guidance, until, first_chain)
         self.method.reset(slot, quota)
         if latents is not None:
             slice_of(self.state.x, slot, 2 * self.chains).copy_(latents.repeat_interleave(2, dim=0))

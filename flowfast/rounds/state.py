@@ -14,6 +14,7 @@ from flowfast.ops.layout import (
     CHAIN_TRANSITION,
     CHILD,
     CHILD_REWARD,
+    FIRST_CHAIN,
     GUIDANCE,
     KEY,
     LEFT,
@@ -77,7 +78,8 @@ class State(nn.Module):
         self.child_reward = self.score[CHILD_REWARD]
         self.reward = self.score[REWARD]  # reward of the parent, of the last transition that was scored
         self.slot = fields["slot"]
-        self.key, self.nfe, self.nfe_speculative = self.slot[KEY], self.slot[NFE], self.slot[NFE_SPECULATIVE]
+        self.key, self.first_chain = self.slot[KEY], self.slot[FIRST_CHAIN]
+        self.nfe, self.nfe_speculative = self.slot[NFE], self.slot[NFE_SPECULATIVE]
         self.reward_calls, self.nan_rewards = self.slot[REWARD_CALLS], self.slot[NAN_REWARDS]
         self.counters = self.slot[NFE:]  # NFE, speculative NFE, reward calls, NaN rewards, evaluations
         self.slot_real = fields["slot_real"]
@@ -93,13 +95,23 @@ class State(nn.Module):
 
     @torch.jit.export
     def admit(
-        self, slot: int, key: int, quota: Tensor, left: Tensor, start: Tensor, guidance: float, until: float
+        self,
+        slot: int,
+        key: int,
+        quota: Tensor,
+        left: Tensor,
+        start: Tensor,
+        guidance: float,
+        until: float,
+        first_chain: int,
     ) -> None:
         """Lays slot anew. quota (C, T) int64: candidates a chain tries at each transition; left (C,) int64: NFE it may
         spend in all;
-        start (C,) bool: which chains run from the beginning."""
+        start (C,) bool: which chains run from the beginning; first_chain: the number that the first of them has in
+        addresses of noise."""
         C = quota.size(0)
         self.key[slot] = key
+        self.first_chain[slot] = first_chain
         self.guidance[slot] = guidance
         self.given[slot] = False
         self.until[slot] = until

@@ -535,7 +535,7 @@ def test_another_noise_stream_or_format_is_refused_and_said(tmp_path: Path, monk
         load_archive(tmp_path / "a.pt")
     monkeypatch.undo()
     monkeypatch.setattr(loading, "FORMAT_VERSION", 9)
-    with pytest.raises(ArchiveError, match="has format_version 4, this flowfast has 9"):
+    with pytest.raises(ArchiveError, match="has format_version 5, this flowfast has 9"):
         load_archive(tmp_path / "a.pt")
 
 

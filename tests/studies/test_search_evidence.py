@@ -63,7 +63,8 @@ def planner_of(study: Study, costs: Costs = COSTS) -> Planner:
 
 
 def test_every_arm_of_the_issue_is_there() -> None:
-    own = {f"{method}/{path}" for method in ("ode", "bon", "prune", "auto") for path in ("base", "fast")}
+    walkers = ("ode", "bon", "prune", "auto", "bon+pool", "prune+pool")
+    own = {f"{method}/{path}" for method in walkers for path in ("base", "fast")}
     noisy = ("smc", "code", "svdd", "sop", "rbf-margin0", "rbf-margin1")
     assert {str(arm) for arm in ARMS} == own | {f"{method}/{path}" for method in noisy for path in ("linear", "vp")}
     assert {str(arm.baseline) for arm in ARMS if arm.path == "fast"} == {"bon/fast"}
@@ -129,9 +130,16 @@ def test_an_arm_that_is_not_there_yet_is_left_out(monkeypatch: pytest.MonkeyPatc
 def test_what_is_planned_is_what_is_done(arm: Arm) -> None:
     for budget in (64, 117):
         plan = planner_of(Study(prompts=PROMPTS, slots=3, micro_batch=8))
-        work = plan.work(arm, budget)
-        for sample in api.search(plan.flow, list(PROMPTS), config=plan.study.config(arm, budget)).samples:
-            assert (sample.nfe, sample.reward_calls) == (work.nfe, work.rewards)
+        work, config = plan.work(arm, budget), plan.study.config(arm, budget)
+        samples = api.search(plan.flow, list(PROMPTS), config=config).samples
+        if config.pool:  # each gets whole waves, all together no more than their budgets
+            wave = plan.facts(arm, budget)["wave"]
+            for sample in samples:
+                assert sample.nfe == sample.waves * wave
+                assert sample.reward_calls == pytest.approx(sample.waves * work.rewards * wave / budget)
+            assert 0 <= budget * len(samples) - sum(sample.nfe for sample in samples) < wave
+            continue
+        assert {(sample.nfe, sample.reward_calls) for sample in samples} == {(work.nfe, work.rewards)}
 
 
 @pytest.mark.parametrize("costs", [COSTS, DEAR], ids=str)

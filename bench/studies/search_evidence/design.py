@@ -25,11 +25,12 @@ PATHS: dict[str, dict[str, Any]] = {
 NFE a sample. linear, vp: the noisy paths that the methods of the literature walk."""
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in ("ode", "bon", "prune", "auto", "smc", "code", "svdd", "sop")},
+    **{f"{name}+pool": {"method": name, "pool": True} for name in ("bon", "prune")},
     "rbf-margin0": {"method": "rbf", "method_options": {"margin": 0.0}},
     "rbf-margin1": {"method": "rbf", "method_options": {"margin": 1.0}},
 }
-"""rbf-margin0: the paper's rule. rbf-margin1: the margin that suits `scenes`."""
-OWN_PATH = ("ode", "bon", "prune", "auto")
+"""rbf-margin0: the paper's rule. rbf-margin1: the margin that suits `scenes`. +pool: all prompts share one budget."""
+OWN_PATH = ("ode", "bon", "prune", "auto", "bon+pool", "prune+pool")
 """They walk the model's own ODE."""
 BASELINE = "bon"
 BUDGETS = (50, 100, 200, 500)

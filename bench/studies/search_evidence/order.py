@@ -12,6 +12,7 @@ CLAIMS: tuple[tuple[tuple[Arm, ...], tuple[int, ...]], ...] = (
     ((Arm("bon", "base"), Arm("prune", "base")), (50, 100, 200)),
     ((Arm("bon", "fast"), Arm("prune", "fast"), Arm("auto", "fast")), (50, 100, 200)),
     ((Arm("auto", "base"),), (50, 100, 200)),
+    (tuple(Arm(method, path) for path in ("base", "fast") for method in ("prune+pool", "bon+pool")), (50, 100, 200)),
     ((*RBF_VP, *(Arm(method, path) for path in ("fast", "base") for method in ("auto", "bon", "prune"))), (500,)),
 )
 """(arms, budgets), the first to run first: what the claims need. All the rest comes after them."""

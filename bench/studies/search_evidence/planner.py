@@ -17,6 +17,7 @@ from flowfast import rewards
 from flowfast.calibration.auto import settled_config
 from flowfast.errors import BudgetError, FlowfastError
 from flowfast.methods.plan import Plan
+from flowfast.pool.wave import wave_of
 from flowfast.report.machine import processor
 from flowfast.resolve import Resolved, resolve
 from flowfast.types import Flow
@@ -61,11 +62,15 @@ class Planner:
         """Raises OptionError, BudgetError."""
         config = settled_config(self.flow, self.reward, self.study.config(arm, budget))
         resolved = resolve(self.flow, config.params)
+        if config.pool:
+            return resolved, resolved.plan(wave_of(resolved, config, budget).nfe)
         return resolved, resolved.plan(budget)
 
     def work(self, arm: Arm, budget: int) -> Work:
-        """What a search with this budget does, at most."""
-        return work_of(self.plan(arm, budget)[1])
+        """What a search with this budget does, at most; where prompts share theirs, one of them in the mean."""
+        of_plan = work_of(self.plan(arm, budget)[1])
+        waves = budget / of_plan.nfe if self.study.config(arm, budget).pool else 1
+        return Work(*(waves * count for count in of_plan))
 
     def cost(self, arm: Arm, budget: int) -> float:
         """Milliseconds a prompt."""
@@ -98,7 +103,7 @@ class Planner:
             if not self.runs(arm, nfe):
                 return None
             if self.cost(arm, nfe) <= most:
-                same = self.runs(arm, budget) and self.plan(arm, nfe)[1] == self.plan(arm, budget)[1]
+                same = self.runs(arm, budget) and self.facts(arm, nfe) == self.facts(arm, budget)
                 return budget if same else nfe
         return None
 
@@ -117,6 +122,7 @@ class Planner:
             "chains": plan.chains,
             "nfe": int(work.nfe),
             "rewards": int(work.rewards),
+            **({"wave": int(work_of(plan).nfe)} if self.study.config(arm, budget).pool else {}),
         }
 
 

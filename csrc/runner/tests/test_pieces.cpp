@@ -142,9 +142,9 @@ void seals() {
     const std::string said = verdict(content);
     CHECK(said.find(words) != std::string::npos, "it says '%s', expected '%s'", said.c_str(), words);
   };
-  const std::string body(3000000, 'x'), whole = sealed(body, "4", "1");
+  const std::string body(3000000, 'x'), whole = sealed(body, "5", "1");
   CHECK(verdict(whole).empty());
-  CHECK(verdict(sealed("", "4", "1")).empty());
+  CHECK(verdict(sealed("", "5", "1")).empty());
   for (const size_t at : {size_t{0}, body.size() / 2, body.size() - 1}) {
     std::string changed = whole;
     changed[at] ^= 1;
@@ -153,9 +153,9 @@ void seals() {
   for (const size_t size : {size_t{0}, size_t{1}, size_t{63}, size_t{64}, body.size(), whole.size() - 1})
     says(whole.substr(0, size), "not a flowfast archive, or its end is missing");
   says(whole + "\n", "not a flowfast archive");
-  says(sealed(body, "4", "2"), "noise stream 2, this library has noise stream 1");
+  says(sealed(body, "5", "2"), "noise stream 2, this library has noise stream 1");
   for (const char* other : {"2", "9"})
-    says(sealed(body, other, "1"), (std::string("archive format ") + other + ", this library reads 4").c_str());
+    says(sealed(body, other, "1"), (std::string("archive format ") + other + ", this library reads 5").c_str());
   says(sealed(body, "99999999999999999999", "1"), "not a flowfast archive");
   try {
     check_seal("/nowhere/at/all.pt");
