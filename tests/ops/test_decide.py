@@ -58,7 +58,7 @@ def problem(seed, slots=2, chains=3, lanes=2, rows=5, top=2, n=9, dtype=torch.fl
         chain=torch.stack([integers(2, B), row, integers(5, B), left, integers(4, B), integers(4, B)]),
         score=torch.stack([integers(7, B).float() / 2 for _ in range(4)]),
         alive=coin(0.8, B),
-        slot=torch.stack([integers(2**40, slots), *(integers(50, slots) for _ in range(5))]),
+        slot=torch.stack([integers(2**40, slots), *(integers(50, slots) for _ in range(6))]),
         slot_real=torch.stack([torch.rand(slots, generator=g), torch.where(coin(0.5, slots), 3.0, torch.inf)]),
         given=coin(0.3, slots),
         quota_table=integers(4, B, rows),
@@ -205,7 +205,8 @@ def test_lanes_are_live_first_chain_by_chain_and_padding_is_inert():
     assert live == 4 and bool(p["lane_live"][:4].all())
     assert p["lane"][layout.CELL, :4].tolist() == [0, 1, 4, 5]
     assert p["lane"][layout.CANDIDATE, :4].tolist() == [5, 6, 7, 8]
-    assert p["lane"][layout.LANE_CHAIN, :4].tolist() == [0, 0, 2, 2]
+    first = p["slot"][layout.FIRST_CHAIN, p["lane"][layout.LANE_SLOT, :4]]  # numbers go on from that of the request
+    assert (p["lane"][layout.LANE_CHAIN, :4] - first).tolist() == [0, 0, 2, 2] and int(first.max()) > 0
     assert p["position"].tolist() == [[0, 1], [0, 0], [2, 3]]
     for row in (layout.TABLE_ROW, layout.PARENT):
         assert p["lane"][row, 4:].tolist() == [-1] * 12
@@ -317,7 +318,7 @@ def test_evaluations_count_those_that_were_speculative(backend):
     p["rewards"][:3] = torch.tensor([1.0, 0.0, 0.0])
     run(p, margin=0.0)
     assert p["status"][0].tolist() == [2, 3, 3] and int(p["chain"][layout.LEFT, 0]) == 14
-    assert p["slot"][1:, 0].tolist() == [6, 4, 3, 0, 3]
+    assert p["slot"][layout.NFE :, 0].tolist() == [6, 4, 3, 0, 3]
 
 
 def test_the_lanes_that_decide_lays_are_those_of_assign_lanes(backend):
@@ -352,7 +353,7 @@ def test_a_lane_that_is_not_scored_goes_on_without_touching_what_scores_decide()
     assert torch.equal(as_bits(p["score"]), as_bits(before["score"]))
     assert torch.equal(p["top_reward"], before["top_reward"])
     counted = p["slot"][:, 0] - before["slot"][:, 0]
-    assert counted.tolist() == [0, 3, 0, 0, 0, 3]  # NFE and evaluations alone
+    assert counted.tolist() == [0, 0, 3, 0, 0, 0, 3]  # NFE and evaluations alone
 
 
 def test_a_picture_that_is_not_finite_never_wins_where_it_is_scored():
