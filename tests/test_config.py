@@ -9,13 +9,23 @@ from pydantic import ValidationError
 
 import flowfast
 from flowfast.bounds import Whole, Within
-from flowfast.config import Config, EngineConfig, Rerun, SearchConfig, SearchParams, make, make_config, options_over
+from flowfast.config import (
+    Config,
+    EngineConfig,
+    PoolConfig,
+    Rerun,
+    SearchConfig,
+    SearchParams,
+    make,
+    make_config,
+    options_over,
+)
 from flowfast.errors import OptionError
 from flowfast.methods.base import Method
 from flowfast.resolve import Resolved, resolve
 from tests.toys import GaussianFlow, NearTarget
 
-KINDS = [EngineConfig, SearchParams, Rerun]
+KINDS = [EngineConfig, PoolConfig, SearchParams, Rerun]
 
 
 def test_each_field_of_a_search_is_of_one_kind() -> None:

@@ -78,7 +78,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
     folder.mkdir()
     for path, says in [
         (weights, "it is not a checkpoint"),
-        (old, "a checkpoint of format 2, and this flowfast reads format 5"),
+        (old, "a checkpoint of format 2, and this flowfast reads format 6"),
         (empty, "it is empty"),
         (folder, "it is not a file"),
         (tmp_path / "old" / "deeper", "cannot write"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from flowfast.serve.schema import NAMES
+from flowfast.serve.schema import SearchRequest
 from tests.serve.conftest import PATH, SEARCH, served
 
 BAIT = ("/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/bait", "../../bait", "bait.safetensors", "@bait.txt")
@@ -28,7 +28,7 @@ def test_nothing_of_a_request_is_opened() -> None:
         WATCHING[0] = True
         try:
             for bait in BAIT:
-                for name in NAMES:
+                for name in SearchRequest.model_fields:
                     for path in (PATH, "/v1/searches"):
                         answer = client.post(path, json={"prompt": "a", **SEARCH, name: bait}, headers=head)
                         assert answer.status_code < 500
